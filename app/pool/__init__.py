@@ -1,0 +1,1 @@
+"""Who runs what, and when: the supervisor's side and the frontends' side of the worker processes."""

@@ -1,0 +1,84 @@
+"""The waist between the web and whatever runs the models: five calls and three values. Knows no sockets and no HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from app.card import Card
+from app.tasks.base import Codec, Output, Sample
+
+State = Literal["unloaded", "loading", "ready", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one sample got back, and where its time went."""
+
+    output: Output
+    queue_s: float
+    run_s: float
+    batch: int
+    """How many samples ran with it, itself included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One worker process of a model, as `GET /models` shows it."""
+
+    worker: str
+    pid: int
+    device: str
+    state: State
+    memory_bytes: int
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A card and what has become of it."""
+
+    card: Card
+    state: State
+    why: str = ""
+    """Why it failed, or what it waits for."""
+    default: bool = False
+    """Its task's endpoint uses it when no model is named (depends on the profile)."""
+    replicas: tuple[Replica, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What the worker's program told of the module: labels, dimensions, max_tokens, parameters …"""
+
+
+class Pool(Protocol):
+    """How a frontend reaches the workers."""
+
+    def models(self) -> list[Model]:
+        """Every card of the catalogue with its present state, by name."""
+        ...
+
+    def find(self, name: str | None, task: str) -> tuple[Model, Codec]:
+        """The ready model `name` of `task` (None: the task's default) and its codec.
+
+        Raises UnknownModel (naming the known ones), Conflict (another task), Loading (not ready, saying how to load it).
+        """
+        ...
+
+    def admit(self, model: str, samples: int) -> None:
+        """Reserve nothing, but refuse now (TooBusy with `retry_after_s`) what the queue has no room for. Call it before decoding."""
+        ...
+
+    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
+        """Run one sample and return the named outputs. `deadline` is on time.monotonic()'s clock.
+
+        Raises TooBusy, Deadline, ModelFailed, Poisoned, OutOfMemory, WorkerLost. Cancelling the task drops the sample.
+        """
+        ...
+
+    async def change(self, name: str, verb: Literal["load", "unload"]) -> Model:
+        """Load or unload a model; returns when it is `ready`, `failed` or `unloaded`. Idempotent. Raises UnknownModel."""
+        ...
+
+    async def proven(self, within_s: float) -> dict[str, str]:
+        """Preloaded models → "" if each of its workers has answered a real forward in the last second or does so within
+        `within_s`, else what is wrong. Truth for `/health/ready`."""
+        ...

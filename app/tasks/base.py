@@ -1,0 +1,75 @@
+"""The contracts between a task and the rest: what a codec, a program and a dataset offer. No torch at run time.
+
+A task is three classes: a `Codec` (bytes ⇄ arrays; frontends, no torch), a `Program` (arrays ⇄ module; workers) and a
+dataset (files → samples with targets; tuners). `app/tasks/__init__.py` names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Arrays = dict[str, np.ndarray]
+Output = Arrays
+"""The arrays one sample got back, by name: `scores [C]`, `embedding [D]`, `token_ids [T]` …"""
+
+Files = Mapping[str, Path]
+"""A model's local files by short name: `model.safetensors`, `tokenizer.json`, `config.json`, `labels.txt` …"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One decoded input: small arrays, and what it costs in its task's unit (`Limits` of the card)."""
+
+    arrays: Arrays
+    cost: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """One input of a caller: one sample, or several where the codec cut it (long audio), and what interpret needs to know."""
+
+    samples: tuple[Sample, ...]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Codec(Protocol):
+    """bytes ⇄ arrays, in the frontend. Built as `Codec(card, files, meta)`; thread-safe; raises `errors.HearthError` alone.
+
+    `files` are the model's local files; `meta` is what the worker's program told of the loaded module (`Program.describe`).
+    """
+
+    def decode(self, item: Any) -> Decoded:
+        """Turn one input (raw bytes, or a string for text) into samples. Raises the caller's errors."""
+        ...
+
+    def interpret(self, decoded: Decoded, outputs: Sequence[Output], **options: Any) -> dict[str, Any]:
+        """Turn the outputs of `decoded.samples`, in order, into the plain values that the endpoint answers."""
+        ...
+
+
+class Program(Protocol):
+    """arrays ⇄ module, in the worker. Built as `Program(card, files)`. Never moves devices or dtypes: `engine/runner.py` does."""
+
+    def collate(self, samples: Sequence[Arrays]) -> dict[str, torch.Tensor]:
+        """Join samples into one batch of CPU tensors, first dimension B, padded where lengths differ."""
+        ...
+
+    def forward(self, module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run the module. Every output's first dimension is B. Called in inference mode, and by the trainer with gradients."""
+        ...
+
+    def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
+        """Give each sample its own output, padding removed. Each output must not depend on the sample's neighbours."""
+        ...
+
+    def describe(self, module: torch.nn.Module) -> dict[str, Any]:
+        """What codecs and callers need to know of the module: `labels`, `dimensions`, `max_tokens` … JSON values only."""
+        ...
