@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import reduce
 from importlib import import_module
 from typing import Any
+
+from app.card import Card
+from app.settings import Settings
+from app.tasks.base import Codec, Files, Sample
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """Where a task's classes are, as `module:Class`."""
 
+    input: str
     codec: str
     program: str
     dataset: str | None = None
@@ -18,23 +25,49 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "image-classification": Task(
+        input="app.tasks.image.input:ImageInput",
         codec="app.tasks.image.codec:ImageCodec",
         program="app.tasks.image.program:ImageProgram",
-        dataset="app.tasks.image.dataset:ImageDataset",
+        dataset="app.tasks.image.dataset:ImageDataset.open",
     ),
     "text-embedding": Task(
+        input="app.tasks.text.input:TextInput",
         codec="app.tasks.text.codec:TextCodec",
         program="app.tasks.text.program:TextProgram",
     ),
     "speech-recognition": Task(
+        input="app.tasks.speech.input:SpeechInput",
         codec="app.tasks.speech.codec:SpeechCodec",
         program="app.tasks.speech.program:SpeechProgram",
-        dataset="app.tasks.speech.dataset:SpeechDataset",
+        dataset="app.tasks.speech.dataset:SpeechDataset.open",
     ),
 }
 
 
 def resolve(path: str) -> Any:
     """Import `module:Class`."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+    module, _, names = path.partition(":")
+    return reduce(getattr, names.split("."), import_module(module))
+
+
+def make_codec(card: Card, files: Files, meta: dict[str, Any], settings: Settings | None = None) -> Codec:
+    """The codec of a card whose worker told `meta`, held to the limits of `settings` (None: the defaults)."""
+    limits: dict[str, float] = {}
+    if settings is not None and card.task == "image-classification":
+        limits = {"max_pixels": settings.max_pixels_mp * 1_000_000}
+    elif settings is not None and card.task == "speech-recognition":
+        limits = {"max_seconds": settings.max_audio_min * 60}
+    codec: Codec = resolve(TASKS[card.task].codec)(card, files, meta, **limits)
+    return codec
+
+
+def card_samples(card: Card, codec: Codec) -> list[Sample]:
+    """The samples of the card's `sample.*`: warm-up, readiness, golden test, example. Empty if there is no such file."""
+    for path in sorted(card.folder.glob("sample.*")):
+        if path.suffix == ".json":
+            inputs = json.loads(path.read_text())["inputs"]
+            items = [inputs] if isinstance(inputs, str) else inputs
+        else:
+            items = [path.read_bytes()]
+        return [sample for item in items for sample in codec.decode(item).samples]
+    return []

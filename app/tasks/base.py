@@ -6,7 +6,7 @@ dataset (files → samples with targets; tuners). `app/tasks/__init__.py` names 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -72,4 +72,29 @@ class Program(Protocol):
 
     def describe(self, module: torch.nn.Module) -> dict[str, Any]:
         """What codecs and callers need to know of the module: `labels`, `dimensions`, `max_tokens` … JSON values only."""
+        ...
+
+
+Batch = dict[str, "torch.Tensor"]
+
+
+class Dataset(Protocol):
+    """files → samples with targets, for the trainer. Built by the task's `open(path, card, seed)`; holds its own split."""
+
+    labels: Sequence[str]
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in one epoch."""
+        ...
+
+    def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[Batch]:
+        """One epoch of the training part: shuffled and augmented, all randomness from `rng`."""
+        ...
+
+    def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Scalar training loss of one batch."""
+        ...
+
+    def score(self, module: torch.nn.Module) -> dict[str, float]:
+        """Metrics on the part kept out of training; the first one is the headline. Shares lie in 0 … 1."""
         ...

@@ -1,0 +1,87 @@
+"""Decide which waiting samples form the next batch. Knows nothing of sockets, clocks, arrays or torch.
+
+A batch costs what the device pays: its length times its dearest sample (padding included). The rule: the oldest sample
+always goes; then those nearest to it in cost, as long as the batch stays within `max_batch` and `max_cost`.
+So age beats fit and nothing starves. An idle device takes what waits, at once, unless a `max_wait_s` says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A sample in the queue, as the rule sees it. Times in seconds on the caller's clock."""
+
+    id: int
+    cost: float
+    arrived: float
+    deadline: float
+    alone: bool = False
+
+
+class Batcher:
+    """The queue of one worker. `now` is passed in; ids must be unique while they wait."""
+
+    def __init__(self, *, max_batch: int, max_cost: float, max_wait_s: float = 0.0) -> None:
+        self._max_batch = max_batch
+        self._max_cost = max_cost
+        self._max_wait_s = max_wait_s
+        self._queue: dict[int, Waiting] = {}  # in order of arrival
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, sample: Waiting) -> bool:
+        """Accept a sample, or return False: alone it would cost more than any batch may."""
+        if sample.cost > self._max_cost:
+            return False
+        self._queue[sample.id] = sample
+        return True
+
+    def cancel(self, id: int) -> bool:
+        """Forget a sample. False if it does not wait here (any more)."""
+        return self._queue.pop(id, None) is not None
+
+    def expire(self, now: float) -> list[Waiting]:
+        """Remove and return the samples whose deadline has passed."""
+        late = [sample for sample in self._queue.values() if sample.deadline <= now]
+        for sample in late:
+            del self._queue[sample.id]
+        return late
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until a batch should be taken: 0 = now, None = nothing waits."""
+        if not self._queue:
+            return None
+        if len(self._queue) >= self._max_batch:
+            return 0.0
+        oldest = next(iter(self._queue.values()))
+        return max(0.0, oldest.arrived + self._max_wait_s - now)
+
+    def next_batch(self) -> list[Waiting]:
+        """Remove and return the next batch, dearest sample first; empty if nothing waits."""
+        if not self._queue:
+            return []
+        oldest = next(iter(self._queue.values()))
+        batch = [oldest] if oldest.alone else self._gather(oldest)
+        for sample in batch:
+            del self._queue[sample.id]
+        return sorted(batch, key=lambda sample: -sample.cost)
+
+    def _gather(self, oldest: Waiting) -> list[Waiting]:
+        batch, dearest = [oldest], oldest.cost
+        for sample in self._nearest(oldest):
+            if len(batch) >= self._max_batch:
+                break
+            if (len(batch) + 1) * max(dearest, sample.cost) <= self._max_cost:
+                batch.append(sample)
+                dearest = max(dearest, sample.cost)
+        return batch
+
+    def _nearest(self, oldest: Waiting) -> Iterable[Waiting]:
+        company = (sample for sample in islice(self._queue.values(), 1, None) if not sample.alone)
+        return sorted(company, key=lambda sample: abs(sample.cost - oldest.cost))  # stable: ties by age

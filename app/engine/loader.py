@@ -1,0 +1,96 @@
+"""Card and files → module on a device, in evaluation mode, fp32. Never reads the network, never unpickles objects."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from app.card import Card, FileSource, ModuleSource, PackageSource, TorchvisionSource
+from app.errors import ModelFailed
+from app.tasks.base import Files
+
+
+def load(card: Card, files: Files) -> torch.nn.Module:
+    """Build the card's module and give it its weights.
+
+    Raises ModelFailed when weights and module do not fit, naming the first keys that differ.
+    """
+    source = card.source
+    if isinstance(source, ModuleSource):
+        module = build(card)
+        _give(module, files["weights"], card)
+    elif isinstance(source, TorchvisionSource):
+        module = _torchvision(source.entry)
+        _give(module, files["weights"], card)
+        module.labels = _published_labels(source)  # type: ignore[assignment]
+    elif isinstance(source, FileSource | PackageSource) and source.architecture.startswith("torchvision:"):
+        module = _torchvision(source.architecture.partition(":")[2])
+        _give(module, files["weights"], card)
+    else:
+        module = _transformers(card, files["config.json"].parent)
+    return module.eval().requires_grad_(False)
+
+
+def build(card: Card) -> torch.nn.Module:
+    """Import `model.py` beside the card and build its class with fresh weights (source kind `module`)."""
+    source = card.source
+    if not isinstance(source, ModuleSource):
+        raise ModelFailed(f"{card.name}: only cards of kind 'module' bring their own network")
+    path = card.folder / "model.py"
+    spec = importlib.util.spec_from_file_location(f"hearth_models.{card.name.replace('-', '_')}", path)
+    if spec is None or spec.loader is None:
+        raise ModelFailed(f"{card.name}: {path.name} cannot be imported")
+    python = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(python)
+    try:
+        network = getattr(python, source.entry)
+    except AttributeError as error:
+        raise ModelFailed(f"{card.name}: model.py defines no {source.entry!r}; name the class in source.entry") from error
+    return cast(torch.nn.Module, network(**source.arguments))
+
+
+def _torchvision(entry: str) -> torch.nn.Module:
+    from torchvision import models
+
+    options = {}
+    if entry == "inception_v3":  # its published weights expect their own input scaling, as the builder sets it for them
+        options = {"transform_input": True}
+    with torch.device("meta"):  # no time spent on random weights
+        return cast(torch.nn.Module, models.get_model(entry, weights=None, **options))
+
+
+def _published_labels(source: TorchvisionSource) -> list[str]:
+    from torchvision import models
+
+    weights = models.get_model_weights(source.entry)[source.weights]
+    return list(weights.meta["categories"])
+
+
+def _give(module: torch.nn.Module, path: Path, card: Card) -> None:
+    """Load `path` into `module`, strictly; half-precision storage becomes fp32."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    try:
+        module.load_state_dict(state, assign=any(p.is_meta for p in module.parameters()))
+    except RuntimeError as error:
+        raise ModelFailed(f"{card.name}: {path.name} does not fit the network: {str(error)[:300]}") from error
+
+
+def _transformers(card: Card, folder: Path) -> torch.nn.Module:
+    import transformers
+
+    options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32, "attn_implementation": "sdpa"}
+    if card.task == "speech-recognition":
+        return cast(torch.nn.Module, transformers.AutoModelForCTC.from_pretrained(folder, **options))
+    model = transformers.AutoModel.from_pretrained(folder, **options)
+    if getattr(model, "pooler", None) is not None:  # mean pooling does not use it: time and memory for nothing
+        model.pooler = None
+    return cast(torch.nn.Module, model)

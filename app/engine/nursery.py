@@ -1,0 +1,120 @@
+"""The nursery: imports torch and the model libraries once, then forks workers in milliseconds. Never touches CUDA or threads.
+
+`python -m app.engine.nursery FD` talks JSON lines over the socket FD: it reads `{"spec": …}` and writes `{"forked": name,
+"pid": n}` and `{"exited": name, "status": n}`. It ends with its socket, and its workers end with it.
+Our own forty lines instead of `multiprocessing.forkserver`: that one re-imports the caller's `__main__` in every child, tells
+no exit status of a child that was killed while it was starting, and leaves the children running when it dies itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from importlib import import_module
+from typing import Any
+
+from app.process import die_with_parent, set_name
+
+_PRELOAD = (
+    "torch",
+    "safetensors.torch",
+    "torchvision.models",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.wav2vec2.modeling_wav2vec2",
+    "app.engine.worker",
+    "app.tasks.image.program",
+    "app.tasks.text.program",
+    "app.tasks.speech.program",
+)
+
+class Nursery:
+    """Forks on request, reaps, and tells of both."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._names: dict[int, str] = {}
+        self._unread = b""
+
+    def serve(self) -> None:
+        """Run until the supervisor closes its end."""
+        wake, wake_write = socket.socketpair()
+        wake_write.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ)
+            selector.register(wake, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is wake:
+                        wake.recv(4096)
+                    elif not self._read():
+                        return
+                self._reap()
+
+    def _read(self) -> bool:
+        data = self._control.recv(1 << 16)
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self._fork(json.loads(line)["spec"])
+        return bool(data)
+
+    def _fork(self, spec: dict[str, Any]) -> None:
+        pid = os.fork()
+        if pid == 0:
+            _live(spec, self._control)
+        self._names[pid] = spec["name"]
+        self._tell(forked=spec["name"], pid=pid)
+
+    def _reap(self) -> None:
+        while self._names:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            self._tell(exited=self._names.pop(pid), status=os.waitstatus_to_exitcode(status))
+
+    def _tell(self, **words: Any) -> None:
+        self._control.sendall(json.dumps(words).encode() + b"\n")
+
+
+def _live(spec: dict[str, Any], control: socket.socket) -> None:
+    """The child's whole life."""
+    status = 1
+    try:
+        die_with_parent()
+        set_name(f"hearth {spec['name']}")
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        control.close()
+        from app.engine.worker import main
+
+        main(spec)
+        status = 0
+    except BaseException:  # noqa: BLE001  the child must never return into the nursery's loop
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    """Entry of the nursery process."""
+    die_with_parent()
+    set_name("hearth nursery")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in _PRELOAD:
+        import_module(name)
+    gc.collect()
+    gc.freeze()  # a child's collections then leave the shared pages alone (gc.freeze, Python docs)
+    Nursery(socket.socket(fileno=int(sys.argv[1]))).serve()
+
+
+if __name__ == "__main__":
+    main()

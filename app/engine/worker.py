@@ -1,0 +1,177 @@
+"""The worker process: load, ready, then receive → batch → run → reply until told to stop. One thread, one loop.
+
+ZeroMQ's own threads take in what comes while the device runs, so the next batch gathers by itself; the loop takes it in
+one gulp between two batches. The supervisor sees the loop's pulse in the black box.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from app import metrics
+from app.card import Card
+from app.engine import device as devices
+from app.engine.batcher import Batcher, Waiting
+from app.engine.loader import load
+from app.engine.runner import Runner
+from app.errors import HearthError, ModelFailed
+from app.logs import log
+from app.tasks import TASKS, card_samples, make_codec, resolve
+from app.tasks.base import Arrays, Files, Program
+from app.wire.blackbox import BlackBox
+from app.wire.messages import Cancel, Done, Failed, Hello, LoadFailed, Ready, Run, Stop
+from app.wire.sockets import Endpoint, wait
+
+_PULSE_S = 0.5  # how often an idle worker shows that it lives
+_LINGER_S = 0.1  # a local message takes well under a millisecond
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """All that a worker is told at birth."""
+
+    name: str
+    card: str
+    files: dict[str, str]
+    device: str
+    threads: int | None
+    address: str
+    control: str
+    blackbox: str
+
+
+@dataclass(slots=True)
+class _Held:
+    """A sample in this worker, and who waits for it."""
+
+    peer: str
+    run: Run
+    arrays: Arrays
+    arrived: float
+
+
+class Worker:
+    """One model on one device."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._card = Card.model_validate_json(spec.card)
+        limits = self._card.limits
+        self._batcher = Batcher(
+            max_batch=limits.max_batch, max_cost=limits.max_cost, max_wait_s=limits.max_wait_ms / 1000
+        )
+        self._held: dict[int, _Held] = {}
+        self._stopping = False
+        self._last_word = 0.0
+        self._box = BlackBox(Path(spec.blackbox))
+        self._frontends = Endpoint.listen(spec.address)
+        self._supervisor = Endpoint.connect(spec.control, spec.name)
+        self._seen = metrics.for_worker(self._card.name, spec.name)
+
+    def serve(self) -> None:
+        """Load the model and answer until `Stop` comes and nothing waits."""
+        self._supervisor.send(Hello(role="worker", pid=os.getpid()))
+        try:
+            self._load()
+        except Exception as error:  # noqa: BLE001  whatever it is, the supervisor must hear why
+            log.exception("%s could not be loaded", self._card.name)
+            why = error.detail if isinstance(error, HearthError) else f"{type(error).__name__}: {error}"
+            self._supervisor.send(LoadFailed(why[:2000]))
+        else:
+            while not self._finished():
+                self._turn()
+        self._frontends.close()
+        self._supervisor.close()
+
+    def _finished(self) -> bool:
+        """Told to stop, and what frontends had sent before they heard of it has had time to come and was answered."""
+        return self._stopping and not self._held and time.monotonic() - self._last_word > _LINGER_S
+
+    def _load(self) -> None:
+        device = devices.settle(self._spec.device, self._spec.threads)
+        files = {name: Path(path) for name, path in self._spec.files.items()}
+        module = load(self._card, files)
+        program: Program = resolve(TASKS[self._card.task].program)(self._card, files)
+        self._runner = Runner(module, program, device, self._seen.stage)
+        meta = program.describe(module) | {"precision": "fp32", "compute": "eager"}
+        self._warm_up(files, meta)
+        self._supervisor.send(Ready(meta))
+        self._box.beat(time.monotonic(), 0)
+
+    def _warm_up(self, files: Files, meta: dict[str, Any]) -> None:
+        """The first forward is the slow one, and a model that cannot run its own sample is not ready."""
+        samples = card_samples(self._card, make_codec(self._card, files, meta))
+        for result in self._runner.run([sample.arrays for sample in samples]) if samples else []:
+            if isinstance(result, HearthError):
+                raise result
+
+    def _turn(self) -> None:
+        """Take in what came, drop what is late, run one batch."""
+        pause_s = self._batcher.wait_s(time.monotonic())
+        if pause_s != 0.0:
+            longest_s = _LINGER_S if self._stopping else _PULSE_S
+            wait([self._frontends, self._supervisor], longest_s if pause_s is None else min(pause_s, longest_s))
+        now = time.monotonic()
+        for _, message, _ in self._supervisor.receive():
+            self._stopping |= isinstance(message, Stop)
+            self._last_word = now
+        for peer, message, arrays in self._frontends.receive():
+            self._last_word = now
+            if isinstance(message, Run):
+                self._accept(peer, message, arrays, now)
+            elif isinstance(message, Cancel) and self._batcher.cancel(message.id):
+                del self._held[message.id]
+        for late in self._batcher.expire(now):
+            self._fail(late.id, "deadline", "the deadline passed while the sample waited; allow more time")
+        if self._batcher.wait_s(now) == 0.0 or self._stopping:
+            self._run(self._batcher.next_batch())
+        self._box.beat(time.monotonic(), len(self._batcher))
+        self._seen.waiting(len(self._batcher))
+
+    def _accept(self, peer: str, run: Run, arrays: Arrays, now: float) -> None:
+        self._held[run.id] = _Held(peer, run, arrays, now)
+        if not self._batcher.add(Waiting(run.id, run.cost, now, run.deadline, run.alone)):
+            limit = self._card.limits.max_cost
+            self._fail(run.id, "too_large", f"the input costs {run.cost:g}, the limit is {limit:g}; send a smaller one")
+
+    def _run(self, batch: list[Waiting]) -> None:
+        if not batch:
+            return
+        started = time.monotonic()
+        self._box.start(started, len(self._batcher), [sample.id for sample in batch])
+        results = self._runner.run([self._held[sample.id].arrays for sample in batch])
+        run_s = time.monotonic() - started
+        for sample, result in zip(batch, results, strict=True):
+            if isinstance(result, HearthError):
+                self._fail(sample.id, result.code, result.detail)
+            else:
+                self._answer(sample, result, started - sample.arrived, run_s, len(batch))
+        self._seen.batch(len(batch), len(batch) * batch[0].cost, [started - sample.arrived for sample in batch])
+
+    def _answer(self, sample: Waiting, output: Arrays, queue_s: float, run_s: float, batch: int) -> None:
+        held = self._held.pop(sample.id)
+        missing = [name for name in held.run.outputs if name not in output]
+        if missing:
+            error = ModelFailed(f"this model gives no {missing[0]!r}, only {', '.join(sorted(output))}")
+            self._frontends.send(Failed(sample.id, error.code, error.detail), to=held.peer)
+            return
+        wanted: dict[str, np.ndarray] = {name: output[name] for name in held.run.outputs}
+        self._frontends.send(Done(sample.id, queue_s, run_s, batch), wanted, to=held.peer)
+
+    def _fail(self, id: int, code: str, detail: str) -> None:
+        held = self._held.pop(id)
+        self._frontends.send(Failed(id, code, detail), to=held.peer)
+
+
+def main(spec: dict[str, Any]) -> None:
+    """Entry of the forked process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Worker(msgspec.convert(spec, Spec)).serve()

@@ -1,0 +1,41 @@
+"""Log lines: one event a line, for people (`text`) or machines (`json`), to standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from contextvars import ContextVar
+
+from app.settings import Settings
+
+log = logging.getLogger("hearth")
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        tag = f" [{request_id.get()}]" if request_id.get() else ""
+        stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = f"{stamp} {record.levelname.lower():8}{tag} {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        words = {"time": record.created, "level": record.levelname.lower(), "message": record.getMessage()}
+        if request_id.get():
+            words["request_id"] = request_id.get()
+        if record.exc_info:
+            words["exception"] = self.formatException(record.exc_info)
+        return json.dumps(words)
+
+
+def configure(settings: Settings) -> None:
+    """Set up this process's log. Called once per process, by its entry."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if settings.log == "json" else _Text())
+    log.handlers[:] = [handler]
+    log.setLevel(settings.log_level.upper())
+    log.propagate = False

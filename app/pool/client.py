@@ -1,0 +1,299 @@
+"""How a frontend reaches the workers: `Pool` over local sockets. Keeps every unanswered sample, and its promise."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from app.card import Card
+from app.errors import Conflict, Deadline, Loading, Poisoned, TooBusy, UnknownModel, WorkerLost, from_code
+from app.pool.base import Answer, Model, Replica
+from app.pool.flights import Flight, Flights
+from app.pool.probe import Probe
+from app.process import resident_bytes
+from app.settings import Settings
+from app.tasks import card_samples, make_codec
+from app.tasks.base import Codec, Sample
+from app.wire.messages import Cancel, Change, Changed, Died, Done, Entry, Failed, Hello, Message, Run, Table
+from app.wire.sockets import Endpoint, address
+
+_PROVEN_S = 1.0  # an answer to a real request proves a worker for so long
+_ID_BITS = 40  # a frontend's number stands above its counter: ids are unique among frontends
+
+
+@dataclass(slots=True)
+class _Cargo:
+    """What it takes to send a sample, again if need be."""
+
+    sample: Sample
+    outputs: tuple[str, ...]
+    deadline: float
+    future: asyncio.Future[Answer]
+
+
+@dataclass(slots=True)
+class _Known:
+    """One model as the last table told it."""
+
+    entry: Entry
+    card: Card
+    codec: Codec | None = None
+    pace_s: float = 0.05  # seconds between two answers, smoothed; only ever used to compute Retry-After
+
+
+class Client:
+    """One frontend's pool. `start` connects; the rest is `pool/base.py: Pool`."""
+
+    def __init__(self, settings: Settings, folder: str, number: int) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._name = f"frontend.{number}"
+        self._flights: Flights[_Cargo] = Flights(first_id=number << _ID_BITS)
+        self._known: dict[str, _Known] = {}
+        self._links: dict[str, Endpoint] = {}
+        self._load: Counter[str] = Counter()  # worker → open flights
+        self._open: Counter[str] = Counter()  # model → open flights
+        self._answered: dict[str, float] = {}  # worker → its last answer
+        self._frontends = 1
+        self._changes: dict[int, asyncio.Future[None]] = {}
+        self._change_ids = count(1)
+        self._probe = Probe()
+
+    def start(self) -> None:
+        """Connect to the supervisor, who answers with the table. Needs the running loop."""
+        self._control = Endpoint.connect(address(self._folder, "supervisor"), self._name)
+        self._control.attach(self._on_control)
+        self._control.send(Hello(role="frontend", pid=os.getpid()))
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for link in (*self._links.values(), self._control):
+            link.close()
+
+    # What the web asks (pool/base.py)
+
+    def models(self) -> list[Model]:
+        """Every card with its present state, by name."""
+        return [self._model(known) for _, known in sorted(self._known.items())]
+
+    def find(self, name: str | None, task: str) -> tuple[Model, Codec]:
+        """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""
+        known = self._default(task) if name is None else self._named(name)
+        entry, card = known.entry, known.card
+        if card.task != task:
+            fitting = [other.card.name for other in self._known.values() if other.card.task == task]
+            raise Conflict(f"{card.name!r} is for {card.task}, not for {task}; use one of: {', '.join(sorted(fitting))}")
+        if not entry.meta:  # it never was ready; one that is being replaced is: its samples wait for the new worker
+            raise _not_ready(card.name, entry)
+        if known.codec is None:
+            files = {key: Path(path) for key, path in entry.files.items()}
+            known.codec = make_codec(card, files, entry.meta, self._settings)
+        return self._model(known, memory=False), known.codec
+
+    def admit(self, model: str, samples: int) -> None:
+        """Raise TooBusy if `samples` more would overfill this frontend's share of the model's queue."""
+        known = self._known[model]
+        share = max(1, known.card.limits.max_queue // self._frontends)
+        waiting = self._open[model]
+        if waiting + samples > share and waiting:
+            wait_s = max(1.0, (waiting + samples - share) * known.pace_s)
+            raise TooBusy(
+                f"{model}: {waiting} samples wait and the queue holds {share}; come back in {wait_s:.0f} s",
+                retry_after_s=wait_s,
+            )
+
+    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
+        """Run one sample. Whatever happens, exactly one answer or error."""
+        return await self._submit(model, sample, outputs, deadline, None)
+
+    async def change(self, name: str, verb: Literal["load", "unload"]) -> Model:
+        """Ask the supervisor, wait until the model stands still."""
+        self._named(name)
+        id = next(self._change_ids)
+        self._changes[id] = asyncio.get_running_loop().create_future()
+        self._control.send(Change(id, name, verb))
+        try:
+            await self._changes[id]
+        finally:
+            del self._changes[id]
+        return self._model(self._named(name))
+
+    async def proven(self, within_s: float) -> dict[str, str]:
+        """Each preloaded model: "" after a real forward in each of its workers, else what is wrong."""
+        preloaded = {name: known for name, known in self._known.items() if known.entry.preload}
+        if not preloaded:
+            return {"hearth": "the supervisor has not yet said which models there are"}
+        verdicts = await asyncio.gather(*(self._prove(known, within_s) for known in preloaded.values()))
+        return dict(zip(preloaded, verdicts, strict=True))
+
+    # Inside
+
+    async def _prove(self, known: _Known, within_s: float) -> str:
+        name, entry = known.card.name, known.entry
+        if entry.state != "ready":
+            return entry.why or entry.state
+        _, codec = self.find(name, known.card.task)
+        now = time.monotonic()
+        ready = [worker.name for worker in entry.workers if worker.state == "ready"]
+        quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
+        for worker in quiet:
+            if why := await self._probe.run(
+                worker, lambda worker=worker: self._try(known.card, codec, worker, now + within_s)  # type: ignore[misc]
+            ):
+                return why
+        return ""
+
+    async def _try(self, card: Card, codec: Codec, worker: str, deadline: float) -> None:
+        samples = card_samples(card, codec)
+        if not samples:
+            raise WorkerLost(f"{card.name} cannot be proven: put a sample.* beside its card")
+        for sample in samples[:1]:
+            await self._submit(card.name, sample, (), deadline, worker)
+
+    async def _submit(
+        self, model: str, sample: Sample, outputs: tuple[str, ...], deadline: float, worker: str | None
+    ) -> Answer:
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        flight = self._flights.open(model, _Cargo(sample, outputs, deadline, future))
+        self._open[model] += 1
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                self._launch(flight, worker)
+                return await future
+        except TimeoutError:
+            raise Deadline("no answer before the deadline; allow more time with timeout_ms, or send less") from None
+        finally:
+            self._open[model] -= 1
+            if flight.worker is not None:
+                self._load[flight.worker] -= 1
+            if self._flights.close(flight.id) and flight.worker in self._links:
+                self._links[flight.worker].send(Cancel(flight.id))
+
+    def _launch(self, flight: Flight[_Cargo], worker: str | None = None) -> None:
+        """Send a sample to the least loaded ready worker; without one it waits for the next table."""
+        known = self._known[flight.model]
+        ready = [w.name for w in known.entry.workers if w.state == "ready" and w.name in self._links]
+        if worker in ready:
+            ready = [worker]
+        if not ready:
+            if known.entry.state in ("unloaded", "failed"):
+                self._fail(flight, _not_ready(flight.model, known.entry))
+            return
+        chosen = min(ready, key=lambda name: self._load[name])
+        flight.worker = chosen
+        self._load[chosen] += 1
+        cargo = flight.cargo
+        run = Run(flight.id, cargo.sample.cost, cargo.deadline, cargo.outputs, flight.alone)
+        self._links[chosen].send(run, cargo.sample.arrays)
+
+    def _fail(self, flight: Flight[_Cargo], error: Exception) -> None:
+        self._flights.close(flight.id)
+        if not flight.cargo.future.done():
+            flight.cargo.future.set_exception(error)
+
+    # What the others say
+
+    def _on_control(self, _: str, message: Message, __: dict[str, np.ndarray]) -> None:
+        if isinstance(message, Table):
+            self._on_table(message)
+        elif isinstance(message, Died):
+            self._on_died(message)
+        elif isinstance(message, Changed) and (future := self._changes.get(message.id)):
+            if message.code:
+                future.set_exception(from_code(message.code, message.detail))
+            else:
+                future.set_result(None)
+
+    def _on_table(self, table: Table) -> None:
+        self._frontends = table.frontends
+        for name, entry in table.models.items():
+            known = self._known.get(name)
+            if known is None or known.entry.card != entry.card:
+                self._known[name] = _Known(entry, Card.model_validate_json(entry.card))
+            else:
+                if entry.files != known.entry.files or (entry.meta and entry.meta != known.entry.meta):
+                    known.codec = None
+                known.entry = entry
+            for worker in entry.workers:
+                if worker.state == "ready" and worker.name not in self._links:
+                    link = Endpoint.connect(address(self._folder, worker.name), self._name)
+                    link.attach(lambda _, message, arrays, of=worker.name: self._on_answer(of, message, arrays))  # type: ignore[misc]
+                    self._links[worker.name] = link
+        for flight in self._flights.aboard(None):
+            self._launch(flight)
+
+    def _on_died(self, died: Died) -> None:
+        if link := self._links.pop(died.worker, None):
+            link.close()
+        self._load.pop(died.worker, None)
+        self._answered.pop(died.worker, None)
+        again, poisoned = self._flights.died(died.worker, died.running)
+        for flight in poisoned:
+            self._fail(flight, Poisoned("this input, run alone, ended the process that ran it; do not send it again"))
+        for flight in again:
+            self._launch(flight)
+
+    def _on_answer(self, worker: str, message: Message, arrays: dict[str, np.ndarray]) -> None:
+        if not isinstance(message, Done | Failed):
+            return
+        now = time.monotonic()
+        flight = self._flights.close(message.id)
+        last, self._answered[worker] = self._answered.get(worker, now), now
+        if flight is None or flight.cargo.future.done():
+            return
+        known = self._known[flight.model]
+        known.pace_s += 0.05 * (min(now - last, 1.0) - known.pace_s)
+        if isinstance(message, Done):
+            answer = Answer(output=arrays, queue_s=message.queue_s, run_s=message.run_s, batch=message.batch)
+            flight.cargo.future.set_result(answer)
+        else:
+            flight.cargo.future.set_exception(from_code(message.code, message.detail))
+
+    # Looking up
+
+    def _named(self, name: str) -> _Known:
+        try:
+            return self._known[name]
+        except KeyError:
+            raise UnknownModel(f"no model is called {name!r}; there are: {', '.join(sorted(self._known))}") from None
+
+    def _default(self, task: str) -> _Known:
+        for known in self._known.values():
+            if known.entry.default and known.card.task == task:
+                return known
+        if not self._known:
+            raise Loading("the server is starting; come back in a moment", retry_after_s=1.0)
+        raise UnknownModel(f"no model is the default for {task}; name one with model=…")
+
+    def _model(self, known: _Known, *, memory: bool = True) -> Model:
+        entry = known.entry
+        replicas = tuple(
+            Replica(
+                worker=worker.name,
+                pid=worker.pid,
+                device=worker.device,
+                state=worker.state,
+                memory_bytes=resident_bytes(worker.pid) if memory else 0,
+                restarts=worker.restarts,
+            )
+            for worker in entry.workers
+        )
+        return Model(
+            card=known.card, state=entry.state, why=entry.why, default=entry.default, replicas=replicas, meta=entry.meta
+        )
+
+
+def _not_ready(name: str, entry: Entry) -> Exception:
+    if entry.state == "failed":
+        return WorkerLost(f"{name} failed: {entry.why}; mend that, then POST /models/{name}/load")
+    if entry.state == "loading":
+        return Loading(f"{name} is loading; come back in a moment", retry_after_s=1.0)
+    return Loading(f"{name} is not loaded; POST /models/{name}/load first", retry_after_s=None)

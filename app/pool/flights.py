@@ -1,0 +1,74 @@
+"""Every unanswered sample of a frontend, and what a worker's death means for it. Pure: no sockets, no clock.
+
+The rule of DESIGN §3: a death blames the samples that were running, not those that waited. A sample blamed once is sent
+again; blamed twice, it runs alone; what kills a worker alone is poisoned. Samples that only waited are just sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, kw_only=True)
+class Flight(Generic[T]):
+    """One sample under way. `worker` is None while it waits for one."""
+
+    id: int
+    model: str
+    cargo: T
+    worker: str | None = None
+    blamed: int = 0
+
+    @property
+    def alone(self) -> bool:
+        """Nothing else may share its batch."""
+        return self.blamed >= 2
+
+
+@dataclass(slots=True)
+class Flights(Generic[T]):
+    """The flights of one frontend; `first_id` makes ids unique among frontends."""
+
+    first_id: int = 0
+    _open: dict[int, Flight[T]] = field(default_factory=dict)
+    _count: int = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Flight[T]]:
+        return iter(list(self._open.values()))
+
+    def open(self, model: str, cargo: T) -> Flight[T]:
+        """Accept a sample."""
+        self._count += 1
+        flight = Flight(id=self.first_id + self._count, model=model, cargo=cargo)
+        self._open[flight.id] = flight
+        return flight
+
+    def close(self, id: int) -> Flight[T] | None:
+        """The sample is answered, late or cancelled. None if it was closed before: a second answer is nobody's."""
+        return self._open.pop(id, None)
+
+    def aboard(self, worker: str | None) -> list[Flight[T]]:
+        """The flights at `worker`; None: those that wait for one."""
+        return [flight for flight in self._open.values() if flight.worker == worker]
+
+    def died(self, worker: str, running: Collection[int]) -> tuple[list[Flight[T]], list[Flight[T]]]:
+        """`worker` died while `running` ran. Returns (to send again, poisoned); the poisoned are closed."""
+        again, poisoned = [], []
+        for flight in self.aboard(worker):
+            flight.worker = None
+            if flight.id not in running:
+                again.append(flight)
+            elif flight.alone:
+                poisoned.append(flight)
+                del self._open[flight.id]
+            else:
+                flight.blamed += 1
+                again.append(flight)
+        return again, poisoned

@@ -1,0 +1,149 @@
+"""The supervisor's hands: start the nursery and the frontends, ask for workers, hear of every end. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from app.process import command, search_path
+
+Exited = Callable[[str, int], None]
+"""Told a process's name and exit status (negative: the signal that killed it)."""
+
+_LINE_BYTES = 1 << 20  # a worker's spec holds its card and file names
+
+
+class Nursery:
+    """The forking process, and the workers by name while they live."""
+
+    def __init__(self, environment: Mapping[str, str], forked: Callable[[str, int], None], exited: Exited) -> None:
+        self._environment = environment
+        self._forked = forked
+        self._exited = exited
+        self.workers: dict[str, int] = {}
+        self._asked: set[str] = set()
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def run(self) -> None:
+        """Keep a nursery alive. When one dies its workers die with it, and each is reported like any other."""
+        while True:
+            reader = await self._start()
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                while line := await reader.readline():
+                    self._hear(json.loads(line))
+            await self._bury()
+
+    def fork(self, spec: dict[str, Any]) -> None:
+        """Ask for a worker. It is reported as forked, and later as exited, whatever happens."""
+        self._asked.add(spec["name"])
+        if self._writer is not None:
+            self._writer.write(json.dumps({"spec": spec}).encode() + b"\n")
+
+    def kill(self, worker: str) -> None:
+        """End a worker now (SIGKILL)."""
+        if pid := self.workers.get(worker):
+            _kill(pid)
+
+    async def close(self) -> None:
+        """End the nursery and with it every worker that is left."""
+        if self._process is not None:
+            _kill(self._process.pid)
+            await self._process.wait()
+
+    async def _start(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        environment = os_environment(self._environment) | {
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # is there CUDA? asked without opening a context: forks stay safe
+            "OPENBLAS_NUM_THREADS": "1",  # numpy's pool: a thread before a fork is a risk, and torch has its own
+        }
+        self._process = await asyncio.create_subprocess_exec(
+            *command("app.engine.nursery", str(theirs.fileno())),
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            start_new_session=True,  # Ctrl-C in the terminal is for the supervisor alone
+        )
+        theirs.close()
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=_LINE_BYTES)
+        return reader
+
+    def _hear(self, words: dict[str, Any]) -> None:
+        if name := words.get("forked"):
+            self._asked.discard(name)
+            self.workers[name] = words["pid"]
+            self._forked(name, words["pid"])
+        elif name := words.get("exited"):
+            self.workers.pop(name, None)
+            self._exited(name, words["status"])
+
+    async def _bury(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._process is not None:
+            await self._process.wait()
+        lost, self.workers = self.workers, {}
+        for pid in lost.values():  # where the kernel does not end them with their parent
+            _kill(pid)
+        names = [*lost, *self._asked]
+        self._asked.clear()
+        for name in names:
+            self._exited(name, -signal.SIGKILL)
+
+
+class Frontends:
+    """The HTTP processes. Each inherits the listening socket; what ends is replaced until `close`."""
+
+    def __init__(self, environment: Mapping[str, str], listening: socket.socket, folder: str) -> None:
+        self._environment = environment
+        self._listening = listening
+        self._folder = folder
+        self._born = 0
+        self._closing = False
+        self._processes: set[asyncio.subprocess.Process] = set()
+
+    async def run_one(self, exited: Callable[[int], None]) -> None:
+        """Keep one frontend alive; `exited` hears each exit status that was not asked for."""
+        while not self._closing:
+            self._born += 1
+            process = await asyncio.create_subprocess_exec(
+                *command("app.web.process", str(self._listening.fileno()), self._folder, str(self._born)),
+                pass_fds=[self._listening.fileno()],
+                env=os_environment(self._environment),
+                start_new_session=True,
+            )
+            self._processes.add(process)
+            status = await process.wait()
+            self._processes.discard(process)
+            if not self._closing:
+                exited(status)
+                await asyncio.sleep(min(0.1 * 2 ** min(self._born, 6), 5) if status > 0 else 0)  # a broken install must not spin
+
+    async def close(self, timeout_s: float) -> None:
+        """Stop accepting, let them finish, end what is left after `timeout_s`."""
+        self._closing = True
+        for process in self._processes:
+            process.send_signal(signal.SIGTERM)
+        waits = [asyncio.create_task(process.wait()) for process in self._processes]
+        if waits:
+            await asyncio.wait(waits, timeout=timeout_s)
+        for process in list(self._processes):
+            _kill(process.pid)
+
+
+def os_environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """A child's environment: what we were given, our settings, and where our package is."""
+    from app.settings import inherited_environment
+
+    return inherited_environment() | dict(ours) | {"PYTHONPATH": search_path()}
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,142 @@
+"""The supervisor's table: which models are wanted, which workers there are, and what follows from each event. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.card import Card
+from app.pool.placement import place
+from app.tasks.base import Files
+from app.wire.messages import Entry, Table, Worker
+
+_TRIES = 3  # deaths in a row before the first forward, after which a model counts as failed
+
+
+@dataclass(slots=True)
+class Slot:
+    """One replica's place: the worker in it changes, the place stays."""
+
+    device: str
+    worker: str = ""
+    pid: int = 0
+    state: Literal["loading", "ready"] = "loading"
+    deaths: int = 0
+    restarts: int = 0
+
+
+@dataclass(slots=True)
+class Served:
+    """One card and what has become of it."""
+
+    card: Card
+    default: bool
+    preload: bool
+    wanted: bool = False
+    why: str = ""
+    files: Files = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    slots: list[Slot] = field(default_factory=list)
+    generation: int = 0
+
+    @property
+    def state(self) -> Literal["unloaded", "loading", "ready", "failed"]:
+        """As `GET /models` shows it."""
+        if not self.wanted:
+            return "failed" if self.why else "unloaded"
+        return "ready" if any(slot.state == "ready" for slot in self.slots) else "loading"
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """A worker to fork."""
+
+    model: str
+    name: str
+    device: str
+
+
+class Roster:
+    """Events in, births and tables out."""
+
+    def __init__(self, models: dict[str, Served], devices: Sequence[str]) -> None:
+        self.models = models
+        self._devices = devices
+
+    def want(self, model: str, files: Files) -> list[Birth]:
+        """Load a model: one birth per replica."""
+        served = self.models[model]
+        served.wanted, served.why, served.files = True, "", files
+        taken = [slot.device for other in self.models.values() for slot in other.slots]
+        served.slots = [Slot(device) for device in place(served.card.serving.replicas, self._devices, taken)]
+        return [self._birth(model, served, slot) for slot in served.slots]
+
+    def unwant(self, model: str, why: str = "") -> list[str]:
+        """Stop using a model; returns its workers, which may finish. With a `why` it counts as failed."""
+        served = self.models[model]
+        served.wanted, served.why = False, why
+        names = [slot.worker for slot in served.slots]
+        served.slots, served.meta = [], {}
+        return names
+
+    def forked(self, name: str, pid: int) -> None:
+        """The nursery made the process."""
+        if found := self.find(name):
+            found[1].pid = pid
+
+    def ready(self, name: str, meta: dict[str, Any]) -> bool:
+        """The worker loaded and ran. False if nobody wants it any more."""
+        found = self.find(name)
+        if found is None:
+            return False
+        served, slot = found
+        served.meta = meta
+        slot.state = "ready"
+        return True
+
+    def died(self, name: str, reason: str) -> Birth | None:
+        """The process ended. Returns its replacement; None if it is not wanted, or died too often without getting ready."""
+        found = self.find(name)
+        if found is None:
+            return None
+        served, slot = found
+        slot.deaths = 0 if slot.state == "ready" else slot.deaths + 1
+        slot.restarts += 1
+        if slot.deaths >= _TRIES:
+            self.unwant(served.card.name, f"its worker died {slot.deaths} times while loading ({reason})")
+            return None
+        return self._birth(served.card.name, served, slot)
+
+    def find(self, name: str) -> tuple[Served, Slot] | None:
+        """The slot that holds worker `name`."""
+        for served in self.models.values():
+            for slot in served.slots:
+                if slot.worker == name:
+                    return served, slot
+        return None
+
+    def table(self, frontends: int) -> Table:
+        """What frontends are told."""
+        return Table({name: _entry(served) for name, served in self.models.items()}, frontends)
+
+    def _birth(self, model: str, served: Served, slot: Slot) -> Birth:
+        served.generation += 1
+        slot.worker, slot.pid, slot.state = f"{model}.{served.generation}", 0, "loading"
+        return Birth(model, slot.worker, slot.device)
+
+
+def _entry(served: Served) -> Entry:
+    workers = tuple(
+        Worker(slot.worker, slot.pid, slot.device, slot.state, slot.restarts) for slot in served.slots
+    )
+    return Entry(
+        card=served.card.model_dump_json(),
+        state=served.state,
+        why=served.why,
+        default=served.default,
+        preload=served.preload,
+        files={name: str(path) for name, path in served.files.items()},
+        meta=served.meta,
+        workers=workers,
+    )

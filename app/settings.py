@@ -1,0 +1,119 @@
+"""All settings, each born once: name, type, default, unit, reason. The only file that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from app.errors import Invalid
+
+_PREFIX = "HEARTH_"
+
+
+def _home() -> Path:
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "hearth"
+
+
+class Settings(BaseModel):
+    """`HEARTH_<NAME>` in the environment, `--<name>` of `hearth serve`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="TCP port; 0 picks a free one")
+    home: Path = Field(default_factory=_home, description="weights, caches and added models")
+    profile: Literal["auto", "pretrained", "starter"] = Field(
+        "auto", description="auto: pretrained models, or the starters where they cannot be had; pretrained: or fail; starter: no network"
+    )
+    models: tuple[str, ...] = Field((), description="models to start with, comma-separated; empty: the profile's defaults")
+    weights_path: tuple[Path, ...] = Field((), description="folders searched for weight files before any download, colon-separated")
+    frontends: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field("auto", description="HTTP processes; auto: one per four cores")
+    devices: tuple[str, ...] = Field(("auto",), description="auto, or a list such as cuda:0,cuda:1 or cpu")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads per worker; auto: one per core")
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = Field(30.0, description="a request's deadline unless it says timeout_ms")
+    drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(30.0, description="how long SIGTERM waits for what was accepted")
+    max_body_mb: Annotated[float, Field(gt=0)] = Field(64.0, description="largest request body, MiB")
+    max_pixels_mp: Annotated[float, Field(gt=0)] = Field(50.0, description="largest picture, megapixels, read from its header")
+    max_audio_min: Annotated[float, Field(gt=0)] = Field(30.0, description="longest recording, minutes")
+    max_inputs: Annotated[int, Field(ge=1)] = Field(256, description="inputs or files in one request")
+    log: Literal["text", "json"] = Field("text", description="shape of the log lines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line that is written")
+    hub_url: str = Field("https://huggingface.co", description="the Hugging Face hub, or a mirror of it")
+    torchvision_url: str = Field("https://download.pytorch.org/models", description="where torchvision's weights lie, or a mirror")
+
+    @field_validator("models", "devices", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("weights_path", mode="before")
+    @classmethod
+    def _split_paths(cls, value: Any) -> Any:
+        return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @classmethod
+    def from_environment(cls, overrides: Mapping[str, Any] | None = None) -> Settings:
+        """The environment's settings, with `overrides` (by field name; None = not given) on top.
+
+        Raises Invalid, one line per mistake, naming the variable, the value and what is allowed.
+        """
+        given: dict[str, Any] = {
+            name.removeprefix(_PREFIX).lower(): value for name, value in os.environ.items() if name.startswith(_PREFIX)
+        }
+        unknown = sorted(set(given) - set(cls.model_fields))
+        if unknown:
+            known = ", ".join(variable(name) for name in cls.model_fields)
+            raise Invalid(f"unknown setting {variable(unknown[0])}; there are: {known}")
+        given |= {name: value for name, value in (overrides or {}).items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            lines = [
+                f"{variable(str(e['loc'][0]))}={given.get(str(e['loc'][0]))}: {e['msg'][0].lower()}{e['msg'][1:]}"
+                for e in error.errors(include_url=False)
+            ]
+            raise Invalid("\n".join(dict.fromkeys(lines))) from error
+
+    def frontend_count(self) -> int:
+        """HTTP processes: beside a model that fills the cores, one suffices for four of them."""
+        return max(1, cores() // 4) if self.frontends == "auto" else self.frontends
+
+    def thread_count(self) -> int | None:
+        """CPU threads per worker; None: the worker decides."""
+        return None if self.threads == "auto" else self.threads
+
+    def to_environment(self) -> dict[str, str]:
+        """The same settings as variables, for child processes."""
+        return {variable(name): _text(getattr(self, name)) for name in type(self).model_fields}
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field."""
+    return _PREFIX + name.upper()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        separator = os.pathsep if value and isinstance(value[0], Path) else ","
+        return separator.join(str(part) for part in value)
+    return str(value)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def inherited_environment() -> dict[str, str]:
+    """What a child process inherits: everything but our own settings, which it gets from `Settings.to_environment`."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
+
+
+def export(name: str, value: str) -> None:
+    """Set a variable for libraries that read the environment themselves, in this process and its children."""
+    os.environ[name] = value

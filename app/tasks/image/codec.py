@@ -1,0 +1,142 @@
+"""Picture bytes → uint8 pixels, scores → labels. Pillow does the work; resize and crop are torchvision's, to the pixel.
+
+Everything is refused as early as it can be: by signature, then by the size that the header states, then by decoding.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from app.card import Card
+from app.errors import BadInput, ModelFailed, TooLarge, UnsupportedMedia
+from app.tasks.base import Decoded, Files, Output, Sample
+from app.tasks.image.input import ImageInput
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+MEDIA_TYPES = tuple(f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"))
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_16_BIT = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
+
+
+class ImageCodec:
+    """The codec of image models; `max_pixels` bounds what the header may claim."""
+
+    def __init__(self, card: Card, files: Files, meta: dict[str, Any], max_pixels: float = 50_000_000) -> None:
+        self._input = ImageInput(**card.input)
+        self._max_pixels = max_pixels
+        self._labels: list[str] = (
+            files["labels.txt"].read_text(encoding="utf-8").splitlines() if "labels.txt" in files else meta.get("labels") or []
+        )
+
+    def decode(self, item: bytes) -> Decoded:
+        """A picture file → one sample: `pixels` uint8 [H, W, C], cost 1. Turned as its EXIF says, transparency on white."""
+        picture = self._open(item)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is not ours to judge
+                prepared = self._prepare(picture)
+        except (OSError, SyntaxError, ValueError, TypeError, EOFError, MemoryError, ArithmeticError, IndexError) as error:
+            if "truncated" in str(error) or isinstance(error, EOFError):
+                raise BadInput("the picture is truncated: its file ends too early; send the whole file") from error
+            raise BadInput(f"the picture is damaged ({error}); send it again, or convert it to JPEG or PNG") from error
+        pixels = np.asarray(prepared)
+        return Decoded(samples=(Sample(arrays={"pixels": pixels.reshape(*pixels.shape[:2], -1)}, cost=1.0),))
+
+    def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, top_k: int = 5) -> dict[str, Any]:
+        """`scores` [C] → the `top_k` labels, best first; or `embedding` [D] as it is."""
+        output = outputs[0]
+        if "embedding" in output:
+            return {"embedding": output["embedding"]}
+        scores = output["scores"]
+        if self._labels and len(self._labels) != len(scores):
+            raise ModelFailed(f"the model gave {len(scores)} scores for {len(self._labels)} labels; mend its labels.txt")
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        return {"predictions": [{"label": self._label(i), "index": int(i), "score": float(scores[i])} for i in best]}
+
+    def _label(self, index: int) -> str:
+        return self._labels[index] if self._labels else str(index)
+
+    def _open(self, raw: bytes) -> Image.Image:
+        if not raw:
+            raise BadInput("the body is empty; send the bytes of a picture")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                picture = Image.open(io.BytesIO(raw), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise self._too_many("more than 179 million pixels") from error  # 2 x PIL.Image.MAX_IMAGE_PIXELS
+        except UnidentifiedImageError as error:
+            raise UnsupportedMedia(f"these bytes are no picture that can be read; send one of {', '.join(FORMATS)}") from error
+        except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, MemoryError) as error:
+            raise BadInput(f"the picture's header is damaged ({error}); send it again, or convert it to JPEG or PNG") from error
+        width, height = picture.size
+        if width * height > self._max_pixels:
+            raise self._too_many(f"{width} x {height} = {width * height / 1e6:.1f} megapixels")
+        if min(width, height) < 1:
+            raise BadInput("the picture has no pixels; send one of at least 1 x 1")
+        return picture
+
+    def _too_many(self, size: str) -> TooLarge:
+        return TooLarge(f"the picture has {size}; the limit is {self._max_pixels / 1e6:g} megapixels: send a smaller one")
+
+    def _prepare(self, picture: Image.Image) -> Image.Image:
+        if picture.mode in _16_BIT or picture.mode == "F":
+            picture = _to_8_bit(picture)
+        picture = ImageOps.exif_transpose(picture)
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture)
+        picture = picture.convert("L" if self._input.color == "gray" else "RGB")
+        return _crop(_resize(picture, self._input), self._input.crop)
+
+
+def _to_8_bit(picture: Image.Image) -> Image.Image:
+    """16-bit gray → 8-bit by its high byte (Pillow's own conversion clips at 255); 32-bit floats are taken as 0 … 1 or 0 … 255."""
+    values = np.asarray(picture)
+    if picture.mode == "F":
+        if not np.isfinite(values).all():
+            raise ValueError("its pixels are not all finite numbers")
+        scaled = values * (255.0 if values.max(initial=0.0) <= 1.0 else 1.0)
+    else:
+        scaled = values / (257.0 if values.max(initial=0) > 255 or picture.mode != "I" else 1.0)
+    exif = picture.getexif()
+    small = Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), "L")
+    small.getexif().update(exif)
+    return small
+
+
+def _resize(picture: Image.Image, wanted: ImageInput) -> Image.Image:
+    """torchvision.transforms.functional.resize: the shorter side becomes `resize`, the longer one is cut down to an integer."""
+    width, height = picture.size
+    if isinstance(wanted.resize, tuple):
+        size = (wanted.resize[1], wanted.resize[0])
+    else:
+        short, long = min(width, height), max(width, height)
+        longer = max(1, int(wanted.resize * long / short))
+        if longer > 64 * wanted.resize:
+            raise TooLarge(f"the picture is {width} x {height}; at most 64 times as long as wide is allowed: crop it")
+        size = (wanted.resize, longer) if width <= height else (longer, wanted.resize)
+    return picture if size == picture.size else picture.resize(size, _FILTERS[wanted.interpolation])
+
+
+def _crop(picture: Image.Image, side: int) -> Image.Image:
+    """torchvision.transforms.functional.center_crop: pads with black where the picture is smaller, rounds half to even."""
+    width, height = picture.size
+    if width < side or height < side:
+        left, top = max(0, side - width) // 2, max(0, side - height) // 2
+        padded = Image.new(picture.mode, (max(width, side), max(height, side)))
+        padded.paste(picture, (left, top))
+        picture = padded
+        width, height = picture.size
+    top, left = round((height - side) / 2.0), round((width - side) / 2.0)
+    return picture.crop((left, top, left + side, top + side))
+
+

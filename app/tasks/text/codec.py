@@ -1,0 +1,67 @@
+"""Text → token ids, embedding → answer. The `tokenizers` library does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from app.card import Card
+from app.errors import Invalid, TooLarge
+from app.tasks.base import Decoded, Files, Output, Sample
+from app.tasks.text.input import TextInput
+
+# A longer text cannot have few enough tokens unless its words are longer than any that people write; it is refused unread.
+_MOST_CHARACTERS_PER_TOKEN = 100
+
+
+class TextCodec:
+    """The codec of text models. `tokenizer.json` is read once; encoding is thread-safe."""
+
+    def __init__(self, card: Card, files: Files, meta: dict[str, Any]) -> None:
+        self._max_tokens = min(TextInput(**card.input).max_tokens, meta.get("max_tokens") or 1 << 30)
+        self._tokenizer: Tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._cutting: Tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
+        self._cutting.no_padding()
+        self._cutting.enable_truncation(self._max_tokens)
+
+    def decode(self, item: str, *, truncate: bool = False) -> Decoded:
+        """A text → one sample: `input_ids` int64 [T], cost T. Raises Invalid, and TooLarge unless `truncate`."""
+        if not item.strip():
+            raise Invalid("the text is empty; send at least one character that is not white space")
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:
+            raise Invalid(f"the text has half of a surrogate pair at character {error.start}; send valid Unicode") from error
+        most = self._max_tokens * _MOST_CHARACTERS_PER_TOKEN
+        if len(item) > most and not truncate:
+            raise TooLarge(
+                f"the text has {len(item):,} characters; the limit is {self._max_tokens} tokens: "
+                "shorten it, send it in parts, or set truncate to true"
+            )
+        tokenizer = self._cutting if truncate else self._tokenizer
+        ids = tokenizer.encode(item[:most]).ids
+        if len(ids) > self._max_tokens:
+            raise TooLarge(
+                f"the text has {len(ids)} tokens; the limit is {self._max_tokens}: "
+                "shorten it, send it in parts, or set truncate to true"
+            )
+        sample = Sample(arrays={"input_ids": np.array(ids, np.int64)}, cost=float(len(ids)))
+        return Decoded(samples=(sample,), info={"tokens": len(ids)})
+
+    def interpret(
+        self, decoded: Decoded, outputs: Sequence[Output], *, normalize: bool = True, dimensions: int | None = None
+    ) -> dict[str, Any]:
+        """`embedding` float32 [D], cut to its first `dimensions` (Matryoshka, arXiv:2205.13147), then of length 1 if `normalize`."""
+        vector = outputs[0]["embedding"]
+        if dimensions is not None:
+            if dimensions > len(vector):
+                raise Invalid(f"dimensions is {dimensions}; this model has {len(vector)}")
+            vector = vector[:dimensions]
+        if normalize:
+            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+        return {"embedding": vector}

@@ -1,0 +1,50 @@
+"""The frontend process: uvicorn on the inherited socket, one pool client, one app.
+
+`python -m app.web.process FD FOLDER NUMBER`, started by the supervisor.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from app import logs
+from app.pool.client import Client
+from app.process import die_with_parent, set_name
+from app.settings import Settings
+from app.web.server import make_app
+
+
+def main() -> None:
+    """Serve until SIGTERM; then finish what was accepted and exit 0."""
+    die_with_parent()
+    descriptor, folder, number = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    set_name(f"hearth http {number}")
+    settings = Settings.from_environment()
+    logs.configure(settings)
+    client = Client(settings, folder, number)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        client.start()
+        yield
+        client.close()
+
+    config = uvicorn.Config(
+        make_app(client, settings, lifespan=lifespan),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain_s),
+        backlog=2048,
+    )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Every message between processes, one struct each. The protocol can be read here alone.
+
+    frontend → worker       Run, Cancel
+    worker → frontend       Done, Failed
+    child → supervisor      Hello, Ready, LoadFailed, Change
+    supervisor → child      Table, Died, Changed, Stop
+
+Times are on `time.monotonic()`'s clock, which all processes of one machine share.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+
+class Run(Struct, tag="run", frozen=True, array_like=True):
+    """Run one sample; its arrays follow as frames."""
+
+    id: int
+    cost: float
+    deadline: float
+    outputs: tuple[str, ...]
+    alone: bool = False
+    """It was running in two deaths: nothing else may share its batch."""
+
+
+class Cancel(Struct, tag="cancel", frozen=True, array_like=True):
+    """The caller left: drop this sample if it still waits."""
+
+    id: int
+
+
+class Done(Struct, tag="done", frozen=True, array_like=True):
+    """One sample's answer; the outputs that were asked for follow as frames."""
+
+    id: int
+    queue_s: float
+    run_s: float
+    batch: int
+
+
+class Failed(Struct, tag="failed", frozen=True, array_like=True):
+    """One sample's failure; `code` as in `app/errors.py`."""
+
+    id: int
+    code: str
+    detail: str
+
+
+class Hello(Struct, tag="hello", frozen=True):
+    """A child's first word. Its socket identity is its name."""
+
+    role: Literal["worker", "frontend"]
+    pid: int
+
+
+class Ready(Struct, tag="ready", frozen=True):
+    """A worker has loaded its model and run the card's sample."""
+
+    meta: dict[str, Any]
+
+
+class LoadFailed(Struct, tag="load_failed", frozen=True):
+    """A worker could not load its model; it exits after this."""
+
+    why: str
+
+
+class Change(Struct, tag="change", frozen=True):
+    """A frontend asks to load or unload a model."""
+
+    id: int
+    model: str
+    verb: Literal["load", "unload"]
+
+
+class Worker(Struct, frozen=True):
+    """One worker process in the table. `name` is new for every process, so words from the dead are known as such."""
+
+    name: str
+    pid: int
+    device: str
+    state: Literal["loading", "ready"]
+    restarts: int
+
+
+class Entry(Struct, frozen=True):
+    """One model in the table."""
+
+    card: str
+    """The card as JSON (`Card.model_dump_json`)."""
+    state: Literal["unloaded", "loading", "ready", "failed"]
+    why: str
+    default: bool
+    preload: bool
+    files: dict[str, str]
+    meta: dict[str, Any]
+    workers: tuple[Worker, ...]
+
+
+class Table(Struct, tag="table", frozen=True):
+    """The supervisor's whole knowledge: replaces what the frontend knew."""
+
+    models: dict[str, Entry]
+    frontends: int
+    """How many frontends share each model's queue."""
+
+
+class Died(Struct, tag="died", frozen=True):
+    """A worker is gone. `running` are the samples of its last batch, if it died in one: the suspects."""
+
+    worker: str
+    running: tuple[int, ...]
+
+
+class Changed(Struct, tag="changed", frozen=True):
+    """The answer to `Change`: an empty code, or why not."""
+
+    id: int
+    code: str = ""
+    detail: str = ""
+
+
+class Stop(Struct, tag="stop", frozen=True):
+    """Finish what was accepted, then exit."""
+
+
+Message = Run | Cancel | Done | Failed | Hello | Ready | LoadFailed | Change | Table | Died | Changed | Stop

@@ -1,0 +1,109 @@
+"""The only file that knows ZeroMQ: one endpoint, for a loop that waits (workers) or for asyncio (everybody else).
+
+Sockets are `ipc://` files in a private folder (mode 0700). High-water marks are off: what may be in flight is bounded by
+admission (`pool/client.py`), and a mark would turn overload into silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import zmq
+
+from app.wire.frames import pack, unpack
+from app.wire.messages import Message
+
+Handler = Callable[[str, Message, dict[str, np.ndarray]], None]
+
+_BURST = 64  # messages handled before other tasks of the loop get a turn
+
+
+class Endpoint:
+    """A ROUTER that listens (peers have names) or a DEALER that connects (its peer is "")."""
+
+    def __init__(self, socket: zmq.SyncSocket, *, router: bool) -> None:
+        self._socket = socket
+        self._router = router
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handler: Handler | None = None
+
+    @classmethod
+    def listen(cls, address: str) -> Endpoint:
+        """Bind a ROUTER at `address`. A name that comes back (a restarted child) takes over."""
+        socket = _open(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.bind(address)
+        return cls(socket, router=True)
+
+    @classmethod
+    def connect(cls, address: str, name: str) -> Endpoint:
+        """Connect a DEALER that the listener knows as `name`."""
+        socket = _open(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, name.encode())
+        socket.connect(address)
+        return cls(socket, router=False)
+
+    def send(self, message: Message, arrays: Mapping[str, np.ndarray] | None = None, *, to: str = "") -> None:
+        """Send without blocking. A listener's message to a peer that is gone vanishes."""
+        frames = pack(message, arrays)
+        if self._router:
+            frames.insert(0, to.encode())
+        self._socket.send_multipart(frames, zmq.NOBLOCK, copy=len(frames) < 3)
+        if self._loop is not None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            # The descriptor is edge-triggered, and sending may have eaten the edge (zmq_getsockopt(3), ZMQ_FD).
+            self._loop.call_soon(self._on_readable)
+
+    def receive(self) -> Iterator[tuple[str, Message, dict[str, np.ndarray]]]:
+        """Yield what has come, as (peer, message, arrays), without waiting."""
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            peer = bytes(frames.pop(0).buffer).decode() if self._router else ""
+            yield peer, *unpack([frame.buffer for frame in frames])
+
+    def attach(self, handler: Handler) -> None:
+        """Call `handler(peer, message, arrays)` on the running asyncio loop for everything that comes."""
+        self._loop, self._handler = asyncio.get_running_loop(), handler
+        self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._on_readable)
+        self._loop.call_soon(self._on_readable)
+
+    def _on_readable(self) -> None:
+        if self._loop is None or self._handler is None:
+            return
+        for taken, (peer, message, arrays) in enumerate(self.receive()):
+            self._handler(peer, message, arrays)
+            if taken >= _BURST:
+                self._loop.call_soon(self._on_readable)
+                return
+
+    def close(self) -> None:
+        """Stop. What was sent is still handed over for up to a second."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+            self._loop = None
+        self._socket.close(linger=1000)
+
+
+def wait(endpoints: list[Endpoint], timeout_s: float) -> None:
+    """Return when one of the endpoints has something, or after `timeout_s`."""
+    poller = zmq.Poller()
+    for endpoint in endpoints:
+        poller.register(endpoint._socket, zmq.POLLIN)
+    poller.poll(int(timeout_s * 1000))
+
+
+def _open(kind: int) -> zmq.SyncSocket:
+    socket = zmq.Context.instance().socket(kind)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 0)
+    return socket
+
+
+def address(folder: str, name: str) -> str:
+    """Where the process `name` listens, or "supervisor" for the supervisor."""
+    return f"ipc://{folder}/{name}"
