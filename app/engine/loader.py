@@ -35,10 +35,16 @@ def load(card: Card, files: Files) -> torch.nn.Module:
 
 
 def build(card: Card) -> torch.nn.Module:
-    """Import `model.py` beside the card and build its class with fresh weights (source kind `module`)."""
+    """The card's network with fresh weights: the class in `model.py` beside it, or what its `config.json` describes."""
     source = card.source
+    if isinstance(source, FileSource) and source.architecture == "transformers":
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(card.folder / source.path, local_files_only=True)
+        auto = transformers.AutoModelForCTC if card.task == "speech-recognition" else transformers.AutoModel
+        return cast(torch.nn.Module, auto.from_config(config))
     if not isinstance(source, ModuleSource):
-        raise ModelFailed(f"{card.name}: only cards of kind 'module' bring their own network")
+        raise ModelFailed(f"{card.name}: a network without weights is built for cards of kind 'module' or 'file' alone")
     path = card.folder / "model.py"
     spec = importlib.util.spec_from_file_location(f"hearth_models.{card.name.replace('-', '_')}", path)
     if spec is None or spec.loader is None:

@@ -8,6 +8,7 @@ import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -23,28 +24,41 @@ from app.tasks.base import Dataset, Files
 from app.tuning.trainer import Recipe, train
 
 
-def read_recipe(card: Card, overrides: Mapping[str, str]) -> Recipe:
-    """`tune.toml` beside the card with `overrides` on top. Raises Invalid naming the key."""
+def read_recipe(card: Card, overrides: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
+    """`tune.toml` beside the card with `overrides` on top, and its table `data`: options of the task's dataset.
+
+    Raises Invalid naming the key.
+    """
     path = card.folder / "tune.toml"
     values = tomllib.loads(path.read_text()) if path.exists() else {}
+    options = values.pop("data", {})
     try:
-        return Recipe(**{**values, **overrides})
+        return Recipe(**{**values, **overrides}), options
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         known = ", ".join(Recipe.model_fields)
         raise Invalid(f"recipe: {first['loc'][0]}: {first['msg']}; known: {known}") from error
 
 
-def tune(card: Card, data: Path, out: Path, recipe: Recipe, console: Console, start: Files | None = None) -> dict[str, float]:
+def tune(
+    card: Card,
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    console: Console,
+    *,
+    options: Mapping[str, Any] | None = None,
+    start: Files | None = None,
+) -> dict[str, float]:
     """Train the card's network on `data`, write the result into `out`, return the measured metrics.
 
-    `start`: files of the weights to start from; None: fresh ones. `out` gets the weights (stored in half precision),
+    `options`: for the dataset. `start`: files of the weights to start from; None: fresh ones. `out` gets the weights (stored in half precision),
     `labels.txt`, and a copy of the card that tells the accuracy.
     """
     torch.manual_seed(recipe.seed)
-    dataset: Dataset = resolve(TASKS[card.task].dataset or "")(data, card)
+    dataset: Dataset = resolve(TASKS[card.task].dataset or "")(data, card, **(options or {}))
     module = load(card, start).requires_grad_(True) if start else build(card)
-    if not start:
+    if card.task == "image-classification":
         module = module.to(memory_format=torch.channels_last)
     console.print(f"{card.name}: {sum(p.numel() for p in module.parameters()):,} parameters, {recipe.epochs} epochs, seed {recipe.seed}")
     metrics: dict[str, float] = {}

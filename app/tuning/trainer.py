@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,6 +61,7 @@ def train(module: torch.nn.Module, dataset: Dataset, recipe: Recipe) -> Iterator
     Raises ModelFailed when the loss stops being a number.
     """
     torch.manual_seed(recipe.seed)
+    np.random.seed(recipe.seed)  # noqa: NPY002  transformers' SpecAugment draws from it
     rng = torch.Generator().manual_seed(recipe.seed)
     optimizer = _optimizer(module, recipe)
     per_epoch = dataset.steps(recipe.batch_size)

@@ -1,0 +1,70 @@
+"""Audio bytes → mono float32 at one rate. PyAV (FFmpeg) does the work; its reach is held to sound files given as bytes."""
+
+from __future__ import annotations
+
+import io
+
+import av
+import numpy as np
+
+from app.errors import BadInput, TooLarge, UnsupportedMedia
+
+MEDIA_TYPES = tuple(
+    f"audio/{name}"
+    for name in ("wav", "x-wav", "wave", "vnd.wave", "flac", "x-flac", "mpeg", "mp3", "ogg", "opus", "mp4", "m4a", "x-m4a", "aac", "webm", "aiff", "x-aiff")
+) + ("video/webm", "video/mp4", "application/ogg")
+
+# Demuxers that read one file and nothing else: FFmpeg's playlist formats would open further files and addresses.
+_FORMATS = "wav,w64,flac,mp3,ogg,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aiff,aac"
+_QUIETEST = 10 ** (-70 / 20)  # -70 dBFS: below the noise of any microphone, above the dither of 16-bit files
+_SHORTEST = 400  # samples at 16 kHz that one frame of Wav2Vec2 needs: 25 ms
+
+
+def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
+    """Decode `raw` to float32 [T] at `rate` Hz, channels averaged.
+
+    Raises BadInput (empty, damaged, silent, not finite), UnsupportedMedia (no sound in it), TooLarge (longer than `max_seconds`).
+    """
+    if not raw:
+        raise BadInput("the body is empty; send the bytes of a recording")
+    try:
+        waveform = _decode(raw, rate, max_seconds)
+    except av.FFmpegError as error:
+        raise BadInput(f"the recording is damaged or of no known format ({error.strerror}); send WAV, FLAC, MP3, OGG, M4A or WebM") from error
+    if not np.isfinite(waveform).all():
+        raise BadInput("the recording has samples that are not finite numbers (NaN or infinity); export it again")
+    if len(waveform) < _SHORTEST * rate // 16000:
+        raise BadInput(f"the recording has {len(waveform) / rate * 1000:.0f} ms of sound; at least 25 ms are needed")
+    if np.abs(waveform).max() < _QUIETEST:
+        raise BadInput("the recording is silent: no sample is above -70 dBFS; check the microphone, or send a louder one")
+    return waveform
+
+
+def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
+    try:
+        container = av.open(io.BytesIO(raw), options={"format_whitelist": _FORMATS, "protocol_whitelist": "none"})
+    except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
+        raise UnsupportedMedia("these bytes are no recording that can be read; send WAV, FLAC, MP3, OGG, M4A or WebM") from error
+    with container:
+        if not container.streams.audio:
+            raise UnsupportedMedia("the file has no sound in it; send WAV, FLAC, MP3, OGG, M4A or WebM")
+        stream = container.streams.audio[0]
+        stated_s = float(container.duration or 0) / av.time_base
+        if stated_s > max_seconds + 1:
+            raise _too_long(stated_s, max_seconds)
+        resampler = av.AudioResampler(format="fltp", rate=rate)
+        parts: list[np.ndarray] = []
+        count = 0
+        for frame in container.decode(stream):
+            frame.pts = None  # gaps in time stamps are not ours to fill
+            for piece in resampler.resample(frame):
+                parts.append(piece.to_ndarray().mean(axis=0, dtype=np.float32))
+                count += len(parts[-1])
+            if count > max_seconds * rate:
+                raise _too_long(count / rate, max_seconds)
+        parts.extend(piece.to_ndarray().mean(axis=0, dtype=np.float32) for piece in (resampler.resample(None) if parts else []))
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _too_long(seconds: float, limit: float) -> TooLarge:
+    return TooLarge(f"the recording lasts {seconds / 60:.1f} minutes or more; the limit is {limit / 60:g}: send it in parts")

@@ -1,0 +1,110 @@
+"""Recording → windows, CTC frames → words. Greedy decoding, as transformers' Wav2Vec2CTCTokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from app.card import Card
+from app.tasks.base import Decoded, Files, Output, Sample
+from app.tasks.speech.audio import read_audio
+from app.tasks.speech.input import SpeechInput
+
+_HOP = 320  # samples between two frames of every Wav2Vec2 (arXiv:2006.11477, §4.2)
+_SPECIAL = {"<pad>", "<s>", "</s>", "<unk>"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Where a window lies, in samples, and how many frames of each side belong to its neighbours."""
+
+    start: int
+    end: int
+    drop_left: int
+    keep_until: int | None
+
+
+class SpeechCodec:
+    """The codec of CTC models; `max_seconds` bounds a recording."""
+
+    def __init__(self, card: Card, files: Files, meta: dict[str, Any], max_seconds: float = 1800) -> None:
+        self._input = SpeechInput(**card.input)
+        self._max_seconds = max_seconds
+        vocabulary: dict[str, int] = json.loads(files["vocab.json"].read_text(encoding="utf-8"))
+        self._tokens = {index: token for token, index in vocabulary.items()}
+        self._blank = vocabulary["<pad>"]
+
+    def decode(self, item: bytes) -> Decoded:
+        """A recording → one sample per window: `waveform` float32 [T] at 16 kHz, cost in seconds."""
+        rate = self._input.sampling_rate
+        waveform = read_audio(item, rate, self._max_seconds)
+        windows = cut(len(waveform), round(self._input.window_s * rate), round(self._input.overlap_s * rate))
+        samples = tuple(self._sample(waveform[window.start : window.end]) for window in windows)
+        return Decoded(samples=samples, info={"windows": windows, "duration_s": len(waveform) / rate})
+
+    def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, words: bool = False) -> dict[str, Any]:
+        """`text`, `duration_s`, and with `words` each word's `start_s`, `end_s` and `score` (mean probability of its letters)."""
+        kept = [
+            (output["token_ids"][window.drop_left : window.keep_until], output["token_scores"][window.drop_left : window.keep_until])
+            for window, output in zip(decoded.info["windows"], outputs, strict=True)
+        ]
+        ids, scores = (np.concatenate(part) for part in zip(*kept, strict=True))
+        letters = list(self._letters(ids, scores))
+        text = "".join(letter for letter, *_ in letters).strip()
+        answer: dict[str, Any] = {"text": text, "duration_s": round(decoded.info["duration_s"], 3)}
+        if words:
+            answer["words"] = list(self._words(letters))
+        return answer
+
+    def _sample(self, wave: np.ndarray) -> Sample:
+        if self._input.normalize:
+            wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)  # as Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
+        return Sample(arrays={"waveform": wave.astype(np.float32)}, cost=len(wave) / self._input.sampling_rate)
+
+    def _letters(self, ids: np.ndarray, scores: np.ndarray) -> Any:
+        """(letter, first frame, last frame, score) after merging repeats and dropping blanks."""
+        frame = 0
+        for index, run in groupby(ids.tolist()):
+            length = len(list(run))
+            token = self._tokens.get(index, "")
+            if index != self._blank and token not in _SPECIAL:
+                letter = " " if token == "|" else token
+                yield letter, frame, frame + length, float(scores[frame : frame + length].mean())
+            frame += length
+
+    def _words(self, letters: list[tuple[str, int, int, float]]) -> Any:
+        frame_s = _HOP / self._input.sampling_rate
+        for is_space, run in groupby(letters, key=lambda letter: letter[0] == " "):
+            if not is_space:
+                word = list(run)
+                yield {
+                    "word": "".join(letter for letter, *_ in word),
+                    "start_s": round(word[0][1] * frame_s, 3),
+                    "end_s": round(word[-1][2] * frame_s, 3),
+                    "score": round(sum(score for *_, score in word) / len(word), 4),
+                }
+
+
+def cut(samples: int, window: int, overlap: int) -> list[_Window]:
+    """Windows over `samples`: each hears `overlap` samples beyond its own part on every inner side.
+
+    The kept frames of all windows, joined, are the frames of the whole recording: none twice, none missing
+    (P. von Platen and N. Patry, "Making automatic speech recognition work on large files with Wav2Vec2").
+    """
+    window, overlap = window // _HOP * _HOP, overlap // _HOP * _HOP
+    if samples <= window:
+        return [_Window(0, samples, 0, None)]
+    step, windows = window - 2 * overlap, []
+    for start in range(0, samples, step):
+        end = min(start + window, samples)
+        last = end == samples
+        keep_until = None if last else (window - overlap) // _HOP
+        windows.append(_Window(start, end, overlap // _HOP if start else 0, keep_until))
+        if last:
+            break
+    return windows

