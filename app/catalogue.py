@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from app.card import Card
-from app.errors import Invalid
+from app.errors import Invalid, UnknownModel
 from app.tasks import TASKS, resolve
 
 
@@ -38,6 +38,13 @@ class Catalogue:
             except Invalid as error:
                 broken[str(folder)] = error.detail
         return cls(MappingProxyType(dict(sorted(cards.items()))), MappingProxyType(broken))
+
+    def named(self, name: str) -> Card:
+        """The card `name`. Raises UnknownModel naming the known ones."""
+        try:
+            return self.cards[name]
+        except KeyError:
+            raise UnknownModel(f"no model is called {name!r}; there are: {', '.join(self.cards)}") from None
 
     def defaults(self, profile: str, at_hand: Callable[[Card], bool]) -> dict[str, str]:
         """Task → the model its endpoint uses. `at_hand` tells whether a card's weights are on this machine.

@@ -26,3 +26,7 @@ def settle(device: str, threads: int | None) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
     return chosen
+
+
+if __name__ == "__main__":
+    print(*available())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -63,8 +64,8 @@ class Pool(Protocol):
         """
         ...
 
-    def admit(self, model: str, samples: int) -> None:
-        """Reserve nothing, but refuse now (TooBusy with `retry_after_s`) what the queue has no room for. Call it before decoding."""
+    def admit(self, model: str, inputs: int) -> AbstractContextManager[None]:
+        """Room in the queue for as long as the context lasts; TooBusy (with `retry_after_s`) if there is none. Enter it before decoding."""
         ...
 
     async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:

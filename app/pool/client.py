@@ -6,6 +6,8 @@ import asyncio
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -60,7 +62,7 @@ class Client:
         self._known: dict[str, _Known] = {}
         self._links: dict[str, Endpoint] = {}
         self._load: Counter[str] = Counter()  # worker → open flights
-        self._open: Counter[str] = Counter()  # model → open flights
+        self._held: Counter[str] = Counter()  # model → inputs admitted
         self._answered: dict[str, float] = {}  # worker → its last answer
         self._frontends = 1
         self._changes: dict[int, asyncio.Future[None]] = {}
@@ -98,17 +100,22 @@ class Client:
             known.codec = make_codec(card, files, entry.meta, self._settings)
         return self._model(known, memory=False), known.codec
 
-    def admit(self, model: str, samples: int) -> None:
-        """Raise TooBusy if `samples` more would overfill this frontend's share of the model's queue."""
+    @contextmanager
+    def admit(self, model: str, inputs: int) -> Iterator[None]:
+        """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy; a lone request always fits."""
         known = self._known[model]
         share = max(1, known.card.limits.max_queue // self._frontends)
-        waiting = self._open[model]
-        if waiting + samples > share and waiting:
-            wait_s = max(1.0, (waiting + samples - share) * known.pace_s)
+        held = self._held[model]
+        if held and held + inputs > share:
+            wait_s = max(1.0, (held + inputs - share) * known.pace_s)
             raise TooBusy(
-                f"{model}: {waiting} samples wait and the queue holds {share}; come back in {wait_s:.0f} s",
-                retry_after_s=wait_s,
+                f"{model}: {held} inputs wait and the queue holds {share}; come back in {wait_s:.0f} s", retry_after_s=wait_s
             )
+        self._held[model] += inputs
+        try:
+            yield
+        finally:
+            self._held[model] -= inputs
 
     async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
         """Run one sample. Whatever happens, exactly one answer or error."""
@@ -163,7 +170,6 @@ class Client:
     ) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         flight = self._flights.open(model, _Cargo(sample, outputs, deadline, future))
-        self._open[model] += 1
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 self._launch(flight, worker)
@@ -171,7 +177,6 @@ class Client:
         except TimeoutError:
             raise Deadline("no answer before the deadline; allow more time with timeout_ms, or send less") from None
         finally:
-            self._open[model] -= 1
             if flight.worker is not None:
                 self._load[flight.worker] -= 1
             if self._flights.close(flight.id) and flight.worker in self._links:

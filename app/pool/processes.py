@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.process import command, search_path
+from app.settings import inherited_environment
 
 Exited = Callable[[str, int], None]
 """Told a process's name and exit status (negative: the signal that killed it)."""
@@ -139,8 +140,6 @@ class Frontends:
 
 def os_environment(ours: Mapping[str, str]) -> dict[str, str]:
     """A child's environment: what we were given, our settings, and where our package is."""
-    from app.settings import inherited_environment
-
     return inherited_environment() | dict(ours) | {"PYTHONPATH": search_path()}
 
 

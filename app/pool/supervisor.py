@@ -192,11 +192,12 @@ class Supervisor:
             reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             log.warning("worker %s died (%s), %d samples were running", name, reason, len(running))
             self._seen.worker_restarted(model)
+            if found[1].pid:
+                self._seen.process_gone(found[1].pid)
             if birth := self._roster.died(name, reason):
                 self._fork(birth)
             else:
                 self._give_up(model, self._roster.models[model].why)
-        self._seen.worker_gone(name)
         for frontend in self._frontends:
             self._control.send(Died(name, running), to=frontend)
         self._publish()

@@ -1,6 +1,6 @@
 """Spoken digits with transcripts, for the trainer: the Free Spoken Digit Dataset's zip of `{digit}_{speaker}_{index}.wav`.
 
-Training utterances are made on the fly: one to five digits with pauses, each digit at its own speed, the whole through a
+Training utterances are made on the fly: one to three digits with pauses, each digit at its own speed, the whole through a
 random equaliser, with noise, so that voices and microphones which the data lacks do not surprise the model.
 """
 
@@ -30,7 +30,7 @@ Clip = tuple[np.ndarray, str]
 
 _WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav$")
-_MOST_DIGITS = 5
+_MOST_DIGITS = 3
 _RATE = 16000
 
 

@@ -1,0 +1,19 @@
+"""Hearth: one PyTorch server for images, text and speech. The map, top floor first; imports only go down.
+
+    cli.py            8   hearth serve | pull | models | predict | tune | bench
+    main.py           7   settings → catalogue → supervisor; the only place where things are wired
+    web/              6   speaks HTTP: read.py → answer.py → the routes; edge.py around it; problems.py: codes → statuses
+    pool/             5   base.py: the waist · client.py: a frontend's side · supervisor.py, roster.py, processes.py: the main process
+    tuning/           5   trainer.py: a generator of progress · command.py: recipe and card in, weights out
+    engine/           4   in a worker: worker.py → batcher.py → runner.py; loader.py, device.py; nursery.py forks it
+    catalogue.py      3   models/*/card.toml → cards
+    weights.py        3   shipped file, package, folder or download.py → files
+    tasks/            2   codec.py (bytes ⇄ arrays), program.py (arrays ⇄ module), dataset.py (files → samples), per modality
+    wire/             1   messages.py, frames.py, sockets.py, blackbox.py
+    card.py settings.py errors.py metrics.py logs.py process.py    0
+
+A picture's way: web/predict.py → web/answer.py → tasks/image/codec.py → pool/client.py → (socket) → engine/worker.py →
+engine/batcher.py → engine/runner.py → tasks/image/program.py, and back.
+"""
+
+__version__ = "0.1.0"

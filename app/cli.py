@@ -1,0 +1,129 @@
+"""The command `hearth`: serve, pull, models, predict, tune."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.catalogue import Catalogue
+from app.errors import HearthError
+from app.settings import Settings
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="One PyTorch server for images, text and speech.")
+out = Console(highlight=False)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 0 picks a free one")] = None,
+    profile: Annotated[str | None, typer.Option(help="auto, pretrained or starter")] = None,
+    models: Annotated[str | None, typer.Option(help="models to start with, comma-separated")] = None,
+    home: Annotated[Path | None, typer.Option(help="weights, caches and added models")] = None,
+    set: Annotated[list[str] | None, typer.Option(help="any other setting, as name=value (see README)")] = None,
+) -> None:
+    """Start the server."""
+    from app.main import serve as run
+    from app.welcome import announce
+
+    given: dict[str, Any] = {"host": host, "port": port, "profile": profile, "models": models, "home": home}
+    given |= dict(_pair(item) for item in set or ())
+    run(Settings.from_environment(given), announce)
+
+
+@app.command()
+def pull(names: Annotated[list[str] | None, typer.Argument(help="models; none: the pretrained defaults")] = None) -> None:
+    """Download weights: resumes what was cut, checks the hash."""
+    from app.pull import pull as run
+
+    settings = Settings.from_environment()
+    run(Catalogue.read(settings.home), names or [], settings, out)
+
+
+@app.command()
+def models() -> None:
+    """List the catalogue and which weights are here."""
+    from app.weights import locate
+
+    settings = Settings.from_environment()
+    catalogue = Catalogue.read(settings.home)
+    table = Table("model", "task", "weights", "default", "about")
+    for card in catalogue.cards.values():
+        here = "here" if locate(card, settings) else f"hearth pull {card.name}"
+        default = "starter" if card.default and card.starter else "yes" if card.default else ""
+        table.add_row(card.name, card.task, here, default, card.about.accuracy or card.about.title)
+    out.print(table)
+    for folder, why in catalogue.broken.items():
+        out.print(f"[red]left out[/]: {folder}: {why}")
+
+
+@app.command()
+def predict(
+    what: Annotated[str, typer.Argument(help="a picture or recording (path), or a text")],
+    model: Annotated[str | None, typer.Option(help="which model")] = None,
+    url: Annotated[str | None, typer.Option(help="a running server")] = None,
+) -> None:
+    """Ask a running server."""
+    import httpx
+
+    from app.tasks.media import endpoint_of
+
+    settings = Settings.from_environment()
+    base = url or f"http://{settings.host}:{settings.port}"
+    path = Path(what)
+    query = {"model": model} if model else {}
+    try:
+        if path.is_file():
+            answer = httpx.post(base + endpoint_of(path), params=query, files={"file": (path.name, path.read_bytes())}, timeout=60)
+        else:
+            answer = httpx.post(f"{base}/embed/text", json={"inputs": what, **query}, timeout=60)
+    except httpx.ConnectError:
+        _stop(f"no server answers at {base}; start one with: hearth serve")
+    out.print_json(json.dumps(answer.json()))
+    raise typer.Exit(0 if answer.is_success else 1)
+
+
+@app.command()
+def tune(
+    name: Annotated[str, typer.Argument(help="the model whose card and tune.toml are used")],
+    data: Annotated[Path, typer.Option(help="folder or file of training data", exists=True)],
+    output: Annotated[Path | None, typer.Option("--out", help="where the result goes; default: the model's own folder")] = None,
+    start: Annotated[bool, typer.Option("--from-weights", help="go on from the card's weights, not from fresh ones")] = False,
+    set: Annotated[list[str] | None, typer.Option(help="a field of the recipe, as name=value")] = None,
+) -> None:
+    """Train a model: weights, card and measured accuracy out."""
+    from app.tuning.command import read_recipe, tune as run
+    from app.weights import locate
+
+    settings = Settings.from_environment()
+    card = Catalogue.read(settings.home).named(name)
+    recipe, options = read_recipe(card, dict(_pair(item) for item in set or ()))
+    run(card, data, output or card.folder, recipe, out, options=options, start=locate(card, settings) if start else None)
+
+
+def _pair(item: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not equals:
+        _stop(f"--set {item}: write it as name=value")
+    return name.strip().lower(), value.strip()
+
+
+def _stop(why: str) -> NoReturn:
+    Console(stderr=True, highlight=False).print(f"[red]hearth:[/] {why}", soft_wrap=True)
+    sys.exit(1)
+
+
+def main() -> None:
+    """Entry of the command. Expected failures are one line, not a traceback."""
+    try:
+        app()
+    except HearthError as error:
+        _stop(error.detail)
+    except KeyboardInterrupt:
+        sys.exit(130)

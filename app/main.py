@@ -1,0 +1,134 @@
+"""The roof: settings → catalogue → weights → supervisor. The only place where things are wired."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from app import logs, settings as env
+from app.card import Card
+from app.catalogue import Catalogue
+from app.download import WeightsError
+from app.errors import Invalid
+from app.logs import log
+from app.pool.roster import Roster, Served
+from app.process import command, search_path
+from app.settings import Settings
+from app.tasks.base import Files
+from app.weights import fetch, locate, reachable
+
+Announce = Callable[[Settings, Roster, int], None]
+
+
+def serve(settings: Settings, announce: Announce) -> None:
+    """Serve until SIGTERM or Ctrl-C. `announce` hears the port when everything stands.
+
+    Raises Invalid (a card or a name is wrong), WeightsError (profile `pretrained` without weights), OSError (port taken).
+    """
+    logs.configure(settings)
+    catalogue = Catalogue.read(settings.home)
+    for folder, why in catalogue.broken.items():
+        log.error("the card in %s is left out: %s", folder, why)
+    listening = _listen(settings)
+    port = listening.getsockname()[1]
+    folder = Path(tempfile.mkdtemp(prefix="hearth-"))  # mode 0700: only this user reaches the sockets in it
+    try:
+        (folder / "metrics").mkdir()
+        env.export("PROMETHEUS_MULTIPROC_DIR", str(folder / "metrics"))
+        asyncio.run(_run(settings, catalogue, listening, folder, lambda roster: announce(settings, roster, port)))
+    finally:
+        listening.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _run(
+    settings: Settings, catalogue: Catalogue, listening: socket.socket, folder: Path, announce: Callable[[Roster], None]
+) -> None:
+    from app.pool.supervisor import Supervisor  # after PROMETHEUS_MULTIPROC_DIR is set: app/metrics.py reads it once
+
+    defaults = await _choose(settings, catalogue)
+    preload = settings.models or tuple(name for name in defaults.values() if catalogue.cards[name].serving.preload)
+    if unknown := [name for name in preload if name not in catalogue.cards]:
+        raise Invalid(f"HEARTH_MODELS: no model is called {unknown[0]!r}; there are: {', '.join(catalogue.cards)}")
+    roster = Roster(
+        {name: Served(card, name in defaults.values(), name in preload) for name, card in catalogue.cards.items()},
+        await _devices(settings),
+    )
+
+    async def find(name: str) -> Files:
+        return await _find(catalogue.cards[name], settings)
+
+    await Supervisor(settings, settings.to_environment(), roster, listening, folder, find).run(announce)
+
+
+async def _choose(settings: Settings, catalogue: Catalogue) -> dict[str, str]:
+    """Task → default model. Pulls the pretrained ones if the profile wants them and they are not here."""
+
+    def at_hand(card: Card) -> bool:
+        return locate(card, settings) is not None
+
+    if settings.profile == "starter" or settings.models:
+        return catalogue.defaults(settings.profile, at_hand)
+    wanted = [catalogue.cards[name] for name in catalogue.defaults("pretrained", at_hand).values()]
+    missing = [card for card in wanted if not at_hand(card)]
+    if missing and (settings.profile == "pretrained" or any(reachable(settings, card) for card in missing)):
+        await _pull([card.name for card in missing], settings)
+    if left := [card.name for card in missing if not at_hand(card)]:
+        if settings.profile == "pretrained":
+            raise WeightsError(f"no weights for {', '.join(left)}: connect and start again, or use HEARTH_PROFILE=starter")
+        log.warning("NO PRETRAINED WEIGHTS for %s: serving the starters, small models with weights of their own.", ", ".join(left))
+        log.warning("Connect and run: hearth pull %s (or set HEARTH_PROFILE=starter to be content).", " ".join(left))
+    return catalogue.defaults(settings.profile, at_hand)
+
+
+async def _pull(names: list[str], settings: Settings) -> None:
+    """In a process of its own, whose progress bars the user sees."""
+    environment = env.inherited_environment() | settings.to_environment() | {"PYTHONPATH": search_path()}
+    process = await asyncio.create_subprocess_exec(*command("app", "pull", *names), env=environment)
+    try:
+        await process.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+
+
+async def _find(card: Card, settings: Settings) -> Files:
+    if locate(card, settings) is None:
+        log.info("pulling %s", card.name)
+        await _pull([card.name], settings)
+    return await asyncio.to_thread(fetch, card, settings, lambda *_: None)
+
+
+async def _devices(settings: Settings) -> list[str]:
+    """What `auto` finds. Asked in a process of its own: the supervisor imports no torch."""
+    if settings.devices != ("auto",):
+        return list(settings.devices)
+    if not Path("/dev/nvidiactl").exists():  # no driver: saves the second that importing torch takes
+        return ["cpu"]
+    environment = env.inherited_environment() | {"PYTHONPATH": search_path()}
+    process = await asyncio.create_subprocess_exec(
+        *command("app.engine.device"), env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    return out.decode().split() or ["cpu"]
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        raise Invalid(f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); set HEARTH_PORT to a free one") from error
+    listening.listen(2048)
+    listening.set_inheritable(True)
+    return listening
+
+

@@ -1,0 +1,1 @@
+"""Speaks HTTP: requests in, answers out. No torch."""

@@ -1,0 +1,158 @@
+"""The one way from inputs to results that every inference endpoint takes: find, admit, decode, submit, interpret."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from starlette.responses import Response
+
+from app.errors import HearthError
+from app.metrics import families
+from app.pool.base import Model, Pool
+from app.settings import Settings
+from app.tasks.base import Codec, Decoded
+
+T = TypeVar("T")
+
+_INLINE = 2000  # characters that are tokenised in less time than a thread hop takes
+
+
+@dataclass(frozen=True, slots=True)
+class Kitchen:
+    """What every route needs."""
+
+    pool: Pool
+    settings: Settings
+    decoders: ThreadPoolExecutor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What one request wants of which model."""
+
+    task: str
+    model: str | None
+    items: Sequence[bytes | str]
+    outputs: tuple[str, ...]
+    decode: dict[str, Any]
+    interpret: dict[str, Any]
+    timeout_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The model that answered, what was decoded, and a result or an error per item."""
+
+    model: Model
+    decoded: list[Decoded | None]
+    results: list[dict[str, Any] | HearthError]
+
+
+async def serve(request: Request, order: Order) -> Served:
+    """Answer all items of a request. One item that fails alone raises; among several its error stands in its place."""
+    kitchen: Kitchen = request.app.state.kitchen
+    timeout_s = order.timeout_ms / 1000 if order.timeout_ms else kitchen.settings.timeout_s
+    deadline = time.monotonic() + timeout_s
+    model, codec = kitchen.pool.find(order.model, order.task)
+    request.state.model = model.card.name
+    with kitchen.pool.admit(model.card.name, len(order.items)):
+        work = [_one(kitchen, model, codec, order, item, deadline, request.state.timing) for item in order.items]
+        pairs = await _unless_left(request, asyncio.gather(*map(_caught, work)))
+    results = [result for _, result in pairs]
+    if len(results) == 1 and isinstance(results[0], HearthError):
+        raise results[0]
+    return Served(model, [decoded for decoded, _ in pairs], results)
+
+
+async def _one(
+    kitchen: Kitchen, model: Model, codec: Codec, order: Order, item: bytes | str, deadline: float, timing: dict[str, float]
+) -> tuple[Decoded, dict[str, Any]]:
+    started = time.monotonic()
+    decode = partial(codec.decode, item, **order.decode)
+    if isinstance(item, str) and len(item) < _INLINE:
+        decoded = decode()
+    else:
+        decoded = await asyncio.get_running_loop().run_in_executor(kitchen.decoders, decode)
+    _spent(timing, "decode", time.monotonic() - started, model)
+    submit = partial(kitchen.pool.submit, model.card.name, outputs=order.outputs, deadline=deadline)
+    if len(decoded.samples) == 1:
+        answers = [await submit(decoded.samples[0])]
+    else:
+        answers = await _together([submit(sample) for sample in decoded.samples])
+    timing["queue"] = max(timing.get("queue", 0.0), *(answer.queue_s for answer in answers))
+    timing["run"] = max(timing.get("run", 0.0), *(answer.run_s for answer in answers))
+    started = time.monotonic()
+    result = codec.interpret(decoded, [answer.output for answer in answers], **order.interpret)
+    _spent(timing, "interpret", time.monotonic() - started, model)
+    return decoded, result
+
+
+async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
+    """All or the first error: the other windows of a recording are dropped with it."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _caught(
+    work: Coroutine[Any, Any, tuple[Decoded, dict[str, Any]]],
+) -> tuple[Decoded | None, dict[str, Any] | HearthError]:
+    try:
+        return await work
+    except HearthError as error:
+        return None, error
+
+
+def _spent(timing: dict[str, float], stage: str, seconds: float, model: Model) -> None:
+    timing[stage] = timing.get(stage, 0.0) + seconds
+    families().stage.labels(stage, model.card.name).observe(seconds)
+
+
+async def _unless_left(request: Request, work: Awaitable[T]) -> T:
+    """Cancel the work when the client closes the connection: its samples leave the queue."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise asyncio.CancelledError
+        return working.result()
+    finally:
+        watching.cancel()
+        working.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def reply(body: dict[str, Any]) -> Response:
+    """JSON by orjson; numpy arrays are written as they are."""
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+
+
+def trouble(error: HearthError) -> dict[str, str]:
+    """One input's error among the results of others."""
+    return {"code": error.code, "detail": error.detail}
+
+
+def per_file(served: Served, names: Sequence[str | None]) -> dict[str, Any]:
+    """`model`, `version` and one result per file, which holds an `error` where it failed."""
+    results = [
+        ({"file": name} if name is not None else {}) | ({"error": trouble(result)} if isinstance(result, HearthError) else result)
+        for name, result in zip(names, served.results, strict=True)
+    ]
+    return {"model": served.model.card.name, "version": served.model.card.version, "results": results}

@@ -1,0 +1,38 @@
+"""GET /health/live, /health/ready, /metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app import metrics
+from app.web.answer import reply
+
+router = APIRouter(tags=["health"])
+_PROOF_S = 2.0  # a worker that needs longer for its card's sample is not ready to serve others
+
+
+@router.get("/health/live", summary="Does the HTTP process answer?")
+async def live() -> Response:
+    """That it answers is the answer."""
+    return reply({"status": "live"})
+
+
+@router.get("/health/ready", summary="Does every preloaded model answer?", responses={503: {"description": "not ready, and why"}})
+async def ready(request: Request) -> Response:
+    """200 only after a real forward in each worker of each preloaded model, less than a second old."""
+    verdicts = await request.app.state.kitchen.pool.proven(_PROOF_S)
+    answer = reply({"status": "not ready" if any(verdicts.values()) else "ready", "models": {n: why or "ready" for n, why in verdicts.items()}})
+    answer.status_code = 503 if any(verdicts.values()) else 200
+    return answer
+
+
+@router.get("/metrics", summary="Prometheus")
+async def prometheus(request: Request) -> Response:
+    """All processes together."""
+    memory = [
+        (model.card.name, replica.worker, replica.memory_bytes)
+        for model in request.app.state.kitchen.pool.models()
+        for replica in model.replicas
+    ]
+    return Response(metrics.render(memory), media_type=metrics.CONTENT_TYPE)

@@ -1,0 +1,72 @@
+"""Error code → status and problem+json (RFC 9457). The only table of statuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.errors import HearthError
+from app.logs import log, request_id
+
+STATUS: dict[str, tuple[int, str]] = {
+    "bad_input": (400, "The input cannot be read"),
+    "forbidden": (403, "Not allowed"),
+    "unknown_model": (404, "No such model"),
+    "not_found": (404, "No such address"),
+    "method_not_allowed": (405, "Wrong method"),
+    "conflict": (409, "The model's task or state does not allow this"),
+    "too_large": (413, "A limit is exceeded"),
+    "unsupported_media": (415, "This kind of file is not read here"),
+    "invalid": (422, "A field is wrong"),
+    "too_busy": (503, "The queue is full"),
+    "loading": (503, "The model is not loaded"),
+    "deadline": (504, "The deadline passed"),
+    "model_failed": (500, "The model failed"),
+    "poisoned": (500, "This input ends the process that runs it"),
+    "worker_lost": (503, "The worker is gone"),
+    "out_of_memory": (507, "Not enough memory for this input"),
+    "internal": (500, "A mistake of ours"),
+}
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem(code: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
+    """The answer for one error."""
+    status, title = STATUS[code]
+    body = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, "request_id": request_id.get()}
+    return Response(orjson.dumps(body | more), status, headers, MEDIA_TYPE)
+
+
+def from_error(error: HearthError) -> Response:
+    """The answer for an expected failure, with `Retry-After` where one is known."""
+    headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if error.retry_after_s is not None else None
+    return problem(error.code, error.detail, headers=headers)
+
+
+async def on_error(_: Request, error: Exception) -> Response:
+    """FastAPI's handler for everything that can be raised."""
+    if isinstance(error, HearthError):
+        return from_error(error)
+    if isinstance(error, RequestValidationError):
+        return problem("invalid", _sentence(error), errors=[_plain(one) for one in error.errors()])
+    if isinstance(error, HTTPException):
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_input")
+        detail = {"not_found": "nothing answers at this address; see /docs", "method_not_allowed": "use the method that /docs shows"}
+        return problem(code, detail.get(code, str(error.detail)), headers=dict(error.headers or {}))
+    log.error("a mistake of ours", exc_info=error)
+    return problem("internal", "the server made a mistake; report it with this request_id")
+
+
+def _sentence(error: RequestValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'][1:]) or first['loc'][0]}: {first['msg']}"
+
+
+def _plain(one: dict[str, Any]) -> dict[str, Any]:
+    return {"field": ".".join(str(part) for part in one["loc"][1:]), "message": one["msg"]}

@@ -1,0 +1,83 @@
+"""A request's body → the inputs in it: raw bytes, multipart files, or checked JSON. Names what it does not understand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+
+from app.errors import BadInput, Invalid, TooLarge, UnsupportedMedia
+
+M = TypeVar("M", bound=BaseModel)
+_RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # the last is what curl --data-binary says
+
+
+async def read_files(request: Request, accepted: Sequence[str], max_inputs: int) -> list[tuple[str | None, bytes]]:
+    """(file name, bytes) for each input. Raises UnsupportedMedia, Invalid, TooLarge, BadInput."""
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media == "multipart/form-data":
+        return await _read_parts(request, max_inputs)
+    if media not in accepted and media not in _RAW:
+        raise UnsupportedMedia(f"{media!r} is not read here; send multipart/form-data or one of {', '.join(accepted)}")
+    return [(None, await request.body())]
+
+
+async def _read_parts(request: Request, max_inputs: int) -> list[tuple[str | None, bytes]]:
+    try:
+        form = await request.form(max_files=max_inputs + 1, max_fields=16)
+    except MultiPartException as error:
+        if "Too many files" in error.message:
+            raise too_many(f"more than {max_inputs}", max_inputs) from error
+        raise BadInput(f"the multipart body is damaged: {error.message}") from error
+    except Exception as error:
+        # Starlette turns a parser's complaint into HTTPException(400) when an app is there.
+        if getattr(error, "status_code", None) == 400:
+            detail = str(getattr(error, "detail", ""))
+            if "Too many files" in detail:
+                raise too_many(f"more than {max_inputs}", max_inputs) from error
+            raise BadInput(f"the multipart body is damaged: {detail}") from error
+        raise
+    files: list[tuple[str | None, bytes]] = []
+    for name, part in form.multi_items():
+        if name != "file":
+            raise Invalid(f"unknown part {name!r}; send each file in a part named 'file', and options in the query")
+        if not isinstance(part, UploadFile):
+            raise Invalid("the part 'file' has no filename; send it as a file (curl -F file=@name)")
+        files.append((part.filename, await part.read()))
+    if not files:
+        raise BadInput("the multipart body has no part named 'file'; send at least one")
+    if len(files) > max_inputs:
+        raise too_many(str(len(files)), max_inputs)
+    return files
+
+
+async def read_json(request: Request, model: type[M]) -> M:
+    """The body as `model`. Raises UnsupportedMedia, BadInput, Invalid naming the first field that is wrong."""
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media not in ("", "application/json", "application/x-www-form-urlencoded"):
+        raise UnsupportedMedia(f"{media!r} is not read here; send application/json")
+    raw = await request.body()
+    if not raw:
+        raise BadInput('the body is empty; send JSON such as {"inputs": "a text"}')
+    try:
+        values = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(f"the body is not valid JSON: {error.msg} at character {error.pos}") from error
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "body"
+        if first["type"] == "extra_forbidden":
+            raise Invalid(f"unknown field {field!r}; known: {', '.join(model.model_fields)}") from error
+        raise Invalid(f"{field}: {first['msg']}") from error
+
+
+def too_many(count: str, limit: int) -> TooLarge:
+    """More inputs than one request may have."""
+    return TooLarge(f"the request has {count} inputs; the limit is {limit}: send them in several requests")

@@ -1,0 +1,79 @@
+"""The HTTP app: routers, one error handler, the documentation page. Wired to any `Pool`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from app import __version__
+from app.errors import HearthError
+from app.pool.base import Pool
+from app.settings import Settings, cores
+from app.web import embed, health, models, predict, transcribe
+from app.web.answer import Kitchen, reply
+from app.web.edge import Edge
+from app.web.problems import on_error
+from app.web.schemas import ProblemAnswer
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def make_app(pool: Pool, settings: Settings, lifespan: Lifespan | None = None) -> Edge:
+    """The whole HTTP side over `pool`."""
+    app = FastAPI(
+        title="Hearth",
+        version=__version__,
+        summary="One PyTorch server for images, text and speech",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    decoders = ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="decode")
+    app.state.kitchen = Kitchen(pool, settings, decoders)
+    for kind in (HearthError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, on_error)
+    for part in (predict, embed, transcribe, models, health):
+        app.include_router(part.router)
+    _document(app)
+    return Edge(app, int(settings.max_body_mb * 2**20))
+
+
+def _document(app: FastAPI) -> None:
+    """`/` and `/docs`, whose files come from a package: they work without a network."""
+    static = resources.files("fastapi_swagger") / "resources"
+    app.mount("/docs/static", StaticFiles(directory=str(static)))
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        paths = ["/docs", "/models", "/health/ready", "/metrics"]
+        return reply({"name": "hearth", "version": __version__, "see": paths})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Hearth",
+            swagger_js_url="/docs/static/swagger-ui-bundle.js",
+            swagger_css_url="/docs/static/swagger-ui.css",
+            swagger_favicon_url="/docs/static/favicon-32x32.png",
+        )
+
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = plain()
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas.setdefault("ProblemAnswer", ProblemAnswer.model_json_schema())
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,37 @@
+"""What `hearth serve` prints when everything stands: the address, the models, one curl for each endpoint."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from app.pool.roster import Roster
+from app.settings import Settings
+
+_EXAMPLES = (
+    ("image-classification", "curl -F file=@photo.jpg {url}/predict/image"),
+    ("image-classification", "curl -F file=@photo.jpg {url}/embed/image"),
+    ("text-embedding", "curl --json '{{\"inputs\": \"a warm hearth\"}}' {url}/embed/text"),
+    ("speech-recognition", "curl -F file=@recording.wav {url}/transcribe"),
+)
+_COLOURS = {"ready": "green", "failed": "red", "loading": "yellow"}
+
+
+def announce(settings: Settings, roster: Roster, port: int) -> None:
+    """Print it."""
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104  compared, not bound
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    table = Table("model", "task", "state", "", box=None, header_style="dim", pad_edge=False)
+    for name, served in roster.models.items():
+        colour = _COLOURS.get(served.state, "dim")
+        about = served.why or ("default; " if served.default else "") + (served.card.about.accuracy or served.card.about.title)
+        table.add_row(name, served.card.task, f"[{colour}]{served.state}[/]", about)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]Hearth[/] is at [bold]{url}[/]   (docs: {url}/docs)\n")
+    console.print(table)
+    console.print()
+    ready = {served.card.task for served in roster.models.values() if served.default and served.state == "ready"}
+    for task, example in _EXAMPLES:
+        if task in ready:
+            console.print(f"  {example.format(url=url)}")
+    console.print()
