@@ -15,7 +15,12 @@ from app.catalogue import Catalogue
 from app.errors import HearthError
 from app.settings import Settings
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="One PyTorch server for images, text and speech.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="One PyTorch server for images, text and speech.",
+)
 out = Console(highlight=False)
 
 
@@ -26,14 +31,14 @@ def serve(
     profile: Annotated[str | None, typer.Option(help="auto, pretrained or starter")] = None,
     models: Annotated[str | None, typer.Option(help="models to start with, comma-separated")] = None,
     home: Annotated[Path | None, typer.Option(help="weights, caches and added models")] = None,
-    set: Annotated[list[str] | None, typer.Option(help="any other setting, as name=value (see README)")] = None,
+    more: Annotated[list[str] | None, typer.Option("--set", help="any other setting, as name=value (see README)")] = None,
 ) -> None:
     """Start the server."""
     from app.main import serve as run
     from app.welcome import announce
 
     given: dict[str, Any] = {"host": host, "port": port, "profile": profile, "models": models, "home": home}
-    given |= dict(_pair(item) for item in set or ())
+    given |= dict(_pair(item) for item in more or ())
     run(Settings.from_environment(given), announce)
 
 
@@ -80,7 +85,9 @@ def predict(
     query = {"model": model} if model else {}
     try:
         if path.is_file():
-            answer = httpx.post(base + endpoint_of(path), params=query, files={"file": (path.name, path.read_bytes())}, timeout=60)
+            answer = httpx.post(
+                base + endpoint_of(path), params=query, files={"file": (path.name, path.read_bytes())}, timeout=60
+            )
         else:
             answer = httpx.post(f"{base}/embed/text", json={"inputs": what, **query}, timeout=60)
     except httpx.ConnectError:
@@ -95,15 +102,16 @@ def tune(
     data: Annotated[Path, typer.Option(help="folder or file of training data", exists=True)],
     output: Annotated[Path | None, typer.Option("--out", help="where the result goes; default: the model's own folder")] = None,
     start: Annotated[bool, typer.Option("--from-weights", help="go on from the card's weights, not from fresh ones")] = False,
-    set: Annotated[list[str] | None, typer.Option(help="a field of the recipe, as name=value")] = None,
+    more: Annotated[list[str] | None, typer.Option("--set", help="a field of the recipe, as name=value")] = None,
 ) -> None:
     """Train a model: weights, card and measured accuracy out."""
-    from app.tuning.command import read_recipe, tune as run
+    from app.tuning.command import read_recipe
+    from app.tuning.command import tune as run
     from app.weights import locate
 
     settings = Settings.from_environment()
     card = Catalogue.read(settings.home).named(name)
-    recipe, options = read_recipe(card, dict(_pair(item) for item in set or ()))
+    recipe, options = read_recipe(card, dict(_pair(item) for item in more or ()))
     run(card, data, output or card.folder, recipe, out, options=options, start=locate(card, settings) if start else None)
 
 

@@ -55,12 +55,16 @@ def download(url: str, target: Path, expected: Expected, report: Report) -> None
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
         raise WeightsError(f"{target.name}: no network: {host} cannot be reached ({error}); {_OFFLINE}") from error
     except _Cut as error:
-        raise WeightsError(f"{target.name}: the connection was cut {_TRIES} times ({error}); run the same again: it goes on there") from error
+        raise WeightsError(
+            f"{target.name}: the connection was cut {_TRIES} times ({error}); run the same again: it goes on there"
+        ) from error
     except httpx.HTTPError as error:
         raise WeightsError(f"{target.name}: {host} answered {error}; try again later") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise WeightsError(f"{target.name}: the disk is full; free some space in {target.parent} and run the same again") from error
+            raise WeightsError(
+                f"{target.name}: the disk is full; free some space in {target.parent} and run the same again"
+            ) from error
         raise WeightsError(f"{target.name}: cannot write to {target.parent} ({error.strerror}); check HEARTH_HOME") from error
 
 
@@ -110,4 +114,6 @@ def _check(part: Path, name: str, headers: httpx.Headers, expected: Expected) ->
         found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     if not found.startswith(wanted):
         part.unlink()
-        raise WeightsError(f"{name}: the content is not what was expected (hash {found[:12]}…, not {wanted[:12]}…); deleted: pull it again")
+        raise WeightsError(
+            f"{name}: the content is not what was expected (hash {found[:12]}…, not {wanted[:12]}…); deleted: pull it again"
+        )

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from app import logs, settings as env
+from app import logs
+from app import settings as env
 from app.card import Card
 from app.catalogue import Catalogue
 from app.download import WeightsError
@@ -81,7 +82,9 @@ async def _choose(settings: Settings, catalogue: Catalogue) -> dict[str, str]:
     if left := [card.name for card in missing if not at_hand(card)]:
         if settings.profile == "pretrained":
             raise WeightsError(f"no weights for {', '.join(left)}: connect and start again, or use HEARTH_PROFILE=starter")
-        log.warning("NO PRETRAINED WEIGHTS for %s: serving the starters, small models with weights of their own.", ", ".join(left))
+        log.warning(
+            "NO PRETRAINED WEIGHTS for %s: serving the starters, small models with weights of their own.", ", ".join(left)
+        )
         log.warning("Connect and run: hearth pull %s (or set HEARTH_PROFILE=starter to be content).", " ".join(left))
     return catalogue.defaults(settings.profile, at_hand)
 
@@ -111,9 +114,7 @@ async def _devices(settings: Settings) -> list[str]:
     if not Path("/dev/nvidiactl").exists():  # no driver: saves the second that importing torch takes
         return ["cpu"]
     environment = env.inherited_environment() | {"PYTHONPATH": search_path()}
-    process = await asyncio.create_subprocess_exec(
-        *command("app.engine.device"), env=environment, stdout=asyncio.subprocess.PIPE
-    )
+    process = await asyncio.create_subprocess_exec(*command("app.engine.device"), env=environment, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     return out.decode().split() or ["cpu"]
 
@@ -126,9 +127,9 @@ def _listen(settings: Settings) -> socket.socket:
         listening.bind((settings.host, settings.port))
     except OSError as error:
         listening.close()
-        raise Invalid(f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); set HEARTH_PORT to a free one") from error
+        raise Invalid(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); set HEARTH_PORT to a free one"
+        ) from error
     listening.listen(2048)
     listening.set_inheritable(True)
     return listening
-
-

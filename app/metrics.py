@@ -29,12 +29,16 @@ class Families:
         self.request = Histogram(
             "hearth_request_seconds", "From first byte to answer", ["endpoint"], buckets=_SECONDS, registry=registry
         )
-        self.in_flight = Gauge(
-            "hearth_requests_in_flight", "Requests under way", registry=registry, multiprocess_mode="livesum"
+        self.in_flight = Gauge("hearth_requests_in_flight", "Requests under way", registry=registry, multiprocess_mode="livesum")
+        self.stage = Histogram(
+            "hearth_stage_seconds", "Seconds per stage", ["stage", "model"], buckets=_SECONDS, registry=registry
         )
-        self.stage = Histogram("hearth_stage_seconds", "Seconds per stage", ["stage", "model"], buckets=_SECONDS, registry=registry)
         self.queue_depth = Gauge(
-            "hearth_queue_depth", "Samples that wait in the worker", ["model", "worker"], registry=registry, multiprocess_mode="livesum"
+            "hearth_queue_depth",
+            "Samples that wait in the worker",
+            ["model", "worker"],
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.queue = Histogram("hearth_queue_seconds", "Wait in the worker", ["model"], buckets=_SECONDS, registry=registry)
         self.batch = Histogram("hearth_batch_size", "Samples per batch", ["model"], buckets=_COUNTS, registry=registry)
@@ -104,5 +108,7 @@ def render(memory: Iterable[tuple[str, str, int]]) -> bytes:
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     text = [generate_latest(registry), b"# HELP hearth_worker_memory_bytes Memory of a worker\n"]
     text.append(b"# TYPE hearth_worker_memory_bytes gauge\n")
-    text += [f'hearth_worker_memory_bytes{{model="{model}",worker="{worker}"}} {size}\n'.encode() for model, worker, size in memory]
+    text += [
+        f'hearth_worker_memory_bytes{{model="{model}",worker="{worker}"}} {size}\n'.encode() for model, worker, size in memory
+    ]
     return b"".join(text)

@@ -28,13 +28,20 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="TCP port; 0 picks a free one")
     home: Path = Field(default_factory=_home, description="weights, caches and added models")
     profile: Literal["auto", "pretrained", "starter"] = Field(
-        "auto", description="auto: pretrained models, or the starters where they cannot be had; pretrained: or fail; starter: no network"
+        "auto",
+        description="auto: pretrained models, or the starters where they cannot be had; pretrained: or fail; starter: no network",
     )
     models: tuple[str, ...] = Field((), description="models to start with, comma-separated; empty: the profile's defaults")
-    weights_path: tuple[Path, ...] = Field((), description="folders searched for weight files before any download, colon-separated")
-    frontends: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field("auto", description="HTTP processes; auto: one per four cores")
+    weights_path: tuple[Path, ...] = Field(
+        (), description="folders searched for weight files before any download, colon-separated"
+    )
+    frontends: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        "auto", description="HTTP processes; auto: one per four cores"
+    )
     devices: tuple[str, ...] = Field(("auto",), description="auto, or a list such as cuda:0,cuda:1 or cpu")
-    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads per worker; auto: one per core")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto", description="CPU threads per worker; auto: one per core"
+    )
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = Field(30.0, description="a request's deadline unless it says timeout_ms")
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(30.0, description="how long SIGTERM waits for what was accepted")
     max_body_mb: Annotated[float, Field(gt=0)] = Field(64.0, description="largest request body, MiB")
@@ -44,7 +51,9 @@ class Settings(BaseModel):
     log: Literal["text", "json"] = Field("text", description="shape of the log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line that is written")
     hub_url: str = Field("https://huggingface.co", description="the Hugging Face hub, or a mirror of it")
-    torchvision_url: str = Field("https://download.pytorch.org/models", description="where torchvision's weights lie, or a mirror")
+    torchvision_url: str = Field(
+        "https://download.pytorch.org/models", description="where torchvision's weights lie, or a mirror"
+    )
 
     @field_validator("models", "devices", mode="before")
     @classmethod

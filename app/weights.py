@@ -60,7 +60,9 @@ def verify(card: Card, files: Files) -> None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != stated:
-            raise WeightsError(f"{card.name}: {path.name} has SHA-256 {found[:12]}…, its card says {stated[:12]}…; {_remedy(card)}")
+            raise WeightsError(
+                f"{card.name}: {path.name} has SHA-256 {found[:12]}…, its card says {stated[:12]}…; {_remedy(card)}"
+            )
 
 
 def reachable(settings: Settings, card: Card) -> bool:

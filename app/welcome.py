@@ -11,7 +11,7 @@ from app.settings import Settings
 _EXAMPLES = (
     ("image-classification", "curl -F file=@photo.jpg {url}/predict/image"),
     ("image-classification", "curl -F file=@photo.jpg {url}/embed/image"),
-    ("text-embedding", "curl --json '{{\"inputs\": \"a warm hearth\"}}' {url}/embed/text"),
+    ("text-embedding", 'curl --json \'{{"inputs": "a warm hearth"}}\' {url}/embed/text'),
     ("speech-recognition", "curl -F file=@recording.wav {url}/transcribe"),
 )
 _COLOURS = {"ready": "green", "failed": "red", "loading": "yellow"}

@@ -34,6 +34,7 @@ _PRELOAD = (
     "app.tasks.speech.program",
 )
 
+
 class Nursery:
     """Forks on request, reaps, and tells of both."""
 

@@ -64,9 +64,7 @@ class Worker:
         self._spec = spec
         self._card = Card.model_validate_json(spec.card)
         limits = self._card.limits
-        self._batcher = Batcher(
-            max_batch=limits.max_batch, max_cost=limits.max_cost, max_wait_s=limits.max_wait_ms / 1000
-        )
+        self._batcher = Batcher(max_batch=limits.max_batch, max_cost=limits.max_cost, max_wait_s=limits.max_wait_ms / 1000)
         self._held: dict[int, _Held] = {}
         self._stopping = False
         self._last_word = 0.0

@@ -153,7 +153,8 @@ class Client:
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
         for worker in quiet:
             if why := await self._probe.run(
-                worker, lambda worker=worker: self._try(known.card, codec, worker, now + within_s)  # type: ignore[misc]
+                worker,
+                lambda worker=worker: self._try(known.card, codec, worker, now + within_s),  # type: ignore[misc]
             ):
                 return why
         return ""
@@ -165,9 +166,7 @@ class Client:
         for sample in samples[:1]:
             await self._submit(card.name, sample, (), deadline, worker)
 
-    async def _submit(
-        self, model: str, sample: Sample, outputs: tuple[str, ...], deadline: float, worker: str | None
-    ) -> Answer:
+    async def _submit(self, model: str, sample: Sample, outputs: tuple[str, ...], deadline: float, worker: str | None) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         flight = self._flights.open(model, _Cargo(sample, outputs, deadline, future))
         try:
@@ -291,9 +290,7 @@ class Client:
             )
             for worker in entry.workers
         )
-        return Model(
-            card=known.card, state=entry.state, why=entry.why, default=entry.default, replicas=replicas, meta=entry.meta
-        )
+        return Model(card=known.card, state=entry.state, why=entry.why, default=entry.default, replicas=replicas, meta=entry.meta)
 
 
 def _not_ready(name: str, entry: Entry) -> Exception:

@@ -127,9 +127,7 @@ class Roster:
 
 
 def _entry(served: Served) -> Entry:
-    workers = tuple(
-        Worker(slot.worker, slot.pid, slot.device, slot.state, slot.restarts) for slot in served.slots
-    )
+    workers = tuple(Worker(slot.worker, slot.pid, slot.device, slot.state, slot.restarts) for slot in served.slots)
     return Entry(
         card=served.card.model_dump_json(),
         state=served.state,

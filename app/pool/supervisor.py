@@ -37,7 +37,13 @@ class Supervisor:
     """Runs until SIGTERM or SIGINT, then drains."""
 
     def __init__(
-        self, settings: Settings, environment: dict[str, str], roster: Roster, listening: socket.socket, folder: Path, fetch: Fetch
+        self,
+        settings: Settings,
+        environment: dict[str, str],
+        roster: Roster,
+        listening: socket.socket,
+        folder: Path,
+        fetch: Fetch,
     ) -> None:
         self._settings = settings
         self._roster = roster

@@ -60,7 +60,9 @@ def tune(
     module = load(card, start).requires_grad_(True) if start else build(card)
     if card.task == "image-classification":
         module = module.to(memory_format=torch.channels_last)
-    console.print(f"{card.name}: {sum(p.numel() for p in module.parameters()):,} parameters, {recipe.epochs} epochs, seed {recipe.seed}")
+    console.print(
+        f"{card.name}: {sum(p.numel() for p in module.parameters()):,} parameters, {recipe.epochs} epochs, seed {recipe.seed}"
+    )
     metrics: dict[str, float] = {}
     started = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -92,7 +94,7 @@ def publish(card: Card, module: torch.nn.Module, labels: object, metrics: Mappin
     if card.source.kind == "module" and out.resolve() != card.folder.resolve():
         _write(out / "model.py", (card.folder / "model.py").read_text())
     text = (card.folder / "card.toml").read_text()
-    text = re.sub(r'(?m)^(accuracy\s*=\s*).*$', lambda m: f'{m[1]}"{_words(metrics)} on the held-out part"', text)
+    text = re.sub(r"(?m)^(accuracy\s*=\s*).*$", lambda m: f'{m[1]}"{_words(metrics)} on the held-out part"', text)
     text = re.sub(r',\s*sha256\s*=\s*"[0-9a-f]{64}"', "", text)
     text = re.sub(r"(?m)^(source\s*=\s*\{.*?)\s*\}\s*$", lambda m: f'{m[1]}, sha256 = "{digest}" }}', text)
     _write(out / "card.toml", text)

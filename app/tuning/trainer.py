@@ -61,7 +61,7 @@ def train(module: torch.nn.Module, dataset: Dataset, recipe: Recipe) -> Iterator
     Raises ModelFailed when the loss stops being a number.
     """
     torch.manual_seed(recipe.seed)
-    np.random.seed(recipe.seed)  # noqa: NPY002  transformers' SpecAugment draws from it
+    np.random.seed(recipe.seed)
     rng = torch.Generator().manual_seed(recipe.seed)
     optimizer = _optimizer(module, recipe)
     per_epoch = dataset.steps(recipe.batch_size)

@@ -143,7 +143,6 @@ def reply(body: dict[str, Any]) -> Response:
     return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
-
 def trouble(error: HearthError) -> dict[str, str]:
     """One input's error among the results of others."""
     return {"code": error.code, "detail": error.detail}

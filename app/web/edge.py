@@ -42,7 +42,11 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode()), *_timing(scope["state"]["timing"])]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", id.encode()),
+                    *_timing(scope["state"]["timing"]),
+                ]
             await send(message)
 
         families().in_flight.inc()

@@ -44,7 +44,11 @@ async def embed_text(request: Request) -> Response:
 
 
 @router.post(
-    "/embed/image", response_model=EmbedAnswer, openapi_extra=files_body(MEDIA_TYPES), responses=_ERRORS, summary="Pictures → vectors"
+    "/embed/image",
+    response_model=EmbedAnswer,
+    openapi_extra=files_body(MEDIA_TYPES),
+    responses=_ERRORS,
+    summary="Pictures → vectors",
 )
 async def embed_image(request: Request, query: Annotated[EmbedImageQuery, Query()]) -> Response:
     """One vector per picture, in order: what the model's last layer sees."""

@@ -22,7 +22,12 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """200 only after a real forward in each worker of each preloaded model, less than a second old."""
     verdicts = await request.app.state.kitchen.pool.proven(_PROOF_S)
-    answer = reply({"status": "not ready" if any(verdicts.values()) else "ready", "models": {n: why or "ready" for n, why in verdicts.items()}})
+    answer = reply(
+        {
+            "status": "not ready" if any(verdicts.values()) else "ready",
+            "models": {n: why or "ready" for n, why in verdicts.items()},
+        }
+    )
     answer.status_code = 503 if any(verdicts.values()) else 200
     return answer
 

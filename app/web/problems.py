@@ -39,7 +39,14 @@ MEDIA_TYPE = "application/problem+json"
 def problem(code: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
     """The answer for one error."""
     status, title = STATUS[code]
-    body = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, "request_id": request_id.get()}
+    body = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "request_id": request_id.get(),
+    }
     return Response(orjson.dumps(body | more), status, headers, MEDIA_TYPE)
 
 
@@ -57,7 +64,10 @@ async def on_error(_: Request, error: Exception) -> Response:
         return problem("invalid", _sentence(error), errors=[_plain(one) for one in error.errors()])
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_input")
-        detail = {"not_found": "nothing answers at this address; see /docs", "method_not_allowed": "use the method that /docs shows"}
+        detail = {
+            "not_found": "nothing answers at this address; see /docs",
+            "method_not_allowed": "use the method that /docs shows",
+        }
         return problem(code, detail.get(code, str(error.detail)), headers=dict(error.headers or {}))
     log.error("a mistake of ours", exc_info=error)
     return problem("internal", "the server made a mistake; report it with this request_id")

@@ -175,7 +175,7 @@ def files_body(media_types: tuple[str, ...]) -> dict[str, Any]:
     """OpenAPI's request body of a route that takes raw bytes or files."""
     raw = {"schema": {"type": "string", "format": "binary"}}
     part = {"type": "object", "required": ["file"], "properties": {"file": {"type": "array", "items": raw["schema"]}}}
-    content = {media: raw for media in (*media_types, "application/octet-stream")}
+    content = dict.fromkeys((*media_types, "application/octet-stream"), raw)
     return {"requestBody": {"required": True, "content": {**content, "multipart/form-data": {"schema": part}}}}
 
 

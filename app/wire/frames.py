@@ -52,9 +52,7 @@ def unpack(frames: Sequence[Frame]) -> tuple[Message, dict[str, np.ndarray]]:
         raise FrameError(f"header: {error}") from error
     if len(header.arrays) != len(frames) - 1:
         raise FrameError(f"{len(header.arrays)} arrays announced, {len(frames) - 1} frames came")
-    return header.message, {
-        spec.name: _read(spec, frame) for spec, frame in zip(header.arrays, frames[1:], strict=True)
-    }
+    return header.message, {spec.name: _read(spec, frame) for spec, frame in zip(header.arrays, frames[1:], strict=True)}
 
 
 def _read(spec: _Array, frame: Frame) -> np.ndarray:

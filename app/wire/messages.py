@@ -49,26 +49,26 @@ class Failed(Struct, tag="failed", frozen=True, array_like=True):
     detail: str
 
 
-class Hello(Struct, tag="hello", frozen=True):
+class Hello(Struct, tag="hello", frozen=True, array_like=True):
     """A child's first word. Its socket identity is its name."""
 
     role: Literal["worker", "frontend"]
     pid: int
 
 
-class Ready(Struct, tag="ready", frozen=True):
+class Ready(Struct, tag="ready", frozen=True, array_like=True):
     """A worker has loaded its model and run the card's sample."""
 
     meta: dict[str, Any]
 
 
-class LoadFailed(Struct, tag="load_failed", frozen=True):
+class LoadFailed(Struct, tag="load_failed", frozen=True, array_like=True):
     """A worker could not load its model; it exits after this."""
 
     why: str
 
 
-class Change(Struct, tag="change", frozen=True):
+class Change(Struct, tag="change", frozen=True, array_like=True):
     """A frontend asks to load or unload a model."""
 
     id: int
@@ -76,7 +76,7 @@ class Change(Struct, tag="change", frozen=True):
     verb: Literal["load", "unload"]
 
 
-class Worker(Struct, frozen=True):
+class Worker(Struct, frozen=True, array_like=True):
     """One worker process in the table. `name` is new for every process, so words from the dead are known as such."""
 
     name: str
@@ -86,7 +86,7 @@ class Worker(Struct, frozen=True):
     restarts: int
 
 
-class Entry(Struct, frozen=True):
+class Entry(Struct, frozen=True, array_like=True):
     """One model in the table."""
 
     card: str
@@ -100,7 +100,7 @@ class Entry(Struct, frozen=True):
     workers: tuple[Worker, ...]
 
 
-class Table(Struct, tag="table", frozen=True):
+class Table(Struct, tag="table", frozen=True, array_like=True):
     """The supervisor's whole knowledge: replaces what the frontend knew."""
 
     models: dict[str, Entry]
@@ -108,14 +108,14 @@ class Table(Struct, tag="table", frozen=True):
     """How many frontends share each model's queue."""
 
 
-class Died(Struct, tag="died", frozen=True):
+class Died(Struct, tag="died", frozen=True, array_like=True):
     """A worker is gone. `running` are the samples of its last batch, if it died in one: the suspects."""
 
     worker: str
     running: tuple[int, ...]
 
 
-class Changed(Struct, tag="changed", frozen=True):
+class Changed(Struct, tag="changed", frozen=True, array_like=True):
     """The answer to `Change`: an empty code, or why not."""
 
     id: int
@@ -123,7 +123,7 @@ class Changed(Struct, tag="changed", frozen=True):
     detail: str = ""
 
 
-class Stop(Struct, tag="stop", frozen=True):
+class Stop(Struct, tag="stop", frozen=True, array_like=True):
     """Finish what was accepted, then exit."""
 
 

@@ -1,4 +1,4 @@
-"""README's error table (`| code | status | … |`), the errors of `app.errors` and the statuses of `web/problems.py` say the same."""
+"""README's error table (`| code | status | … |`), `app.errors` and the statuses of `web/problems.py` say the same."""
 
 from __future__ import annotations
 

@@ -57,7 +57,10 @@ class Two(BaseModel):
     [
         ("", ["README has no HEARTH_MODELS", "README has no HEARTH_PORT"]),
         ("| `HEARTH_PORT` | `8001` | |\n| `HEARTH_MODELS` | – | |", ["HEARTH_PORT: README says '8001', the code '8000'"]),
-        ("| `HEARTH_PORT` | `8000` | |\n| `HEARTH_MODELS` | – | |\n| `HEARTH_X` | 1 | |", ["README has HEARTH_X, which is no setting"]),
+        (
+            "| `HEARTH_PORT` | `8000` | |\n| `HEARTH_MODELS` | – | |\n| `HEARTH_X` | 1 | |",
+            ["README has HEARTH_X, which is no setting"],
+        ),
     ],
 )
 def test_the_rule_sees_a_difference(table: str, said: list[str]) -> None:

@@ -11,6 +11,7 @@ FLOORS = {
     "app.__main__": 9,
     "app.cli": 8,
     "app.main": 7,
+    "app.welcome": 7,  # what `hearth serve` prints once it stands
     "app.web": 6,
     "app.pool": 5,
     "app.tuning": 5,
@@ -48,7 +49,8 @@ def offences(all_sources: tuple[Source, ...]) -> list[str]:
             beside = up == 0 and is_file(source.module) and is_file(target)
             if up >= 0 and not beside:
                 way = "up" if up else "sideways"
-                found.append(f"{source.path}:{one.line}: floor {FLOORS[here]} imports {way} {target} (floor {FLOORS[home(target)]})")
+                floors = f"floor {FLOORS[here]} imports {way} {target} (floor {FLOORS[home(target)]})"
+                found.append(f"{source.path}:{one.line}: {floors}")
     return found
 
 

@@ -46,7 +46,8 @@ def pins(lock: str) -> list[Pin]:
         specifiers = [str(one) for one in requirement.specifier]
         assert len(specifiers) == 1, f"not pinned to one version: {line[:80]}"
         assert specifiers[0].startswith("=="), f"not pinned to one version: {line[:80]}"
-        found.append(Pin(canonicalize_name(requirement.name), specifiers[0][2:], requirement.marker, line.count("--hash=sha256:")))
+        hashes = line.count("--hash=sha256:")
+        found.append(Pin(canonicalize_name(requirement.name), specifiers[0][2:], requirement.marker, hashes))
     return found
 
 
@@ -81,7 +82,7 @@ def test_the_lock_names_no_place() -> None:
 
 
 def places_named(lock: str) -> list[str]:
-    return [line for line in lock.splitlines() if re.search(r"://|\bfile:|^\s*-[a-z-]|^\s*--(?!hash=)| @ |(?<!\w)/", line)]
+    return [line for line in lock.splitlines() if re.search(r"://|\bfile:|^\s*-(?!-hash=)| @ |(?<!\w)/", line)]
 
 
 def test_every_pin_has_hashes_and_no_local_version() -> None:

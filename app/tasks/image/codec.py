@@ -138,5 +138,3 @@ def _crop(picture: Image.Image, side: int) -> Image.Image:
         width, height = picture.size
     top, left = round((height - side) / 2.0), round((width - side) / 2.0)
     return picture.crop((left, top, left + side, top + side))
-
-

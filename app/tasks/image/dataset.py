@@ -122,7 +122,7 @@ def _blur(pixels: Tensor, rng: torch.Generator) -> Tensor:
     if not chosen.any():
         return pixels
     sigma = float(_uniform(1, 0.3, 1.1, rng))
-    kernel = torch.exp(-torch.arange(-2, 3) ** 2 / (2 * sigma**2))
+    kernel = torch.exp(-(torch.arange(-2, 3) ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).repeat(pixels.shape[1], 1, 1, 1)
     channels = pixels.shape[1]
     soft = functional.pad(pixels[chosen], (2, 2, 2, 2), mode="reflect")

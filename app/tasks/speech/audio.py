@@ -11,7 +11,25 @@ from app.errors import BadInput, TooLarge, UnsupportedMedia
 
 MEDIA_TYPES = tuple(
     f"audio/{name}"
-    for name in ("wav", "x-wav", "wave", "vnd.wave", "flac", "x-flac", "mpeg", "mp3", "ogg", "opus", "mp4", "m4a", "x-m4a", "aac", "webm", "aiff", "x-aiff")
+    for name in (
+        "wav",
+        "x-wav",
+        "wave",
+        "vnd.wave",
+        "flac",
+        "x-flac",
+        "mpeg",
+        "mp3",
+        "ogg",
+        "opus",
+        "mp4",
+        "m4a",
+        "x-m4a",
+        "aac",
+        "webm",
+        "aiff",
+        "x-aiff",
+    )
 ) + ("video/webm", "video/mp4", "application/ogg")
 
 # Demuxers that read one file and nothing else: FFmpeg's playlist formats would open further files and addresses.
@@ -30,7 +48,9 @@ def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
     try:
         waveform = _decode(raw, rate, max_seconds)
     except av.FFmpegError as error:
-        raise BadInput(f"the recording is damaged or of no known format ({error.strerror}); send WAV, FLAC, MP3, OGG, M4A or WebM") from error
+        raise BadInput(
+            f"the recording is damaged or of no known format ({error.strerror}); send WAV, FLAC, MP3, OGG, M4A or WebM"
+        ) from error
     if not np.isfinite(waveform).all():
         raise BadInput("the recording has samples that are not finite numbers (NaN or infinity); export it again")
     if len(waveform) < _SHORTEST * rate // 16000:

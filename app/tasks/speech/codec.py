@@ -50,7 +50,10 @@ class SpeechCodec:
     def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, words: bool = False) -> dict[str, Any]:
         """`text`, `duration_s`, and with `words` each word's `start_s`, `end_s` and `score` (mean probability of its letters)."""
         kept = [
-            (output["token_ids"][window.drop_left : window.keep_until], output["token_scores"][window.drop_left : window.keep_until])
+            (
+                output["token_ids"][window.drop_left : window.keep_until],
+                output["token_scores"][window.drop_left : window.keep_until],
+            )
             for window, output in zip(decoded.info["windows"], outputs, strict=True)
         ]
         ids, scores = (np.concatenate(part) for part in zip(*kept, strict=True))
