@@ -1,7 +1,8 @@
 """Every unanswered sample of a frontend, and what a worker's death means for it. Pure: no sockets, no clock.
 
 The rule of DESIGN §3: a death blames the samples that were running, not those that waited. A sample blamed once is sent
-again; blamed twice, it runs alone; what kills a worker alone is poisoned. Samples that only waited are just sent again.
+again; blamed twice, it runs alone; what kills a worker alone, twice, is poisoned (twice, so that one kill from outside
+convicts no innocent neighbour of a poisoned sample). Samples that only waited are just sent again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+_SUSPECT = 2  # deaths it was running in, after which nothing may share its batch
+_CONVICTED = 3  # one of them alone: the next one is proof
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,7 +30,7 @@ class Flight(Generic[T]):
     @property
     def alone(self) -> bool:
         """Nothing else may share its batch."""
-        return self.blamed >= 2
+        return self.blamed >= _SUSPECT
 
 
 @dataclass(slots=True)
@@ -65,7 +69,7 @@ class Flights(Generic[T]):
             flight.worker = None
             if flight.id not in running:
                 again.append(flight)
-            elif flight.alone:
+            elif flight.blamed >= _CONVICTED:
                 poisoned.append(flight)
                 del self._open[flight.id]
             else:

@@ -48,7 +48,7 @@ def unpack(frames: Sequence[Frame]) -> tuple[Message, dict[str, np.ndarray]]:
         raise FrameError("no frames")
     try:
         header = _decoder.decode(frames[0])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # msgspec lets the second through for bad UTF-8 in names
         raise FrameError(f"header: {error}") from error
     if len(header.arrays) != len(frames) - 1:
         raise FrameError(f"{len(header.arrays)} arrays announced, {len(frames) - 1} frames came")

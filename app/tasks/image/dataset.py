@@ -9,6 +9,7 @@ import gzip
 import io
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,21 @@ Part = tuple[Tensor, Tensor]
 class ImageDataset:
     """Training and held-out pictures of one size, normalised as the card's `input` says."""
 
-    def __init__(self, train: Part, held_out: Part, labels: Sequence[str], card: Card, *, augment: bool) -> None:
+    def __init__(
+        self,
+        train: Part,
+        held_out: Part,
+        labels: Sequence[str],
+        card: Card,
+        *,
+        augment: bool,
+        sides: Sequence[int] = (),
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """`sides`: height and width of the pictures in epoch 1, 2, …; in the epochs after those, as they were read."""
         self.labels = labels
+        self._sides = iter(sides)
+        self._label_smoothing = label_smoothing
         self._train = train
         self._held_out = held_out
         self._augment = augment
@@ -37,14 +51,15 @@ class ImageDataset:
         self._std = torch.tensor(card.input["std"]).view(1, -1, 1, 1)
 
     @classmethod
-    def open(cls, path: Path, card: Card) -> ImageDataset:
+    def open(cls, path: Path, card: Card, *, sides: Sequence[int] = (), label_smoothing: float = 0.0) -> ImageDataset:
         """Read `path`: a folder with train.npz and test.npz (CIFAR layout), four idx files (MNIST), or train/ and val/ folders.
 
         Raises BadInput naming the file and what is wrong with it.
         """
+        augmented = partial(cls, card=card, augment=True, sides=sides, label_smoothing=label_smoothing)
         if (path / "train.npz").exists():
             train, labels = _read_npz(path / "train.npz")
-            return cls(train, _read_npz(path / "test.npz")[0], labels, card, augment=True)
+            return augmented(train, _read_npz(path / "test.npz")[0], labels)
         if (path / "train-images-idx3-ubyte.gz").exists():
             digits = [str(digit) for digit in range(10)]
             return cls(_read_idx(path, "train"), _read_idx(path, "t10k"), digits, card, augment=False)
@@ -52,7 +67,7 @@ class ImageDataset:
             size = int(card.input["crop"])
             labels = sorted(folder.name for folder in (path / "train").iterdir() if folder.is_dir())
             train, held_out = (_read_folders(path / part, labels, size) for part in ("train", "val"))
-            return cls(train, held_out, labels, card, augment=True)
+            return augmented(train, held_out, labels)
         raise BadInput(f"{path} holds no train.npz, no train-images-idx3-ubyte.gz and no folder train/; give one of these")
 
     def steps(self, batch_size: int) -> int:
@@ -62,16 +77,18 @@ class ImageDataset:
     def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[Batch]:
         """Shuffled, augmented, normalised: `pixels` float32 [B, C, H, W] channels-last, `target` int64 [B]."""
         pixels, labels = self._train
+        side = next(self._sides, pixels.shape[-1])
         order = torch.randperm(len(labels), generator=rng)
         for index in order[: self.steps(batch_size) * batch_size].view(-1, batch_size):
             batch = pixels[index].float() / 255
             if self._augment:
-                batch = augment(batch, rng)
+                batch = augment(batch, side, rng)
             yield {"pixels": self._normalise(batch), "target": labels[index]}
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy."""
-        return functional.cross_entropy(module(batch["pixels"]).float(), batch["target"])
+        logits = module(batch["pixels"]).float()
+        return functional.cross_entropy(logits, batch["target"], label_smoothing=self._label_smoothing)
 
     def score(self, module: torch.nn.Module) -> dict[str, float]:
         """Top-1 accuracy on the held-out pictures."""
@@ -86,39 +103,36 @@ class ImageDataset:
         return ((pixels - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
 
 
-def augment(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """Flip, zoom, shift, stretch, turn, blur, recolour and cover pictures [B, C, H, W] in 0 … 1, each in its own way."""
-    pixels = _warp(pixels, rng)
-    pixels = _blur(pixels, rng)
-    pixels = _recolour(pixels, rng)
-    return _cover(pixels, rng)
+def augment(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """Flip, zoom, shift, stretch, turn, blur and recolour pictures [B, C, H, W] in 0 … 1, each its own way → [B, C, side, side]."""
+    return _recolour(_warp(_blur(pixels, rng), side, rng), rng)
 
 
 def _uniform(shape: int, low: float, high: float, rng: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=rng) * (high - low) + low
 
 
-def _warp(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """Half of the batch: flip and shift by whole pixels, which keeps it sharp. The other half: any affine map."""
-    count, _, height, _ = pixels.shape
-    free = torch.rand(count, generator=rng) < 0.5
-    angle = _uniform(count, -0.2, 0.2, rng) * free
-    zoom = torch.where(free, _uniform(count, 0.65, 1.2, rng), torch.ones(count))
-    stretch = torch.where(free, torch.exp(_uniform(count, -0.25, 0.25, rng)), torch.ones(count))
+def _warp(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """Most of the batch: flip and shift by whole pixels, which keeps it sharp. The rest: any affine map, mostly outwards."""
+    count, channels, height, _ = pixels.shape
+    free = torch.rand(count, generator=rng) < 0.35
+    angle = _uniform(count, -0.15, 0.15, rng) * free
+    zoom = torch.where(free, _uniform(count, 0.75, 1.25, rng), 1.0)
+    stretch = torch.where(free, torch.exp(_uniform(count, -0.25, 0.25, rng)), 1.0)
     flip = torch.where(torch.rand(count, generator=rng) < 0.5, -1.0, 1.0)
-    shift = torch.randint(-4, 5, (2, count), generator=rng) * (2 / height)
+    shift = torch.randint(-3, 4, (2, count), generator=rng) * (2 / height)
     sine, cosine = angle.sin(), angle.cos()
     rows = [
         torch.stack([flip * zoom * stretch * cosine, -zoom * sine, shift[0]], 1),
         torch.stack([flip * zoom * sine, zoom / stretch * cosine, shift[1]], 1),
     ]
-    grid = functional.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
+    grid = functional.affine_grid(torch.stack(rows, 1), [count, channels, side, side], align_corners=False)
     return functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
 
 
 def _blur(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """A third of the batch: Gaussian, sigma up to 1.1 pixels. Photographs squeezed to this size are softer than the set's."""
-    chosen = torch.rand(len(pixels), generator=rng) < 0.33
+    """A quarter of the batch: Gaussian, sigma up to 1.1 pixels. Photographs squeezed to this size are softer than the set's."""
+    chosen = torch.rand(len(pixels), generator=rng) < 0.25
     if not chosen.any():
         return pixels
     sigma = float(_uniform(1, 0.3, 1.1, rng))
@@ -133,27 +147,15 @@ def _blur(pixels: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _recolour(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """Brightness, contrast, saturation within a quarter; one picture in twelve turns gray."""
+    """Brightness, contrast, saturation within a fifth; one picture in twenty turns gray."""
     count = len(pixels)
     gray = pixels.mean(1, keepdim=True)
-    saturation = _uniform(count, 0.7, 1.3, rng) * (torch.rand(count, generator=rng) > 1 / 12)
+    saturation = _uniform(count, 0.8, 1.2, rng) * (torch.rand(count, generator=rng) > 1 / 20)
     pixels = gray + (pixels - gray) * saturation.view(-1, 1, 1, 1)
     middle = pixels.mean((1, 2, 3), keepdim=True)
-    contrast, brightness = _uniform(count, 0.75, 1.25, rng), _uniform(count, -0.12, 0.12, rng)
+    contrast, brightness = _uniform(count, 0.8, 1.2, rng), _uniform(count, -0.1, 0.1, rng)
     pixels = middle + (pixels - middle) * contrast.view(-1, 1, 1, 1) + brightness.view(-1, 1, 1, 1)
     return pixels.clamp(0, 1)
-
-
-def _cover(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """Half of the batch: a gray square of a quarter of the side (cutout, arXiv:1708.04552)."""
-    count, _, height, width = pixels.shape
-    side = height // 4
-    top = torch.randint(-side + 1, height, (count, 1, 1), generator=rng)
-    left = torch.randint(-side + 1, width, (count, 1, 1), generator=rng)
-    row, column = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
-    inside = (row >= top) & (row < top + side) & (column >= left) & (column < left + side)
-    inside &= (torch.rand(count, generator=rng) < 0.5).view(-1, 1, 1)
-    return pixels.masked_fill(inside.unsqueeze(1), 0.45)
 
 
 def _read_npz(path: Path) -> tuple[Part, list[str]]:

@@ -32,6 +32,7 @@ _WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT"
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav$")
 _MOST_DIGITS = 3
 _RATE = 16000
+_GRID = 8000  # lengths are multiples of half a second: oneDNN compiles its kernels anew for every length it has not seen
 
 
 class SpeechDataset:
@@ -115,7 +116,9 @@ class SpeechDataset:
             wave, text = self._train[random.integers(len(self._train))]
             parts += [_level(_speed(wave, random.uniform(0.75, 1.3)), random), _pause(random)]
             words.append(text)
-        return _room(np.concatenate(parts), random), " ".join(words)
+        wave = np.concatenate(parts)
+        wave = np.pad(wave, (0, -len(wave) % _GRID))
+        return _room(wave, random), " ".join(words)
 
     def _collate(self, clips: Sequence[Clip]) -> Batch:
         arrays = [self._codec._sample(wave).arrays for wave, _ in clips]

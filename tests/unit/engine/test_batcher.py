@@ -1,0 +1,121 @@
+"""The batching rule, as examples and as properties."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.engine.batcher import Batcher, Waiting
+
+
+def waiting(id: int, cost: float = 1.0, arrived: float = 0.0, deadline: float = 1e9, alone: bool = False) -> Waiting:
+    return Waiting(id, cost, arrived, deadline, alone)
+
+
+def ids(batch: list[Waiting]) -> set[int]:
+    return {sample.id for sample in batch}
+
+
+def test_an_idle_device_takes_what_waits_at_once():
+    batcher = Batcher(max_batch=8, max_cost=100)
+    batcher.add(waiting(1, arrived=5.0))
+    assert batcher.wait_s(5.0) == 0.0
+    assert ids(batcher.next_batch()) == {1}
+    assert batcher.wait_s(5.0) is None
+
+
+def test_a_lone_sample_waits_no_longer_than_the_card_allows():
+    batcher = Batcher(max_batch=2, max_cost=100, max_wait_s=0.5)
+    batcher.add(waiting(1, arrived=10.0))
+    assert batcher.wait_s(10.25) == 0.25
+    batcher.add(waiting(2, arrived=10.2))
+    assert batcher.wait_s(10.2) == 0.0
+
+
+def test_the_oldest_goes_with_its_nearest_in_cost():
+    batcher = Batcher(max_batch=3, max_cost=1000)
+    for id, cost in enumerate([10, 100, 11, 90, 12]):
+        batcher.add(waiting(id, cost))
+    assert ids(batcher.next_batch()) == {0, 2, 4}
+    assert ids(batcher.next_batch()) == {1, 3}
+
+
+def test_cost_counts_padding():
+    batcher = Batcher(max_batch=10, max_cost=100)
+    for id, cost in enumerate([10, 40, 30]):
+        batcher.add(waiting(id, cost))
+    assert ids(batcher.next_batch()) == {0, 2}  # 2 x 30; with the third it would be 3 x 40 = 120
+
+
+def test_age_beats_fit():
+    batcher = Batcher(max_batch=2, max_cost=1000)
+    batcher.add(waiting(0, 500))
+    for id in range(1, 9):
+        batcher.add(waiting(id, 1))
+    assert 0 in ids(batcher.next_batch())
+
+
+def test_a_suspect_runs_alone():
+    batcher = Batcher(max_batch=8, max_cost=100)
+    batcher.add(waiting(1))
+    batcher.add(waiting(2, alone=True))
+    batcher.add(waiting(3))
+    assert ids(batcher.next_batch()) == {1, 3}
+    assert ids(batcher.next_batch()) == {2}
+
+
+def test_a_sample_dearer_than_any_batch_is_refused():
+    assert not Batcher(max_batch=8, max_cost=10).add(waiting(1, cost=10.5))
+
+
+commands = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.floats(0.1, 60), st.floats(0.01, 30), st.booleans()),
+        st.tuples(st.just("run")),
+        st.tuples(st.just("cancel"), st.integers(0, 60)),
+        st.tuples(st.just("expire")),
+    ),
+    max_size=80,
+)
+
+
+@given(commands, st.integers(1, 9), st.floats(1, 200))
+def test_every_accepted_sample_comes_out_exactly_once(script, max_batch, max_cost):
+    batcher = Batcher(max_batch=max_batch, max_cost=max_cost)
+    accepted: dict[int, Waiting] = {}
+    out: list[int] = []
+    now = 0.0
+
+    def run() -> None:
+        oldest = min((s for s in accepted.values() if s.id not in out), key=lambda s: s.arrived, default=None)
+        batch = batcher.next_batch()
+        assert bool(batch) == (oldest is not None)
+        if batch:
+            assert oldest.id in ids(batch), "age beats fit"
+            assert len(batch) <= max_batch
+            assert len(batch) * max(s.cost for s in batch) <= max_cost * (1 + 1e-9)
+            assert len(batch) == 1 or not any(s.alone for s in batch)
+        out.extend(s.id for s in batch)
+
+    for step, (verb, *words) in enumerate(script):
+        now += 0.1
+        if verb == "add":
+            cost, life, alone = words
+            sample = waiting(step, cost, arrived=now, deadline=now + life, alone=alone)
+            assert batcher.add(sample) == (cost <= max_cost)
+            if cost <= max_cost:
+                accepted[step] = sample
+        elif verb == "run":
+            run()
+        elif verb == "cancel" and words[0] in accepted:
+            assert batcher.cancel(words[0]) == (words[0] not in out)
+            if words[0] not in out:
+                out.append(words[0])
+        elif verb == "expire":
+            late = batcher.expire(now)
+            assert all(s.deadline <= now for s in late)
+            out.extend(s.id for s in late)
+            assert all(s.deadline > now for s in accepted.values() if s.id not in out)
+    while len(batcher):
+        run()
+    assert sorted(out) == sorted(accepted)

@@ -1,0 +1,121 @@
+"""What a worker's death means for the samples it had, alone and with the batcher under random scripts."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.engine.batcher import Batcher, Waiting
+from app.pool.flights import Flights
+
+
+def test_samples_that_only_waited_are_not_blamed():
+    flights: Flights[str] = Flights()
+    runs, waits = flights.open("m", "a"), flights.open("m", "b")
+    runs.worker = waits.worker = "w1"
+    again, poisoned = flights.died("w1", {runs.id})
+    assert [flight.blamed for flight in again] == [1, 0]
+    assert not poisoned
+
+
+def test_two_deaths_isolate_and_two_deaths_alone_convict():
+    flights: Flights[str] = Flights()
+    flight = flights.open("m", "a")
+    for alone in (False, False, True):
+        flight.worker = "w"
+        assert flight.alone is alone
+        assert flights.died("w", {flight.id}) == ([flight], [])
+    flight.worker = "w"
+    assert flights.died("w", {flight.id}) == ([], [flight])
+    assert flights.close(flight.id) is None
+
+
+def test_only_the_dead_workers_flights_move():
+    flights: Flights[str] = Flights()
+    here, there = flights.open("m", "a"), flights.open("m", "b")
+    here.worker, there.worker = "w1", "w2"
+    again, _ = flights.died("w1", set())
+    assert again == [here]
+    assert there.worker == "w2"
+
+
+def test_an_answer_counts_once():
+    flights: Flights[str] = Flights(first_id=10)
+    flight = flights.open("m", "a")
+    assert flight.id == 11
+    assert flights.close(11) is flight
+    assert flights.close(11) is None
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.tuples(st.floats(1, 20), st.sampled_from(["good", "good", "good", "good", "poison"])), min_size=1, max_size=30),
+    st.lists(st.sampled_from(["run", "run", "kill", "cancel"]), max_size=60),
+    st.integers(1, 8),
+    st.randoms(use_true_random=False),
+)
+def test_every_caller_gets_its_own_answer(cargo, script, max_batch, random):
+    """Frontends, one worker and its replacements: sizes, mixes, cancels, poison and kills at any moment.
+
+    The answer of a sample is its own id: a swapped, lost or doubled answer shows.
+    """
+    flights: Flights[str] = Flights()
+    answers: dict[int, str] = {}
+    cancelled: set[int] = set()
+    batcher = Batcher(max_batch=max_batch, max_cost=40)
+    costs: dict[int, float] = {}
+    clock = 0.0
+
+    def send() -> None:
+        nonlocal clock
+        for flight in flights.aboard(None):
+            clock += 1
+            flight.worker = "w"
+            assert batcher.add(Waiting(flight.id, costs[flight.id], clock, 1e9, flight.alone))
+
+    def die(running: set[int]) -> None:
+        nonlocal batcher
+        batcher = Batcher(max_batch=max_batch, max_cost=40)
+        _, poisoned = flights.died("w", running)
+        for flight in poisoned:
+            assert flight.id not in answers
+            answers[flight.id] = "poisoned"
+        send()
+
+    def run() -> None:
+        batch = batcher.next_batch()
+        if any(kinds[sample.id] == "poison" for sample in batch):
+            die({sample.id for sample in batch})
+            return
+        for sample in batch:
+            if flights.close(sample.id):
+                assert sample.id not in answers
+                answers[sample.id] = f"answer {sample.id}"
+
+    kinds = {}
+    for cost, kind in cargo:
+        flight = flights.open("m", kind)
+        kinds[flight.id], costs[flight.id] = kind, cost
+    send()
+    kills = 0
+    for step in script:
+        if step == "run":
+            run()
+        elif step == "kill" and kills < 1:  # from outside, in the middle of a batch: once, so that no innocent is blamed thrice
+            kills += 1
+            die({sample.id for sample in batcher.next_batch()})
+        elif step == "cancel":
+            id = random.choice(list(kinds))
+            if flights.close(id):
+                batcher.cancel(id)
+                cancelled.add(id)
+    for _ in range(1000):
+        if not len(flights):
+            break
+        run()
+    assert len(flights) == 0, "nothing accepted is lost"
+    for id, kind in kinds.items():
+        if id in cancelled:
+            assert id not in answers
+        else:
+            assert answers[id] == ("poisoned" if kind == "poison" else f"answer {id}")

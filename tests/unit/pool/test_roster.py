@@ -1,0 +1,78 @@
+"""Which workers follow from which events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.card import Card
+from app.pool.placement import place
+from app.pool.roster import Roster, Served
+
+
+def card(replicas: int = 1) -> Card:
+    return Card(
+        name="m",
+        folder=Path("/nowhere"),
+        task="text-embedding",
+        source={"kind": "file"},
+        serving={"replicas": replicas},
+        about={"licence": "x"},
+    )
+
+
+@pytest.fixture
+def roster() -> Roster:
+    return Roster({"m": Served(card(), default=True, preload=True)}, ["cpu"])
+
+
+def test_a_wanted_model_loads_then_is_ready(roster: Roster):
+    (birth,) = roster.want("m", {})
+    assert roster.models["m"].state == "loading"
+    roster.forked(birth.name, 42)
+    assert roster.ready(birth.name, {"dimensions": 3})
+    entry = roster.table(1).models["m"]
+    assert (entry.state, entry.workers[0].pid, entry.meta) == ("ready", 42, {"dimensions": 3})
+
+
+def test_a_dead_worker_is_replaced_under_a_new_name(roster: Roster):
+    (birth,) = roster.want("m", {})
+    roster.ready(birth.name, {"a": 1})
+    again = roster.died(birth.name, "SIGKILL")
+    assert again is not None
+    assert again.name != birth.name
+    assert roster.models["m"].state == "loading"
+    assert roster.models["m"].meta, "what is known of the module stays: samples wait for the replacement"
+    assert not roster.ready(birth.name, {}), "words from the dead do not count"
+
+
+def test_a_ready_worker_may_die_any_number_of_times(roster: Roster):
+    (birth,) = roster.want("m", {})
+    for restarts in range(1, 20):
+        roster.ready(birth.name, {})
+        birth = roster.died(birth.name, "SIGKILL")
+        assert birth is not None
+        assert roster.models["m"].slots[0].restarts == restarts
+
+
+def test_three_deaths_while_loading_are_a_failure(roster: Roster):
+    (birth,) = roster.want("m", {})
+    for _ in range(2):
+        birth = roster.died(birth.name, "SIGSEGV")
+    assert roster.died(birth.name, "SIGSEGV") is None
+    assert roster.models["m"].state == "failed"
+    assert "3 times" in roster.models["m"].why
+
+
+def test_an_unwanted_worker_is_not_replaced(roster: Roster):
+    (birth,) = roster.want("m", {})
+    roster.ready(birth.name, {})
+    assert roster.unwant("m") == [birth.name]
+    assert roster.died(birth.name, "exit status 0") is None
+    assert roster.models["m"].state == "unloaded"
+
+
+def test_replicas_take_the_emptiest_devices():
+    assert place(3, ["cuda:0", "cuda:1"], ["cuda:0"]) == ["cuda:1", "cuda:0", "cuda:1"]
+    assert place(2, ["cpu"], ["cpu", "cuda:7"]) == ["cpu", "cpu"]
