@@ -22,7 +22,6 @@ Report = Callable[[str, int, int], None]
 
 _TRIES = 5
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-_CHUNK = 1 << 20
 
 
 class WeightsError(HearthError):
@@ -94,7 +93,7 @@ def _attempt(client: httpx.Client, url: str, part: Path, name: str, report: Repo
             have = have if answer.status_code == 206 else 0
             total = have + int(answer.headers.get("Content-Length", 0))
             with part.open("ab" if have else "wb") as file:
-                for chunk in answer.iter_bytes(_CHUNK):
+                for chunk in answer.iter_raw():
                     file.write(chunk)
                     have += len(chunk)
                     report(name, have, total)

@@ -40,6 +40,12 @@ class Decoded:
     info: dict[str, Any] = field(default_factory=dict)
 
 
+def unit(vector: np.ndarray) -> np.ndarray:
+    """The vector at length 1; zeros stay zeros."""
+    scaled: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-12)
+    return scaled
+
+
 class Codec(Protocol):
     """bytes ⇄ arrays, in the frontend. Built as `Codec(card, files, meta)`; thread-safe; raises `errors.HearthError` alone.
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from app.errors import Invalid
 from app.tasks import TASKS, resolve
 from app.tasks.base import Dataset, Files
 from app.tuning.trainer import Recipe, train
+
+_PARTS = ("model.py", "config.json", "vocab.json", "tokenizer.json", "tune.toml")
+"""What a tuned model needs of the one that it was made from, where it has it."""
 
 
 def read_recipe(card: Card, overrides: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
@@ -52,19 +55,30 @@ def tune(
 ) -> dict[str, float]:
     """Train the card's network on `data`, write the result into `out`, return the measured metrics.
 
-    `options`: for the dataset. `start`: files of the weights to start from; None: fresh ones. `out` gets the weights (stored in half precision),
-    `labels.txt`, and a copy of the card that tells the accuracy.
+    `options`: for the dataset. `start`: files of the weights to start from; None: fresh ones. `out` gets the weights (stored
+    in half precision), `labels.txt`, and a copy of the card that tells the accuracy.
+    Raises Invalid where the task has no training yet, BadInput naming the file that cannot be read.
     """
     torch.manual_seed(recipe.seed)
-    dataset: Dataset = resolve(TASKS[card.task].dataset or "")(data, card, **(options or {}))
+    path = TASKS[card.task].dataset
+    if path is None:
+        raise Invalid(f"{card.name}: models for {card.task} cannot be tuned yet")
+    dataset: Dataset = resolve(path)(data, card, **(options or {}))
     module = load(card, start).requires_grad_(True) if start else build(card)
     if card.task == "image-classification":
         module = module.to(memory_format=torch.channels_last)
-    console.print(
-        f"{card.name}: {sum(p.numel() for p in module.parameters()):,} parameters, {recipe.epochs} epochs, seed {recipe.seed}"
-    )
-    metrics: dict[str, float] = {}
+    size = sum(parameter.numel() for parameter in module.parameters())
+    console.print(f"{card.name}: {size:,} parameters, {recipe.epochs} epochs, seed {recipe.seed}")
     started = time.monotonic()
+    metrics = _run(module, dataset, recipe, console)
+    publish(card, module, dataset.labels, metrics, out)
+    console.print(f"{card.name}: {_words(metrics)} on the held-out part, {time.monotonic() - started:.0f} s → {out}")
+    return metrics
+
+
+def _run(module: torch.nn.Module, dataset: Dataset, recipe: Recipe, console: Console) -> dict[str, float]:
+    """Train with a bar; one line for each measurement. The last measurement."""
+    metrics: dict[str, float] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, refresh_per_second=2) as bar:
         row = bar.add_task("training", total=None)
@@ -72,32 +86,35 @@ def tune(
             bar.update(row, total=progress.steps, completed=progress.step, description=f"loss {progress.loss:.3f}")
             if progress.metrics:
                 metrics = progress.metrics
-                spent = time.monotonic() - started
-                bar.console.print(f"epoch {progress.epoch:3d}  loss {progress.loss:.3f}  {_words(metrics)}  {spent:.0f} s")
-    publish(card, module, dataset.labels, metrics, out)
-    console.print(f"{card.name}: {_words(metrics)} on the held-out part, {time.monotonic() - started:.0f} s → {out}")
+                bar.console.print(f"epoch {progress.epoch:3d}  loss {progress.loss:.3f}  {_words(metrics)}")
     return metrics
 
 
-def publish(card: Card, module: torch.nn.Module, labels: object, metrics: Mapping[str, float], out: Path) -> None:
+def publish(card: Card, module: torch.nn.Module, labels: Sequence[str], metrics: Mapping[str, float], out: Path) -> None:
     """Write weights, labels and card into `out`, each beside and renamed, the card last."""
     out.mkdir(parents=True, exist_ok=True)
-    state = {key: _stored(value) for key, value in module.state_dict().items()}
-    weights = "model.safetensors" if card.source.kind == "file" else "weights.safetensors"
-    beside = out / f".{weights}.part"
-    save_file(state, beside, metadata={"format": "pt"})
+    name = card.source.weights if card.source.kind == "module" else "model.safetensors"
+    beside = out / f".{name}.part"
+    save_file({key: _stored(value) for key, value in module.state_dict().items()}, beside, metadata={"format": "pt"})
     digest = hashlib.sha256(beside.read_bytes()).hexdigest()
     beside.chmod(0o644)  # safetensors makes it private; a server under another user reads it too
-    beside.replace(out / weights)
-    if isinstance(labels, list | tuple) and labels:
+    beside.replace(out / name)
+    if labels:
         _write(out / "labels.txt", "\n".join(labels) + "\n")
-    if card.source.kind == "module" and out.resolve() != card.folder.resolve():
-        _write(out / "model.py", (card.folder / "model.py").read_text())
-    text = (card.folder / "card.toml").read_text()
-    text = re.sub(r"(?m)^(accuracy\s*=\s*).*$", lambda m: f'{m[1]}"{_words(metrics)} on the held-out part"', text)
-    text = re.sub(r',\s*sha256\s*=\s*"[0-9a-f]{64}"', "", text)
-    text = re.sub(r"(?m)^(source\s*=\s*\{.*?)\s*\}\s*$", lambda m: f'{m[1]}, sha256 = "{digest}" }}', text)
-    _write(out / "card.toml", text)
+    for part in _PARTS:
+        if (card.folder / part).exists() and out.resolve() != card.folder.resolve():
+            _write(out / part, (card.folder / part).read_text(encoding="utf-8"))
+    text = (card.folder / "card.toml").read_text(encoding="utf-8")
+    _write(out / "card.toml", told(text, f"{_words(metrics)} on the held-out part", digest))
+
+
+def told(card: str, accuracy: str, sha256: str) -> str:
+    """The text of a card with this accuracy and hash; every other line stays as it was written."""
+    card, found = re.subn(r"(?m)^(accuracy\s*=\s*).*$", lambda match: f'{match[1]}"{accuracy}"', card)
+    if not found:
+        card = re.sub(r"(?m)^\[about\][^\n]*$", lambda match: f'{match[0]}\naccuracy = "{accuracy}"', card)
+    card = re.sub(r',\s*sha256\s*=\s*"[0-9a-f]{64}"', "", card)
+    return re.sub(r"(?m)^(source\s*=\s*\{.*?)\s*\}\s*$", lambda match: f'{match[1]}, sha256 = "{sha256}" }}', card)
 
 
 def _stored(value: torch.Tensor) -> torch.Tensor:

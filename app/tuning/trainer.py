@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import ModelFailed
+from app.errors import Invalid, ModelFailed
 from app.tasks.base import Dataset
 
 
@@ -58,7 +58,7 @@ class Progress:
 def train(module: torch.nn.Module, dataset: Dataset, recipe: Recipe) -> Iterator[Progress]:
     """Train `module` in place and yield after every step. The same recipe, data and machine give the same weights.
 
-    Raises ModelFailed when the loss stops being a number.
+    Raises ModelFailed when the loss stops being a number, Invalid when the data does not fill one batch.
     """
     torch.manual_seed(recipe.seed)
     np.random.seed(recipe.seed)
@@ -66,6 +66,8 @@ def train(module: torch.nn.Module, dataset: Dataset, recipe: Recipe) -> Iterator
     optimizer = _optimizer(module, recipe)
     per_epoch = dataset.steps(recipe.batch_size)
     steps = per_epoch * recipe.epochs
+    if not steps:
+        raise Invalid(f"the data does not fill one batch of {recipe.batch_size}; lower batch_size or give more data")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, recipe.warmup))
     average = _Average(module, recipe.ema)
     started, step = time.monotonic(), 0
@@ -75,18 +77,18 @@ def train(module: torch.nn.Module, dataset: Dataset, recipe: Recipe) -> Iterator
         for batch in dataset.batches(recipe.batch_size, rng):
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
                 loss = dataset.loss(module, batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if recipe.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip_norm)
-            optimizer.step()
-            average.update()
-            rate = schedule.get_last_lr()[0]
-            schedule.step()
             step += 1
             value = loss.item()
             if not math.isfinite(value):
                 raise ModelFailed(f"the loss became {value} at step {step}; lower learning_rate, or set clip_norm = 1.0")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if recipe.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip_norm)
+            optimizer.step()
+            average.update()
+            rate = float(schedule.get_last_lr()[0])
+            schedule.step()
             last = step % per_epoch == 0
             metrics = _measure(average.module, dataset, epoch, recipe) if last else {}
             pace = (time.monotonic() - started) / step

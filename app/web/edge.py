@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 import uuid
@@ -86,7 +87,7 @@ class Edge:
         families().request.labels(endpoint).observe(seconds)
         if code := scope["state"].get("code"):
             families().errors.labels(endpoint, code).inc()
-        level = 20 if status >= 500 or scope["method"] != "GET" else 10
+        level = logging.DEBUG if scope["method"] == "GET" else logging.INFO  # probes and scrapes come every second
         log.log(level, "%s %s %d %.1f ms", scope["method"], scope["path"], status, seconds * 1000)
 
 

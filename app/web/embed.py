@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from app.errors import HearthError
+from app.errors import HearthError, Invalid
 from app.tasks.image.codec import MEDIA_TYPES
 from app.web.answer import Order, Served, reply, serve, trouble
 from app.web.read import read_files, read_json, too_many
@@ -27,7 +27,9 @@ async def embed_text(request: Request) -> Response:
     body = await read_json(request, EmbedText)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     limit = request.app.state.kitchen.settings.max_inputs
-    if not 1 <= len(texts) <= limit:
+    if not texts:
+        raise Invalid("inputs: the list is empty; send at least one text")
+    if len(texts) > limit:
         raise too_many(str(len(texts)), limit)
     order = Order(
         task="text-embedding",

@@ -36,7 +36,13 @@ STATUS: dict[str, tuple[int, str]] = {
 MEDIA_TYPE = "application/problem+json"
 
 
-def problem(code: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
+class Problem(Response):
+    """An error's answer, which remembers its code for the metrics."""
+
+    code: str
+
+
+def problem(code: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> Problem:
     """The answer for one error."""
     status, title = STATUS[code]
     body = {
@@ -47,17 +53,25 @@ def problem(code: str, detail: str, *, headers: dict[str, str] | None = None, **
         "detail": detail,
         "request_id": request_id.get(),
     }
-    return Response(orjson.dumps(body | more), status, headers, MEDIA_TYPE)
+    response = Problem(orjson.dumps(body | more), status, headers, MEDIA_TYPE)
+    response.code = code
+    return response
 
 
-def from_error(error: HearthError) -> Response:
+def from_error(error: HearthError) -> Problem:
     """The answer for an expected failure, with `Retry-After` where one is known."""
     headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if error.retry_after_s is not None else None
     return problem(error.code, error.detail, headers=headers)
 
 
-async def on_error(_: Request, error: Exception) -> Response:
+async def on_error(request: Request, error: Exception) -> Response:
     """FastAPI's handler for everything that can be raised."""
+    response = _respond(error)
+    request.state.code = response.code
+    return response
+
+
+def _respond(error: Exception) -> Problem:
     if isinstance(error, HearthError):
         return from_error(error)
     if isinstance(error, RequestValidationError):

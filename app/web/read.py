@@ -8,7 +8,7 @@ from typing import TypeVar
 import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 
 from app.errors import BadInput, Invalid, TooLarge, UnsupportedMedia
@@ -42,6 +42,13 @@ async def _read_parts(request: Request, max_inputs: int) -> list[tuple[str | Non
                 raise too_many(f"more than {max_inputs}", max_inputs) from error
             raise BadInput(f"the multipart body is damaged: {detail}") from error
         raise
+    try:
+        return await _files(form, max_inputs)
+    finally:
+        await form.close()
+
+
+async def _files(form: FormData, max_inputs: int) -> list[tuple[str | None, bytes]]:
     files: list[tuple[str | None, bytes]] = []
     for name, part in form.multi_items():
         if name != "file":

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from app.card import Card
 from app.errors import BadInput, ModelFailed, TooLarge, UnsupportedMedia
-from app.tasks.base import Decoded, Files, Output, Sample
+from app.tasks.base import Decoded, Files, Output, Sample, unit
 from app.tasks.image.input import ImageInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -49,11 +49,11 @@ class ImageCodec:
         pixels = np.asarray(prepared)
         return Decoded(samples=(Sample(arrays={"pixels": pixels.reshape(*pixels.shape[:2], -1)}, cost=1.0),))
 
-    def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, top_k: int = 5) -> dict[str, Any]:
-        """`scores` [C] → the `top_k` labels, best first; or `embedding` [D] as it is."""
+    def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, top_k: int = 5, normalize: bool = True) -> dict[str, Any]:
+        """`scores` [C] → the `top_k` labels, best first; or `embedding` [D], of length 1 if `normalize`."""
         output = outputs[0]
         if "embedding" in output:
-            return {"embedding": output["embedding"]}
+            return {"embedding": unit(output["embedding"]) if normalize else output["embedding"]}
         scores = output["scores"]
         if self._labels and len(self._labels) != len(scores):
             raise ModelFailed(f"the model gave {len(scores)} scores for {len(self._labels)} labels; mend its labels.txt")

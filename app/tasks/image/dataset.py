@@ -1,26 +1,27 @@
 """Pictures with labels, for the trainer: the CIFAR archives, MNIST's idx files, or a folder of class folders.
 
-Everything is decoded once into one uint8 tensor; augmentation works on whole batches.
+Everything is decoded once, by the codec that serves, into one uint8 tensor; augmentation works on whole batches.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
-import math
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from app.card import Card
-from app.errors import BadInput
+from app.errors import BadInput, HearthError
 from app.tasks.base import Batch
+from app.tasks.image.codec import ImageCodec
+from app.tasks.image.input import ImageInput
 
 Part = tuple[Tensor, Tensor]
 """pixels uint8 [N, C, H, W], labels int64 [N]."""
@@ -41,14 +42,15 @@ class ImageDataset:
         label_smoothing: float = 0.0,
     ) -> None:
         """`sides`: height and width of the pictures in epoch 1, 2, …; in the epochs after those, as they were read."""
+        wanted = ImageInput(**card.input)
         self.labels = labels
-        self._sides = iter(sides)
-        self._label_smoothing = label_smoothing
         self._train = train
         self._held_out = held_out
         self._augment = augment
-        self._mean = torch.tensor(card.input["mean"]).view(1, -1, 1, 1)
-        self._std = torch.tensor(card.input["std"]).view(1, -1, 1, 1)
+        self._sides = iter(sides)
+        self._label_smoothing = label_smoothing
+        self._mean = torch.tensor(wanted.mean).view(1, -1, 1, 1)
+        self._std = torch.tensor(wanted.std).view(1, -1, 1, 1)
 
     @classmethod
     def open(cls, path: Path, card: Card, *, sides: Sequence[int] = (), label_smoothing: float = 0.0) -> ImageDataset:
@@ -56,18 +58,17 @@ class ImageDataset:
 
         Raises BadInput naming the file and what is wrong with it.
         """
-        augmented = partial(cls, card=card, augment=True, sides=sides, label_smoothing=label_smoothing)
+        dataset = partial(cls, card=card, sides=sides, label_smoothing=label_smoothing)
         if (path / "train.npz").exists():
-            train, labels = _read_npz(path / "train.npz")
-            return augmented(train, _read_npz(path / "test.npz")[0], labels)
+            train, labels = _read_npz(path / "train.npz", card)
+            return dataset(train, _read_npz(path / "test.npz", card)[0], labels, augment=True)
         if (path / "train-images-idx3-ubyte.gz").exists():
             digits = [str(digit) for digit in range(10)]
-            return cls(_read_idx(path, "train"), _read_idx(path, "t10k"), digits, card, augment=False)
+            return dataset(_read_idx(path, "train"), _read_idx(path, "t10k"), digits, augment=False)
         if (path / "train").is_dir():
-            size = int(card.input["crop"])
             labels = sorted(folder.name for folder in (path / "train").iterdir() if folder.is_dir())
-            train, held_out = (_read_folders(path / part, labels, size) for part in ("train", "val"))
-            return augmented(train, held_out, labels)
+            train, held_out = (_read_folders(path / part, labels, card) for part in ("train", "val"))
+            return dataset(train, held_out, labels, augment=True)
         raise BadInput(f"{path} holds no train.npz, no train-images-idx3-ubyte.gz and no folder train/; give one of these")
 
     def steps(self, batch_size: int) -> int:
@@ -104,7 +105,7 @@ class ImageDataset:
 
 
 def augment(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
-    """Flip, zoom, shift, stretch, turn, blur and recolour pictures [B, C, H, W] in 0 … 1, each its own way → [B, C, side, side]."""
+    """Blur, flip, zoom, shift, stretch, turn and recolour pictures [B, C, H, W] in 0 … 1, each its own way, to this side."""
     return _recolour(_warp(_blur(pixels, rng), side, rng), rng)
 
 
@@ -158,20 +159,36 @@ def _recolour(pixels: Tensor, rng: torch.Generator) -> Tensor:
     return pixels.clamp(0, 1)
 
 
-def _read_npz(path: Path) -> tuple[Part, list[str]]:
-    with np.load(path, allow_pickle=False) as archive:
-        data, offsets, labels = archive["jpeg"], archive["offsets"], archive["labels"]
-        classes = [str(name) for name in archive["classes"]]
-    files = (data[start:end].tobytes() for start, end in zip(offsets, offsets[1:], strict=False))
-    pixels = np.stack([np.asarray(_open(raw, f"{path.name}, picture {i}")) for i, raw in enumerate(files)])
-    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))), classes
-
-
-def _open(raw: bytes, where: str) -> Image.Image:
+def _read_npz(path: Path, card: Card) -> tuple[Part, list[str]]:
+    """One archive: `jpeg` (all files one after another), `offsets` [N + 1], `labels` [N], `classes`."""
     try:
-        return Image.open(io.BytesIO(raw)).convert("RGB")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{where} cannot be read as a picture ({error}); replace or remove it") from error
+        with np.load(path, allow_pickle=False) as archive:
+            data, offsets, labels = archive["jpeg"], archive["offsets"], archive["labels"]
+            classes = [str(name) for name in archive["classes"]]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path} is no archive of jpeg, offsets, labels and classes ({error}); download it again") from error
+    files = (data[start:end].tobytes() for start, end in pairwise(offsets))
+    return _decode(((f"{path}, picture {i}", raw) for i, raw in enumerate(files)), labels.tolist(), card), classes
+
+
+def _read_folders(folder: Path, labels: Sequence[str], card: Card) -> Part:
+    """A folder of class folders."""
+    paths = [(path, target) for target, label in enumerate(labels) for path in sorted((folder / label).glob("[!.]*"))]
+    if not paths:
+        raise BadInput(f"{folder} holds no pictures; put them into one folder per class")
+    return _decode(((str(path), path.read_bytes()) for path, _ in paths), [target for _, target in paths], card)
+
+
+def _decode(pictures: Iterable[tuple[str, bytes]], targets: Sequence[int], card: Card) -> Part:
+    """Name and bytes of each picture → pixels, prepared exactly as in service."""
+    codec = ImageCodec(card, {}, {})
+    pixels = []
+    for name, raw in pictures:
+        try:
+            pixels.append(codec.decode(raw).samples[0].arrays["pixels"])
+        except HearthError as error:
+            raise BadInput(f"{name}: {error.detail}, or take it out of the training data") from error
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(targets)
 
 
 def _read_idx(folder: Path, part: str) -> Part:
@@ -187,21 +204,4 @@ def _idx_bytes(path: Path, dimensions: int) -> np.ndarray:
         shape = np.frombuffer(raw, ">i4", count=dimensions, offset=4)
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (OSError, EOFError, ValueError) as error:
-        raise BadInput(f"{path.name} is not a gzipped idx file ({error}); download it again") from error
-
-
-def _read_folders(folder: Path, labels: Sequence[str], size: int) -> Part:
-    """Class folders of pictures, each squeezed so that its shorter side is `size` and cropped in the middle."""
-    pixels, targets = [], []
-    for target, label in enumerate(labels):
-        for path in sorted((folder / label).iterdir()):
-            picture = _open(path.read_bytes(), f"{folder.name}/{label}/{path.name}")
-            scale = size / min(picture.size)
-            width, height = (math.ceil(side * scale) for side in picture.size)
-            left, top = (width - size) // 2, (height - size) // 2
-            resized = picture.resize((width, height), Image.Resampling.BILINEAR)
-            pixels.append(np.asarray(resized.crop((left, top, left + size, top + size))))
-            targets.append(target)
-    if not pixels:
-        raise BadInput(f"{folder} holds no pictures; put them into one folder per class")
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(targets)
+        raise BadInput(f"{path} is no gzipped idx file ({error}); download it again") from error

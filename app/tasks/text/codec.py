@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from app.card import Card
 from app.errors import Invalid, TooLarge
-from app.tasks.base import Decoded, Files, Output, Sample
+from app.tasks.base import Decoded, Files, Output, Sample, unit
 from app.tasks.text.input import TextInput
 
 # A longer text cannot have few enough tokens unless its words are longer than any that people write; it is refused unread.
@@ -62,6 +62,4 @@ class TextCodec:
             if dimensions > len(vector):
                 raise Invalid(f"dimensions is {dimensions}; this model has {len(vector)}")
             vector = vector[:dimensions]
-        if normalize:
-            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-        return {"embedding": vector}
+        return {"embedding": unit(vector) if normalize else vector}

@@ -1,0 +1,178 @@
+"""Processes die and nobody notices: kills under load, poison, drains, orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.stack.conftest import Server, picture, wait_for
+
+MAGENTA, GREEN, BLUE = picture(255, 0, 255), picture(0, 255, 0), picture(0, 0, 255)
+
+
+@pytest.fixture(scope="module")
+def server(toys: Path) -> Iterator[Server]:
+    with Server(toys, HEARTH_MODELS="toy", HEARTH_FRONTENDS="2") as server:
+        yield server
+
+
+class Load:
+    """Clients that compare every answer with the right one, until told to stop."""
+
+    def __init__(self, server: Server, clients: int = 4) -> None:
+        self.wrong: list[str] = []
+        self.right = 0
+        self._stop = threading.Event()
+        pictures = [picture(n * 9, n * 5, n * 3) for n in range(20)]
+        answers = [server.predict(raw).json() for raw in pictures]
+        self._threads = [threading.Thread(target=self._run, args=(server.url, pictures, answers, n)) for n in range(clients)]
+
+    def _run(self, url: str, pictures: list[bytes], answers: list[object], offset: int) -> None:
+        with httpx.Client(base_url=url, timeout=30) as http:
+            turn = offset
+            while not self._stop.is_set():
+                turn += 1
+                which = turn % len(pictures)
+                try:
+                    answer = http.post("/predict/image", content=pictures[which], headers={"content-type": "image/png"})
+                except httpx.HTTPError as error:
+                    self.wrong.append(repr(error))
+                    continue
+                if answer.status_code == 200 and close(answer.json(), answers[which]):
+                    self.right += 1
+                else:
+                    self.wrong.append(answer.text)
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def close(one: dict, other: dict) -> bool:  # type: ignore[type-arg]
+    ours, theirs = (body["results"][0]["predictions"] for body in (one, other))
+    return [p["index"] for p in ours] == [p["index"] for p in theirs] and all(
+        abs(a["score"] - b["score"]) < 1e-5 for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def replaced(server: Server, old: int) -> Callable[[], bool]:
+    def check() -> bool:
+        workers = server.model("toy")["workers"]
+        return bool(workers) and workers[0]["state"] == "ready" and workers[0]["pid"] != old
+
+    return check
+
+
+def test_ten_killed_workers_cost_no_request(server: Server):
+    recoveries = []
+    with Load(server) as load:
+        for _ in range(10):
+            before, pid = load.right, server.worker()
+            wait_for(lambda before=before: load.right > before + 5)
+            killed = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            wait_for(replaced(server, pid))
+            at = load.right
+            wait_for(lambda at=at: load.right > at)
+            recoveries.append(time.monotonic() - killed)
+    assert not load.wrong
+    assert load.right > 60
+    assert server.model("toy")["workers"][0]["restarts"] >= 10
+    assert statistics.median(recoveries) < 10, recoveries  # a bound, not a benchmark: benchmarks/recovery.py measures
+
+
+def test_poison_gets_its_own_error_and_its_neighbours_get_answers(server: Server):
+    with Load(server) as load:
+        answer = server.predict(MAGENTA)
+        assert (answer.status_code, answer.json()["code"]) == (500, "poisoned"), answer.text
+    assert not load.wrong
+    assert server.predict(picture(1, 2, 3)).status_code == 200
+
+
+def test_a_model_that_raises_fails_that_input_alone(server: Server):
+    with Load(server) as load:
+        for _ in range(10):
+            answer = server.predict(BLUE)
+            assert (answer.status_code, answer.json()["code"]) == (500, "model_failed")
+            assert "ValueError" in answer.json()["detail"]
+    assert not load.wrong
+
+
+def test_a_killed_frontend_is_replaced(server: Server):
+    names = {name for name in server.children() if "http" in name}
+    victim = server.children()[sorted(names)[0]]
+    victim.kill()
+    wait_for(lambda: len({n for n in server.children() if "http" in n} - names) == 1)
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{server.url}/health/ready").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    for _ in range(8):  # new connections, so that both frontends are asked
+        wait_for(answers)
+
+
+def test_a_killed_nursery_takes_its_workers_along_and_all_come_back(server: Server):
+    pid = server.worker()
+    server.children()["hearth nursery"].kill()
+    with Load(server) as load:
+        wait_for(replaced(server, pid), 60)
+        wait_for(lambda: load.right > 5)
+    assert not load.wrong
+
+
+def test_a_wedged_worker_is_seen_as_not_ready_and_its_requests_keep_their_deadline(server: Server):
+    assert wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+    pid = server.worker()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: server.http.get("/health/ready").status_code == 503, 10)
+        answer = server.predict(picture(1, 1, 1), timeout_ms=200)
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: server.http.get("/health/ready").status_code == 200, 30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_exits_0(toys: Path, number: signal.Signals):
+    with Server(toys, HEARTH_MODELS="toy") as server:
+        answers: list[httpx.Response] = []
+        slow = [threading.Thread(target=lambda: answers.append(server.predict(GREEN))) for _ in range(3)]
+        for thread in slow:
+            thread.start()
+        wait_for(lambda: "hearth_requests_in_flight 4.0" in server.http.get("/metrics").text)
+        os.killpg(server.process.pid, number)  # as a terminal does
+        for thread in slow:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * 3
+        assert server.process.wait(20) == 0
+    assert "Traceback" not in server.log
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/health/live")
+
+
+def test_nothing_is_orphaned_when_the_supervisor_is_killed(toys: Path):
+    with Server(toys, HEARTH_MODELS="toy") as server:
+        children = list(server.children().values())
+        assert len(children) >= 3
+        server.process.kill()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive

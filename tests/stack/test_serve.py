@@ -1,0 +1,126 @@
+"""One server, all modalities: right answers, models that come and go, processes that are what they say."""
+
+from __future__ import annotations
+
+import io
+import wave as wave_module
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.stack.conftest import Server, picture, wait_for, wave
+
+
+def maps(process: psutil.Process) -> str:
+    return Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def test_supervisor_and_frontends_never_load_torch(server: Server):
+    children = server.children()
+    frontends = [child for name, child in children.items() if "http" in name]
+    assert frontends
+    for process in (*frontends, psutil.Process(server.process.pid)):
+        assert "libtorch" not in maps(process), process
+    assert "libtorch" in maps(children["hearth nursery"])
+
+
+def test_the_nursery_opens_no_cuda_device(server: Server):
+    nursery = server.children()["hearth nursery"]
+    opened = [str(link.readlink()) for link in Path(f"/proc/{nursery.pid}/fd").iterdir() if link.exists()]
+    assert not [path for path in opened if "nvidia" in path]
+    assert nursery.num_threads() == 1
+
+
+def test_all_four_endpoints_answer(server: Server):
+    body = server.predict(picture(200, 100, 50), top_k=3).json()
+    assert body["model"] == "toy"
+    scores = [p["score"] for p in body["results"][0]["predictions"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == 3
+    vector = server.http.post("/embed/image", content=picture(9, 9, 9)).json()["embeddings"][0]
+    assert len(vector) == 192
+    assert abs(np.linalg.norm(vector) - 1) < 1e-5
+    body = server.http.post("/embed/text", json={"inputs": ["a cat", "a kitten", "tax law"]}).json()
+    cat, kitten, tax = np.array(body["embeddings"])
+    assert cat @ kitten > 0.7 > 0.3 > cat @ tax
+    body = server.http.post("/transcribe?model=toy-speech&words=true", content=wave(1.0)).json()
+    assert body["results"][0]["duration_s"] == 1.0
+    assert " ".join(word["word"] for word in body["results"][0]["words"]) == " ".join(body["results"][0]["text"].split())
+
+
+def test_a_long_recording_is_cut_and_stitched(server: Server):
+    answer = server.http.post("/transcribe?model=toy-speech", content=wave(15.0))
+    assert answer.json()["results"][0]["duration_s"] == 15.0
+    assert server.http.get("/health/ready").status_code == 200
+
+
+def test_every_caller_gets_its_own_answer_whatever_runs_beside_it(server: Server):
+    texts = [f"{n} " + "word " * (n * 7 % 60) for n in range(60)]
+    alone = [server.http.post("/embed/text", json={"inputs": text}).json()["embeddings"][0] for text in texts]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda text: server.http.post("/embed/text", json={"inputs": text}).json()["embeddings"][0], texts))
+    assert np.abs(np.array(alone) - np.array(together)).max() < 1e-5
+    (batched,) = [server.http.post("/embed/text", json={"inputs": texts}).json()["embeddings"]]
+    assert np.abs(np.array(alone) - np.array(batched)).max() < 1e-5
+
+
+def test_unload_ends_the_process_and_load_brings_it_back(server: Server):
+    for _ in range(2):
+        loaded = server.http.post("/models/other/load").json()
+        assert loaded["state"] == "ready"
+        pid = loaded["workers"][0]["pid"]
+        assert psutil.Process(pid).name().startswith("hearth other")
+        assert server.predict(picture(1, 2, 3), model="other").status_code == 200
+        assert server.http.post("/models/other/unload").json()["state"] == "unloaded"
+        wait_for(lambda pid=pid: not psutil.pid_exists(pid))
+        answer = server.predict(picture(1, 2, 3), model="other")
+        assert (answer.status_code, answer.json()["code"]) == (503, "loading")
+        assert "POST /models/other/load" in answer.json()["detail"]
+
+
+def test_loading_twice_is_loading_once(server: Server):
+    with ThreadPoolExecutor(4) as pool:
+        states = list(pool.map(lambda _: server.http.post("/models/other/load").json(), range(4)))
+    assert {state["state"] for state in states} == {"ready"}
+    assert len({state["workers"][0]["pid"] for state in states}) == 1
+    server.http.post("/models/other/unload")
+
+
+def test_weights_that_do_not_fit_are_told(server: Server):
+    answer = server.http.post("/models/misfit/load")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert "does not fit" in answer.json()["detail"]
+    assert server.model("misfit")["state"] == "failed"
+    assert server.http.get("/health/ready").status_code == 200, "only preloaded models count"
+
+
+def test_a_model_of_another_task_is_refused_with_the_right_ones(server: Server):
+    answer = server.predict(picture(1, 2, 3), model="all-minilm-l6-v2")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert "toy" in answer.json()["detail"]
+
+
+def test_metrics_tell_of_all_processes(server: Server):
+    text = server.http.get("/metrics").text
+    for name in ("requests_total", "stage_seconds_bucket", "queue_depth", "queue_seconds_sum", "batch_size_count", "batch_cost_sum"):
+        assert f"hearth_{name}" in text
+    assert 'hearth_worker_memory_bytes{model="toy"' in text
+
+
+def test_the_welcome_names_models_and_examples(server: Server):
+    assert "/predict/image" in server.log
+    assert "/embed/text" in server.log
+    assert any("toy" in line and "ready" in line for line in server.said)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 96000])
+def test_any_rate_is_heard(server: Server, rate: int):
+    out = io.BytesIO()
+    with wave_module.open(out, "wb") as file:
+        file.setparams((2, 2, rate, 0, "NONE", ""))
+        file.writeframes((np.random.default_rng(0).normal(0, 3000, 2 * rate)).astype("<i2").tobytes())
+    body = server.http.post("/transcribe?model=toy-speech", content=out.getvalue()).json()
+    assert abs(body["results"][0]["duration_s"] - 1.0) < 0.01

@@ -1,0 +1,176 @@
+"""The training loop on a toy: two clouds of points, told apart by one linear layer; and what a run leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from app.card import Card
+from app.catalogue import read_card
+from app.errors import BadInput, Invalid, ModelFailed
+from app.tuning.command import publish, read_recipe, told, tune
+from app.tuning.trainer import Progress, Recipe, train
+
+CARD = """task    = "image-classification"   # kept
+source  = { kind = "module", entry = "Net" }
+input   = { resize = [28, 28], crop = 28, mean = [0.1], std = [0.3], color = "gray" }
+
+[about]
+licence = "Apache-2.0"
+accuracy = ""
+"""
+
+
+class Clouds:
+    """64 points, two classes; the held-out part is the training part."""
+
+    labels = ("left", "right")
+
+    def __init__(self) -> None:
+        rng = torch.Generator().manual_seed(7)
+        self.target = torch.arange(64) % 2
+        self.points = torch.randn(64, 4, generator=rng) + 2.0 * self.target.unsqueeze(1)
+
+    def steps(self, batch_size: int) -> int:
+        return 64 // batch_size
+
+    def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
+        for index in torch.randperm(64, generator=rng).split(batch_size):
+            yield {"x": self.points[index], "target": self.target[index]}
+
+    def loss(self, module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional.cross_entropy(module(batch["x"]), batch["target"])
+
+    def score(self, module: torch.nn.Module) -> dict[str, float]:
+        assert not module.training
+        return {"accuracy": (module(self.points).argmax(1) == self.target).float().mean().item()}
+
+
+class Broken(Clouds):
+    def loss(self, module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return super().loss(module, batch) * float("nan")
+
+
+def net() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+
+
+def run(recipe: Recipe) -> tuple[torch.nn.Module, list[Progress]]:
+    module = net()
+    return module, list(train(module, Clouds(), recipe))
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Card:
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    (folder / "card.toml").write_text(CARD)
+    (folder / "model.py").write_text('"""A net."""\n')
+    return read_card(folder)
+
+
+def test_the_loss_falls_and_the_points_are_told_apart() -> None:
+    module, told_of = run(Recipe(epochs=8, batch_size=16, learning_rate=0.1))
+    assert told_of[-1].loss < 0.5 * told_of[0].loss
+    assert told_of[-1].metrics["accuracy"] > 0.95
+    assert not module.training
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "ema": 0.9, "clip_norm": 1.0, "precision": "bf16"}])
+def test_the_same_seed_gives_the_same_weights(options: dict[str, object]) -> None:
+    recipe = Recipe(epochs=2, batch_size=16, **options)
+    (one, _), (two, _), (other, _) = run(recipe), run(recipe), run(recipe.model_copy(update={"seed": 1}))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert not torch.equal(one[0].weight, other[0].weight)
+
+
+def test_progress_counts_to_the_end_and_measures_when_asked() -> None:
+    _, told_of = run(Recipe(epochs=3, batch_size=16, evaluate_every=2, warmup=0.25, learning_rate=0.1))
+    assert [progress.step for progress in told_of] == list(range(1, 13))
+    assert {progress.steps for progress in told_of} == {12}
+    assert [progress.epoch for progress in told_of if progress.metrics] == [2, 3]
+    assert max(progress.learning_rate for progress in told_of) == pytest.approx(0.1)
+    assert told_of[0].learning_rate < told_of[2].learning_rate > told_of[-1].learning_rate
+    assert told_of[-1].seconds_left == 0
+    assert all(progress.samples_per_s > 0 for progress in told_of)
+
+
+def test_averaged_weights_are_kept_at_the_end() -> None:
+    plain, _ = run(Recipe(epochs=2, batch_size=16))
+    averaged, _ = run(Recipe(epochs=2, batch_size=16, ema=0.9))
+    assert not torch.equal(plain[0].weight, averaged[0].weight)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights() -> None:
+    module = net()
+    before = module[0].weight.clone()
+    with pytest.raises(ModelFailed, match="loss became nan at step 1; lower learning_rate"):
+        next(train(module, Broken(), Recipe(batch_size=16)))
+    assert torch.equal(module[0].weight, before)
+
+
+def test_too_little_data_for_one_batch_is_said() -> None:
+    with pytest.raises(Invalid, match="does not fill one batch of 65; lower batch_size"):
+        next(train(net(), Clouds(), Recipe(batch_size=65)))
+
+
+def test_a_misspelt_field_is_answered_with_the_known_ones(card: Card) -> None:
+    with pytest.raises(Invalid, match=r"epoch: .*known: epochs, batch_size"):
+        read_recipe(card, {"epoch": "3"})
+
+
+def test_overrides_stand_above_the_file_and_its_data_table_is_for_the_dataset(card: Card) -> None:
+    (card.folder / "tune.toml").write_text("epochs = 5\nseed = 4\n[data]\nsides = [8]\n")
+    recipe, options = read_recipe(card, {"epochs": "2"})
+    assert (recipe.epochs, recipe.seed, options) == (2, 4, {"sides": [8]})
+
+
+def test_a_result_is_whole_or_absent_and_its_card_tells_hash_and_accuracy(card: Card, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    publish(card, net(), ["left", "right"], {"accuracy": 0.98}, out)
+    weights = out / "weights.safetensors"
+    assert sorted(path.name for path in out.iterdir()) == ["card.toml", "labels.txt", "model.py", "weights.safetensors"]
+    assert weights.stat().st_mode & 0o777 == 0o644
+    assert load_file(weights)["0.weight"].dtype == torch.float16
+    assert (out / "labels.txt").read_text() == "left\nright\n"
+    written = read_card(out)
+    assert written.source.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert written.about.accuracy == "98.00 % accuracy on the held-out part"
+
+
+def test_a_full_disk_leaves_the_old_weights(card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    publish(card, net(), [], {"accuracy": 0.5}, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("app.tuning.command.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish(card, net(), [], {"accuracy": 0.9}, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_card_is_told_twice_and_keeps_its_other_lines() -> None:
+    once = told(CARD, "90 %", "a" * 64)
+    assert told(once, "90 %", "a" * 64) == once
+    assert "# kept" in once
+    assert 'entry = "Net", sha256 = "' + "a" * 64 in told(once, "91 %", "a" * 64)
+    assert 'accuracy = "91 %"' in told(CARD.replace('accuracy = ""\n', ""), "91 %", "a" * 64)
+
+
+def test_unreadable_data_names_the_folder_and_what_belongs_there(card: Card, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match=r"empty holds no train.npz.*give one of these"):
+        tune(card, tmp_path / "empty", tmp_path / "out", Recipe(), Console(file=io.StringIO()))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,109 @@
+"""A pool without processes: toy codecs, answers at once, and levers for what can go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.card import Card
+from app.errors import Conflict, HearthError, UnknownModel
+from app.pool.base import Answer, Model, Replica
+from app.settings import Settings
+from app.tasks.base import Decoded, Sample
+from app.web.server import make_app
+
+
+class ToyCodec:
+    """Every input is its length; `bad…` cannot be read."""
+
+    def decode(self, item: Any, **options: Any) -> Decoded:
+        if item[:3] in (b"bad", "bad"):
+            from app.errors import BadInput
+
+            raise BadInput("the picture is truncated; send the whole file")
+        samples = tuple(Sample(arrays={"x": np.array([len(item)])}, cost=1.0) for _ in range(2 if item[:4] == b"long" else 1))
+        return Decoded(samples=samples, info={"tokens": len(item)})
+
+    def interpret(self, decoded: Decoded, outputs: list[Any], **options: Any) -> dict[str, Any]:
+        value = float(outputs[0]["x"][0])
+        if "top_k" in options:
+            return {"predictions": [{"label": "len", "index": 0, "score": value}]}
+        if "words" in options:
+            return {"text": f"{len(outputs)} windows", "duration_s": value}
+        return {"embedding": np.array([value, 0.5], np.float32)}
+
+
+class ToyPool:
+    """`error` is raised by submit; `held` makes it wait for ever; `dropped` counts cancelled samples."""
+
+    def __init__(self) -> None:
+        self.error: HearthError | None = None
+        self.refusal: HearthError | None = None
+        self.held = False
+        self.dropped = 0
+        self.submitted = asyncio.Event()
+        self.verdicts = {"toy": ""}
+        self.state = "ready"
+
+    def _model(self, task: str = "image-classification") -> Model:
+        card = Card(name="toy", folder=Path("/x"), task=task, source={"kind": "file"}, about={"licence": "x"})
+        replica = Replica(worker="toy.1", pid=1, device="cpu", state="ready", memory_bytes=5, restarts=0)
+        return Model(card=card, state=self.state, default=True, replicas=(replica,), meta={"classes": 1})
+
+    def models(self) -> list[Model]:
+        return [self._model()]
+
+    def find(self, name: str | None, task: str) -> tuple[Model, ToyCodec]:
+        if name not in (None, "toy"):
+            raise UnknownModel(f"no model is called {name!r}; there are: toy")
+        return self._model(task), ToyCodec()
+
+    @contextmanager
+    def admit(self, model: str, inputs: int) -> Iterator[None]:
+        if self.refusal:
+            raise self.refusal
+        yield
+
+    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
+        self.submitted.set()
+        try:
+            while self.held:
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.dropped += 1
+            raise
+        if self.error:
+            raise self.error
+        return Answer(output=sample.arrays, queue_s=0.001, run_s=0.002, batch=1)
+
+    async def change(self, name: str, verb: str) -> Model:
+        if name != "toy":
+            raise Conflict("x")
+        self.state = "unloaded" if verb == "unload" else "ready"
+        return self._model()
+
+    async def proven(self, within_s: float) -> dict[str, str]:
+        return self.verdicts
+
+
+@pytest.fixture
+def pool() -> ToyPool:
+    return ToyPool()
+
+
+@pytest.fixture
+def app(pool: ToyPool) -> Any:
+    return make_app(pool, Settings(max_body_mb=0.25, max_inputs=4))
+
+
+@pytest.fixture
+async def client(app: Any) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://hearth") as client:
+        yield client

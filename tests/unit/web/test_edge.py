@@ -1,0 +1,109 @@
+"""Around the routes: ids, chunked bodies, clients that leave, health, models, metrics, documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def scope(path: str, headers: list[tuple[bytes, bytes]] | None = None) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "server": ("hearth", 80),
+        "client": ("127.0.0.1", 5),
+        "headers": headers or [(b"content-type", b"image/jpeg")],
+    }
+
+
+async def test_a_sane_request_id_is_taken_and_another_made(client):
+    assert (await client.get("/health/live", headers={"x-request-id": "abc-1"})).headers["x-request-id"] == "abc-1"
+    made = (await client.get("/health/live", headers={"x-request-id": "a b\tc"})).headers["x-request-id"]
+    assert len(made) == 32
+
+
+async def test_a_chunked_body_without_a_length_is_cut_off_at_the_limit(app):
+    taken = 0
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal taken
+        taken += 1
+        assert taken < 10, "it kept reading"
+        return {"type": "http.request", "body": b"x" * 100_000, "more_body": True}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope("/predict/image"), receive, send)
+    assert sent[0]["status"] == 413
+    assert json.loads(sent[1]["body"])["code"] == "too_large"
+    assert taken == 3
+
+
+async def test_a_client_that_leaves_takes_its_sample_along(app, pool):
+    pool.held = True
+    messages = [{"type": "http.request", "body": b"x", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await pool.submitted.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError("nobody listens")
+
+    task = asyncio.create_task(app(scope("/predict/image"), receive, send))
+    await asyncio.wait([task], timeout=5)
+    assert task.done()
+    assert pool.dropped == 1
+
+
+async def test_ready_is_what_the_pool_proved(client, pool):
+    assert (await client.get("/health/ready")).status_code == 200
+    pool.verdicts = {"toy": "toy.1: deadline: no answer", "other": ""}
+    answer = await client.get("/health/ready")
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "not ready", "models": {"toy": "toy.1: deadline: no answer", "other": "ready"}}
+
+
+async def test_models_are_listed_shown_loaded_and_unloaded(client):
+    (model,) = (await client.get("/models")).json()["models"]
+    assert (model["name"], model["state"], model["workers"][0]["pid"]) == ("toy", "ready", 1)
+    assert (await client.get("/models/toy")).json()["meta"] == {"classes": 1}
+    assert (await client.get("/models/none")).status_code == 404
+    assert (await client.post("/models/toy/unload")).json()["state"] == "unloaded"
+    assert (await client.post("/models/toy/load")).json()["state"] == "ready"
+
+
+async def test_metrics_are_prometheus_text(client):
+    await client.post("/predict/image", content=b"xyz", headers={"content-type": "image/jpeg"})
+    await client.post("/predict/image?model=evil-label", content=b"xyz", headers={"content-type": "image/jpeg"})
+    text = (await client.get("/metrics")).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    labels = [sample.labels for sample in families["hearth_requests"].samples]
+    assert {"endpoint": "/predict/image", "model": "toy", "status": "200"} in labels
+    assert "evil-label" not in text, "labels are bounded"
+    assert families["hearth_errors"].samples[0].labels["code"]
+    assert {"hearth_stage_seconds", "hearth_request_seconds", "hearth_worker_memory_bytes"} <= set(families)
+
+
+async def test_the_documentation_needs_no_network(client):
+    page = (await client.get("/docs")).text
+    assert "//cdn" not in page
+    for asset in ("swagger-ui-bundle.js", "swagger-ui.css"):
+        assert f"/docs/static/{asset}" in page
+        assert (await client.get(f"/docs/static/{asset}")).status_code == 200
+    schema = (await client.get("/openapi.json")).json()
+    assert "image/webp" in schema["paths"]["/predict/image"]["post"]["requestBody"]["content"]
+    assert "ProblemAnswer" in schema["components"]["schemas"]

@@ -1,0 +1,140 @@
+"""The inference endpoints over a toy pool: shapes, several inputs, and what each mistake gets."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.errors import ERRORS, TooBusy
+from app.web.problems import STATUS
+
+JPEG = {"content-type": "image/jpeg"}
+
+
+def told(answer: httpx.Response, status: int, code: str, *words: str) -> dict[str, Any]:
+    """Every error has the same shape."""
+    body = answer.json()
+    assert (answer.status_code, body.get("code")) == (status, code), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert body["status"] == status
+    assert body["title"] and body["detail"]
+    assert body["request_id"] == answer.headers["x-request-id"]
+    for word in words:
+        assert word in body["detail"], body["detail"]
+    return body
+
+
+async def test_a_raw_picture_is_answered(client):
+    answer = await client.post("/predict/image?top_k=1", content=b"12345", headers=JPEG)
+    assert answer.json() == {
+        "model": "toy",
+        "version": "1",
+        "results": [{"predictions": [{"label": "len", "index": 0, "score": 5.0}]}],
+    }
+    stages = [entry.split(";")[0] for entry in answer.headers["server-timing"].split(", ")]
+    assert stages == ["decode", "queue", "run", "interpret"]
+
+
+async def test_several_files_are_answered_in_order_and_by_name(client):
+    files = [("file", (f"{n}.jpg", b"x" * n)) for n in (3, 1, 2)]
+    results = (await client.post("/predict/image", files=files)).json()["results"]
+    assert [(r["file"], r["predictions"][0]["score"]) for r in results] == [("3.jpg", 3.0), ("1.jpg", 1.0), ("2.jpg", 2.0)]
+
+
+async def test_a_broken_file_among_others_gets_its_own_error(client):
+    files = [("file", ("a.jpg", b"xx")), ("file", ("b.jpg", b"bad"))]
+    answer = await client.post("/predict/image", files=files)
+    assert answer.status_code == 200
+    good, bad = answer.json()["results"]
+    assert good["predictions"]
+    assert bad == {"file": "b.jpg", "error": {"code": "bad_input", "detail": "the picture is truncated; send the whole file"}}
+
+
+async def test_a_broken_file_alone_is_the_callers_error(client):
+    told(await client.post("/predict/image", content=b"bad", headers=JPEG), 400, "bad_input", "truncated")
+
+
+async def test_texts_become_vectors(client):
+    body = (await client.post("/embed/text", json={"inputs": ["ab", "cde"]})).json()
+    assert body["embeddings"] == [[2.0, 0.5], [3.0, 0.5]]
+    assert body["usage"] == {"tokens": 5}
+    body = (await client.post("/embed/text", json={"inputs": "ab", "encoding": "base64"})).json()
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(body["embeddings"][0]), "<f4"), [2.0, 0.5])
+
+
+async def test_a_bad_text_among_others_leaves_a_hole_and_a_reason(client):
+    body = (await client.post("/embed/text", json={"inputs": ["ab", "bad"]})).json()
+    assert body["embeddings"] == [[2.0, 0.5], None]
+    assert body["errors"]["1"]["code"] == "bad_input"
+
+
+async def test_pictures_become_vectors(client):
+    body = (await client.post("/embed/image?encoding=base64", content=b"1234", headers=JPEG)).json()
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(body["embeddings"][0]), "<f4"), [4.0, 0.5])
+
+
+async def test_a_long_recording_is_one_result_of_several_windows(client):
+    body = (await client.post("/transcribe", content=b"long one", headers={"content-type": "audio/wav"})).json()
+    assert body["results"][0]["text"] == "2 windows"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "words"),
+    [
+        (("/predict/image?topk=3", {"content": b"x", "headers": JPEG}), 422, "invalid", ["topk"]),
+        (("/predict/image?top_k=0", {"content": b"x", "headers": JPEG}), 422, "invalid", ["top_k", "greater than or equal to 1"]),
+        (("/predict/image?timeout_ms=soon", {"content": b"x", "headers": JPEG}), 422, "invalid", ["timeout_ms"]),
+        (("/predict/image?model=none", {"content": b"x", "headers": JPEG}), 404, "unknown_model", ["none", "toy"]),
+        (("/predict/image", {"content": b"x", "headers": {"content-type": "text/plain"}}), 415, "unsupported_media", ["image/png"]),
+        (("/transcribe", {"content": b"x", "headers": JPEG}), 415, "unsupported_media", ["audio/wav"]),
+        (("/predict/image", {"content": b"x" * 300_000, "headers": JPEG}), 413, "too_large", ["0.25 MiB", "HEARTH_MAX_BODY_MB"]),
+        (("/predict/image", {"files": [("picture", ("a", b"x"))]}), 422, "invalid", ["'picture'", "'file'"]),
+        (("/predict/image", {"files": [("file", ("a", b"x"))] * 5}), 413, "too_large", ["limit is 4"]),
+        (("/predict/image", {"content": b"--x", "headers": {"content-type": "multipart/form-data; boundary=x"}}), 400, "bad_input", []),
+        (("/predict/image", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}), 400, "bad_input", ["multipart"]),
+        (("/embed/text", {"content": b"{"}), 400, "bad_input", ["JSON"]),
+        (("/embed/text", {"content": b""}), 400, "bad_input", ["empty"]),
+        (("/embed/text", {"content": b"[1]"}), 422, "invalid", ["body"]),
+        (("/embed/text", {"content": b'{"inputs": "\\ud800"}'}), 400, "bad_input", ["surrogate"]),
+        (("/embed/text", {"json": {"inputs": 3}}), 422, "invalid", ["inputs"]),
+        (("/embed/text", {"json": {"inputs": ["a", 3]}}), 422, "invalid", ["inputs"]),
+        (("/embed/text", {"json": {"input": "a"}}), 422, "invalid", ["input", "inputs"]),
+        (("/embed/text", {"json": {"inputs": "a", "truncate": 1}}), 422, "invalid", ["truncate"]),
+        (("/embed/text", {"json": {"inputs": ["a"] * 5}}), 413, "too_large", ["5 inputs", "limit is 4"]),
+        (("/embed/text", {"json": {"inputs": []}}), 422, "invalid", ["inputs"]),
+        (("/embed/text", {"content": b"a", "headers": {"content-type": "text/csv"}}), 415, "unsupported_media", ["application/json"]),
+        (("/nowhere", {}), 404, "not_found", ["/docs"]),
+    ],
+)
+async def test_a_mistake_is_named_with_limit_and_remedy(client, request_, status, code, words):
+    path, options = request_
+    told(await client.post(path, **options), status, code, *words)
+
+
+async def test_the_wrong_method_is_told(client):
+    answer = await client.get("/predict/image")
+    told(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("code", sorted(ERRORS))
+async def test_every_failure_has_its_status(client, pool, code):
+    pool.error = ERRORS[code]("the detail")
+    told(await client.post("/predict/image", content=b"x", headers=JPEG), STATUS[code][0], code, "the detail")
+
+
+async def test_a_full_queue_says_when_to_come_back(client, pool):
+    pool.refusal = TooBusy("full", retry_after_s=2.4)
+    answer = await client.post("/predict/image", content=b"x", headers=JPEG)
+    told(answer, 503, "too_busy")
+    assert answer.headers["retry-after"] == "3"
+
+
+async def test_a_mistake_of_ours_is_not_shown(client, pool):
+    pool.error = RuntimeError("secret path /x")  # type: ignore[assignment]
+    body = told(await client.post("/predict/image", content=b"x", headers=JPEG), 500, "internal")
+    assert "secret" not in str(body)
