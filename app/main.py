@@ -56,6 +56,9 @@ async def _run(
     preload = settings.models or tuple(name for name in defaults.values() if catalogue.cards[name].serving.preload)
     if unknown := [name for name in preload if name not in catalogue.cards]:
         raise Invalid(f"HEARTH_MODELS: no model is called {unknown[0]!r}; there are: {', '.join(catalogue.cards)}")
+    for name in reversed(preload):  # a task whose default is not among the chosen models uses the first one that is
+        if defaults.get(catalogue.cards[name].task) not in preload:
+            defaults[catalogue.cards[name].task] = name
     roster = Roster(
         {name: Served(card, name in defaults.values(), name in preload) for name, card in catalogue.cards.items()},
         await _devices(settings),

@@ -93,6 +93,7 @@ def _give(module: torch.nn.Module, path: Path, card: Card) -> None:
 def _transformers(card: Card, folder: Path) -> torch.nn.Module:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32, "attn_implementation": "sdpa"}
     if card.task == "speech-recognition":
         return cast(torch.nn.Module, transformers.AutoModelForCTC.from_pretrained(folder, **options))

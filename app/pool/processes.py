@@ -28,7 +28,7 @@ class Nursery:
         self._forked = forked
         self._exited = exited
         self.workers: dict[str, int] = {}
-        self._asked: set[str] = set()
+        self._asked: dict[str, dict[str, Any]] = {}  # specs of workers that are not yet forked
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -43,9 +43,9 @@ class Nursery:
 
     def fork(self, spec: dict[str, Any]) -> None:
         """Ask for a worker. It is reported as forked, and later as exited, whatever happens."""
-        self._asked.add(spec["name"])
+        self._asked[spec["name"]] = spec
         if self._writer is not None:
-            self._writer.write(json.dumps({"spec": spec}).encode() + b"\n")
+            self._send(spec)
 
     def kill(self, worker: str) -> None:
         """End a worker now (SIGKILL)."""
@@ -72,11 +72,17 @@ class Nursery:
         )
         theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=_LINE_BYTES)
+        for spec in self._asked.values():
+            self._send(spec)
         return reader
+
+    def _send(self, spec: dict[str, Any]) -> None:
+        if self._writer is not None:
+            self._writer.write(json.dumps({"spec": spec}).encode() + b"\n")
 
     def _hear(self, words: dict[str, Any]) -> None:
         if name := words.get("forked"):
-            self._asked.discard(name)
+            self._asked.pop(name, None)
             self.workers[name] = words["pid"]
             self._forked(name, words["pid"])
         elif name := words.get("exited"):

@@ -97,6 +97,10 @@ class Dataset(Protocol):
         """One epoch of the training part: shuffled and augmented, all randomness from `rng`."""
         ...
 
+    def prepare(self, module: torch.nn.Module) -> None:
+        """What a network with fresh weights should know before its first step."""
+        ...
+
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Scalar training loss of one batch."""
         ...

@@ -65,6 +65,8 @@ def tune(
         raise Invalid(f"{card.name}: models for {card.task} cannot be tuned yet")
     dataset: Dataset = resolve(path)(data, card, **(options or {}))
     module = load(card, start).requires_grad_(True) if start else build(card)
+    if not start:
+        dataset.prepare(module)
     if card.task == "image-classification":
         module = module.to(memory_format=torch.channels_last)
     size = sum(parameter.numel() for parameter in module.parameters())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import socket
+import threading
 import wave as wave_module
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -124,3 +126,26 @@ def test_any_rate_is_heard(server: Server, rate: int):
         file.writeframes((np.random.default_rng(0).normal(0, 3000, 2 * rate)).astype("<i2").tobytes())
     body = server.http.post("/transcribe?model=toy-speech", content=out.getvalue()).json()
     assert abs(body["results"][0]["duration_s"] - 1.0) < 0.01
+
+
+def test_a_client_that_leaves_costs_no_device_time(server: Server):
+    """Its sample waits behind a slow one and is dropped there: the counter of batches does not see it."""
+
+    def ran() -> float:
+        lines = server.http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith('hearth_batch_size_sum{model="toy"}'))
+
+    slow = threading.Thread(target=lambda: server.predict(picture(0, 255, 0)))
+    before = ran()
+    slow.start()
+    wait_for(lambda: "hearth_requests_in_flight 2.0" in server.http.get("/metrics").text)
+    host, port = server.url.removeprefix("http://").split(":")
+    body = picture(1, 2, 3)
+    with socket.create_connection((host, int(port))) as leaving:
+        head = f"POST /predict/image HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+        leaving.sendall(head.encode() + body)
+        wait_for(lambda: "hearth_requests_in_flight 3.0" in server.http.get("/metrics").text)
+    slow.join()
+    wait_for(lambda: "hearth_requests_in_flight 1.0" in server.http.get("/metrics").text)
+    assert server.predict(picture(1, 2, 3)).status_code == 200
+    assert ran() - before == 2

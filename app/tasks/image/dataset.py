@@ -86,6 +86,9 @@ class ImageDataset:
                 batch = augment(batch, side, rng)
             yield {"pixels": self._normalise(batch), "target": labels[index]}
 
+    def prepare(self, module: torch.nn.Module) -> None:
+        """Nothing: pictures are learnt from random weights."""
+
     def loss(self, module: torch.nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy."""
         logits = module(batch["pixels"]).float()

@@ -1,17 +1,18 @@
 """Spoken digits with transcripts, for the trainer: the Free Spoken Digit Dataset's zip of `{digit}_{speaker}_{index}.wav`.
 
-Training utterances are made on the fly: one to three digits with pauses, each digit at its own speed, the whole through a
+Training utterances are made on the fly: one to four digits with pauses, each digit at its own speed, the whole through a
 random equaliser, with noise, so that voices and microphones which the data lacks do not surprise the model.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,9 +31,9 @@ Clip = tuple[np.ndarray, str]
 
 _WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav$")
-_MOST_DIGITS = 3
+_MOST_DIGITS = 4
 _RATE = 16000
-_GRID = 8000  # lengths are multiples of half a second: oneDNN compiles its kernels anew for every length it has not seen
+_LENGTHS = (16000, 24000, 32000)  # one per batch, and few: oneDNN compiles its kernels anew for every shape
 
 
 class SpeechDataset:
@@ -80,7 +81,20 @@ class SpeechDataset:
         """`waveform`, `samples` as the program collates them; `target` int64 [sum of lengths], `lengths` int64 [B]."""
         random = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
         for _ in range(self.steps(batch_size)):
-            yield self._collate([self._utterance(random) for _ in range(batch_size)])
+            samples = int(random.choice(_LENGTHS))
+            yield self._collate([self._utterance(samples, random) for _ in range(batch_size)])
+
+    def prepare(self, module: nn.Module) -> None:
+        """Start the first convolution as windowed cosines in four phases along the mel scale (arXiv:1711.01161); it learns on."""
+        first: Any = cast(Any, module).wav2vec2.feature_extractor.conv_layers[0].conv
+        count, _, width = first.weight.shape
+        mel = torch.linspace(2595 * math.log10(1 + 80 / 700), 2595 * math.log10(1 + 4000 / 700), count // 4)
+        hertz = 700 * (10 ** (mel / 2595) - 1)
+        time = (torch.arange(width) - (width - 1) / 2) / _RATE
+        phase = torch.arange(4) * (math.pi / 2)
+        waves = torch.cos(2 * math.pi * hertz[:, None, None] * time + phase[:, None]).flatten(0, 1) * torch.hann_window(width)
+        with torch.no_grad():
+            first.weight[: len(waves), 0] = waves / waves.norm(dim=1, keepdim=True)
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Connectionist temporal classification (Graves et al. 2006)."""
@@ -110,15 +124,19 @@ class SpeechDataset:
         ids, scores = outputs["token_ids"][0].numpy(), outputs["token_scores"][0].numpy()
         return "".join(letter for letter, *_ in self._codec._letters(ids, scores)).strip()
 
-    def _utterance(self, random: np.random.Generator) -> Clip:
-        parts, words = [_pause(random)], []
-        for _ in range(random.integers(1, _MOST_DIGITS + 1)):
+    def _utterance(self, samples: int, random: np.random.Generator) -> Clip:
+        """Digits with pauses, by one voice, until the time is filled."""
+        parts, words, free, voice = [], [], samples, random.uniform(0.75, 1.35)
+        while free > 0 and len(words) < _MOST_DIGITS:
+            pause = np.zeros(int(_RATE * random.exponential(0.1)), np.float32)
             wave, text = self._train[random.integers(len(self._train))]
-            parts += [_level(_speed(wave, random.uniform(0.75, 1.3)), random), _pause(random)]
-            words.append(text)
-        wave = np.concatenate(parts)
-        wave = np.pad(wave, (0, -len(wave) % _GRID))
-        return _room(wave, random), " ".join(words)
+            wave = _level(_speed(wave, voice * random.uniform(0.95, 1.05)), random)
+            free -= len(pause) + len(wave)
+            if free >= 0 or not words:
+                parts += [pause, wave]
+                words.append(text)
+        whole = np.concatenate(parts)[:samples]
+        return _room(np.pad(whole, (0, samples - len(whole))), random), " ".join(words)
 
     def _collate(self, clips: Sequence[Clip]) -> Batch:
         arrays = [self._codec._sample(wave).arrays for wave, _ in clips]
@@ -149,10 +167,6 @@ def _speed(wave: np.ndarray, factor: float) -> np.ndarray:
 def _level(wave: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Unit loudness, within ±6 dB."""
     return wave / (wave.std() + 1e-6) * np.float32(10 ** (random.uniform(-6, 6) / 20))
-
-
-def _pause(random: np.random.Generator) -> np.ndarray:
-    return np.zeros(int(_RATE * random.exponential(0.12)), np.float32)
 
 
 def _room(wave: np.ndarray, random: np.random.Generator) -> np.ndarray:
