@@ -2,8 +2,8 @@
 
     cli.py            8   hearth serve | pull | models | predict | tune | bench
     main.py           7   settings → catalogue → supervisor; the only place where things are wired
-    web/              6   speaks HTTP: read.py → answer.py → the routes; edge.py around it; problems.py: codes → statuses
-    pool/             5   base.py: the waist · client.py: a frontend's side · supervisor.py, roster.py, processes.py: the main process
+    web/              6   speaks HTTP: a route → read.py → answer.py; edge.py around all; problems.py: codes → statuses
+    pool/             5   base.py: the waist · client.py: the frontends' side · supervisor.py, roster.py, processes.py: the other
     tuning/           5   trainer.py: a generator of progress · command.py: recipe and card in, weights out
     engine/           4   in a worker: worker.py → batcher.py → runner.py; loader.py, device.py; nursery.py forks it
     catalogue.py      3   models/*/card.toml → cards

@@ -99,7 +99,7 @@ def _folders(parent: Path) -> Iterable[Path]:
 
 def _explain(path: Path, text: str, error: ValidationError, schema: type[BaseModel], inside: str = "") -> str:
     """The first mistake: file, line, key, and the keys that are known there."""
-    first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")  # a typing slip explains a lack
+    first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
     key = location[-1]
     where = f"{path}:{_line(text, key)}: {'.'.join(filter(None, [inside, *location]))}"

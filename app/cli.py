@@ -105,8 +105,7 @@ def tune(
     more: Annotated[list[str] | None, typer.Option("--set", help="a field of the recipe, as name=value")] = None,
 ) -> None:
     """Train a model: weights, card and measured accuracy out."""
-    from app.tuning.command import read_recipe
-    from app.tuning.command import tune as run
+    from app.tuning.command import read_recipe, tune as run
     from app.weights import locate
 
     settings = Settings.from_environment()

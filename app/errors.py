@@ -1,4 +1,4 @@
-"""Every way a request can fail, as exceptions that carry meaning. Knows nothing of HTTP: `web/problems.py` alone maps codes to statuses.
+"""Every way a request can fail, as exceptions that carry meaning. Knows no HTTP: `web/problems.py` maps codes to statuses.
 
     HearthError
     ├── the caller's   BadInput · UnknownModel · Conflict · TooLarge · UnsupportedMedia · Invalid · Forbidden

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from app import logs
-from app import settings as env
+from app import logs, settings as env
 from app.card import Card
 from app.catalogue import Catalogue
 from app.download import WeightsError
@@ -37,14 +36,14 @@ def serve(settings: Settings, announce: Announce) -> None:
         log.error("the card in %s is left out: %s", folder, why)
     listening = _listen(settings)
     port = listening.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="hearth-"))  # mode 0700: only this user reaches the sockets in it
+    run = Path(tempfile.mkdtemp(prefix="hearth-"))  # mode 0700: only this user reaches the sockets in it
     try:
-        (folder / "metrics").mkdir()
-        env.export("PROMETHEUS_MULTIPROC_DIR", str(folder / "metrics"))
-        asyncio.run(_run(settings, catalogue, listening, folder, lambda roster: announce(settings, roster, port)))
+        (run / "metrics").mkdir()
+        env.export("PROMETHEUS_MULTIPROC_DIR", str(run / "metrics"))
+        asyncio.run(_run(settings, catalogue, listening, run, lambda roster: announce(settings, roster, port)))
     finally:
         listening.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(run, ignore_errors=True)
 
 
 async def _run(
@@ -114,12 +113,16 @@ async def _devices(settings: Settings) -> list[str]:
     """What `auto` finds. Asked in a process of its own: the supervisor imports no torch."""
     if settings.devices != ("auto",):
         return list(settings.devices)
-    if not Path("/dev/nvidiactl").exists():  # no driver: saves the second that importing torch takes
+    if not _has_nvidia():  # no driver: saves the second that importing torch takes
         return ["cpu"]
     environment = env.inherited_environment() | {"PYTHONPATH": search_path()}
     process = await asyncio.create_subprocess_exec(*command("app.engine.device"), env=environment, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     return out.decode().split() or ["cpu"]
+
+
+def _has_nvidia() -> bool:
+    return Path("/dev/nvidiactl").exists()  # the driver's own file
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -1,4 +1,4 @@
-"""All metrics, in one place. Every process writes its own; any frontend reads them together (prometheus_client, multiprocess mode).
+"""All metrics, in one place. Every process writes its own; any frontend reads them all (prometheus_client, multiprocess mode).
 
 PROMETHEUS_MULTIPROC_DIR must be set before this module is imported; `app/main.py` does it. Labels are bounded: a model is
 one of the catalogue's or "".

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
@@ -29,4 +30,4 @@ def settle(device: str, threads: int | None) -> torch.device:
 
 
 if __name__ == "__main__":
-    print(*available())
+    sys.stdout.write(" ".join(available()))

@@ -42,7 +42,7 @@ def build(card: Card) -> torch.nn.Module:
 
         config = transformers.AutoConfig.from_pretrained(card.folder / source.path, local_files_only=True)
         auto = transformers.AutoModelForCTC if card.task == "speech-recognition" else transformers.AutoModel
-        return cast(torch.nn.Module, auto.from_config(config))
+        return cast(torch.nn.Module, auto.from_config(config))  # type: ignore[no-untyped-call]
     if not isinstance(source, ModuleSource):
         raise ModelFailed(f"{card.name}: a network without weights is built for cards of kind 'module' or 'file' alone")
     path = card.folder / "model.py"
@@ -93,7 +93,7 @@ def _give(module: torch.nn.Module, path: Path, card: Card) -> None:
 def _transformers(card: Card, folder: Path) -> torch.nn.Module:
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32, "attn_implementation": "sdpa"}
     if card.task == "speech-recognition":
         return cast(torch.nn.Module, transformers.AutoModelForCTC.from_pretrained(folder, **options))

@@ -65,7 +65,7 @@ class Pool(Protocol):
         ...
 
     def admit(self, model: str, inputs: int) -> AbstractContextManager[None]:
-        """Room in the queue for as long as the context lasts; TooBusy (with `retry_after_s`) if there is none. Enter it before decoding."""
+        """Room in the queue while the context lasts; TooBusy (with `retry_after_s`) if there is none. Enter before decoding."""
         ...
 
     async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:

@@ -51,7 +51,7 @@ class Endpoint:
         if self._router:
             frames.insert(0, to.encode())
         self._socket.send_multipart(frames, zmq.NOBLOCK, copy=len(frames) < 3)
-        if self._loop is not None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if self._loop is not None and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             # The descriptor is edge-triggered, and sending may have eaten the edge (zmq_getsockopt(3), ZMQ_FD).
             self._loop.call_soon(self._on_readable)
 
@@ -68,7 +68,7 @@ class Endpoint:
     def attach(self, handler: Handler) -> None:
         """Call `handler(peer, message, arrays)` on the running asyncio loop for everything that comes."""
         self._loop, self._handler = asyncio.get_running_loop(), handler
-        self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._on_readable)
+        self._loop.add_reader(int(self._socket.getsockopt(zmq.FD)), self._on_readable)
         self._loop.call_soon(self._on_readable)
 
     def _on_readable(self) -> None:
@@ -83,7 +83,7 @@ class Endpoint:
     def close(self) -> None:
         """Stop. What was sent is still handed over for up to a second."""
         if self._loop is not None:
-            self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+            self._loop.remove_reader(int(self._socket.getsockopt(zmq.FD)))
             self._loop = None
         self._socket.close(linger=1000)
 
@@ -97,7 +97,7 @@ def wait(endpoints: list[Endpoint], timeout_s: float) -> None:
 
 
 def _open(kind: int) -> zmq.SyncSocket:
-    socket = zmq.Context.instance().socket(kind)
+    socket: zmq.SyncSocket = zmq.Context.instance().socket(kind)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.LINGER, 0)

@@ -1,4 +1,4 @@
-"""A ResNet for 32×32 pictures: a convolution, three stages that halve the side, the first and last with a residual, one linear layer.
+"""A ResNet for 32×32 pictures: a convolution, three stages that halve the side, residuals in the outer two, one linear layer.
 
 Residual blocks as in He et al. 2016 (arXiv:1512.03385); the layout follows D. Page, "How to train your ResNet" (2018).
 """

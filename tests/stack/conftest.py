@@ -92,7 +92,9 @@ def wave(seconds: float, rate: int = 16000, value: float | None = None) -> bytes
     count = int(seconds * rate)
     samples = np.random.default_rng(0).normal(0, 0.1, count).astype("<f4") if value is None else np.full(count, value, "<f4")
     data = samples.tobytes()
-    head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, 3, 1, rate, rate * 4, 4, 32, b"data", len(data))
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, 3, 1, rate, rate * 4, 4, 32, b"data", len(data)
+    )
     return head + data
 
 
@@ -137,7 +139,13 @@ class Server:
 
     def __init__(self, home: Path, **settings: str) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HEARTH_")}
-        environment |= {"PYTHONPATH": str(ROOT), "HEARTH_HOME": str(home), "HEARTH_PORT": "0", "HEARTH_PROFILE": "starter", "COLUMNS": "200"}
+        environment |= {
+            "PYTHONPATH": str(ROOT),
+            "HEARTH_HOME": str(home),
+            "HEARTH_PORT": "0",
+            "HEARTH_PROFILE": "starter",
+            "COLUMNS": "200",
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "app", "serve"],
             env=environment | settings,
@@ -214,5 +222,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(toys: Path) -> Iterator[Server]:
     """A server with toys of three modalities, shared by the tests of a module."""
-    with Server(toys, HEARTH_MODELS="toy,toy-speech,all-minilm-l6-v2", HEARTH_MAX_BODY_MB="8", HEARTH_MAX_AUDIO_MIN="1") as server:
+    with Server(
+        toys, HEARTH_MODELS="toy,toy-speech,all-minilm-l6-v2", HEARTH_MAX_BODY_MB="8", HEARTH_MAX_AUDIO_MIN="1"
+    ) as server:
         yield server

@@ -142,7 +142,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_that_looks_whole(settings: Setti
     result = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **settings.to_environment(), "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),  # noqa: PLW1509
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
         capture_output=True,
         text=True,
         check=False,

@@ -63,7 +63,9 @@ def test_every_caller_gets_its_own_answer_whatever_runs_beside_it(server: Server
     texts = [f"{n} " + "word " * (n * 7 % 60) for n in range(60)]
     alone = [server.http.post("/embed/text", json={"inputs": text}).json()["embeddings"][0] for text in texts]
     with ThreadPoolExecutor(16) as pool:
-        together = list(pool.map(lambda text: server.http.post("/embed/text", json={"inputs": text}).json()["embeddings"][0], texts))
+        together = list(
+            pool.map(lambda text: server.http.post("/embed/text", json={"inputs": text}).json()["embeddings"][0], texts)
+        )
     assert np.abs(np.array(alone) - np.array(together)).max() < 1e-5
     (batched,) = [server.http.post("/embed/text", json={"inputs": texts}).json()["embeddings"]]
     assert np.abs(np.array(alone) - np.array(batched)).max() < 1e-5
@@ -107,7 +109,14 @@ def test_a_model_of_another_task_is_refused_with_the_right_ones(server: Server):
 
 def test_metrics_tell_of_all_processes(server: Server):
     text = server.http.get("/metrics").text
-    for name in ("requests_total", "stage_seconds_bucket", "queue_depth", "queue_seconds_sum", "batch_size_count", "batch_cost_sum"):
+    for name in (
+        "requests_total",
+        "stage_seconds_bucket",
+        "queue_depth",
+        "queue_seconds_sum",
+        "batch_size_count",
+        "batch_cost_sum",
+    ):
         assert f"hearth_{name}" in text
     assert 'hearth_worker_memory_bytes{model="toy"' in text
 

@@ -68,7 +68,11 @@ def test_a_broken_shipped_card_is_an_error(tmp_path: Path):
 
 def test_a_card_in_the_home_hides_the_shipped_one(tmp_path: Path):
     write(tmp_path / "shipped", GOOD)
-    write(tmp_path / "home/models", GOOD.replace("[about]", 'version = "2"\n[about]').replace('[about]\nversion', "version"), "other")
+    write(
+        tmp_path / "home/models",
+        GOOD.replace("[about]", 'version = "2"\n[about]').replace("[about]\nversion", "version"),
+        "other",
+    )
     hidden = write(tmp_path / "home/models", 'version = "2"\n' + GOOD)
     assert Catalogue.read(tmp_path / "home", tmp_path / "shipped").cards["toy"].folder == hidden
 

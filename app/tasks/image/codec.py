@@ -99,7 +99,7 @@ class ImageCodec:
 
 
 def _to_8_bit(picture: Image.Image) -> Image.Image:
-    """16-bit gray → 8-bit by its high byte (Pillow's own conversion clips at 255); 32-bit floats are taken as 0 … 1 or 0 … 255."""
+    """16-bit gray → 8-bit (Pillow's own conversion clips at 255); 32-bit floats are taken as 0 … 1 or 0 … 255."""
     values = np.asarray(picture)
     if picture.mode == "F":
         if not np.isfinite(values).all():

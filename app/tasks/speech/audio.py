@@ -9,28 +9,11 @@ import numpy as np
 
 from app.errors import BadInput, TooLarge, UnsupportedMedia
 
-MEDIA_TYPES = tuple(
-    f"audio/{name}"
-    for name in (
-        "wav",
-        "x-wav",
-        "wave",
-        "vnd.wave",
-        "flac",
-        "x-flac",
-        "mpeg",
-        "mp3",
-        "ogg",
-        "opus",
-        "mp4",
-        "m4a",
-        "x-m4a",
-        "aac",
-        "webm",
-        "aiff",
-        "x-aiff",
-    )
-) + ("video/webm", "video/mp4", "application/ogg")
+_SUBTYPES = ("wav", "x-wav", "wave", "vnd.wave", "flac", "x-flac", "mpeg", "mp3", "ogg", "opus", "mp4", "m4a", "x-m4a", "aac")
+MEDIA_TYPES = (
+    *(f"audio/{subtype}" for subtype in (*_SUBTYPES, "webm", "aiff", "x-aiff")),
+    *("video/webm", "video/mp4", "application/ogg"),  # what some programs call sound in these containers
+)
 
 # Demuxers that read one file and nothing else: FFmpeg's playlist formats would open further files and addresses.
 _FORMATS = "wav,w64,flac,mp3,ogg,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aiff,aac"
@@ -62,7 +45,7 @@ def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
 
 def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
     try:
-        container = av.open(io.BytesIO(raw), options={"format_whitelist": _FORMATS, "protocol_whitelist": "none"})
+        container = av.open(io.BytesIO(raw), mode="r", options={"format_whitelist": _FORMATS, "protocol_whitelist": "none"})
     except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
         raise UnsupportedMedia("these bytes are no recording that can be read; send WAV, FLAC, MP3, OGG, M4A or WebM") from error
     with container:

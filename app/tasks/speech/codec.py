@@ -16,6 +16,7 @@ from app.tasks.speech.audio import read_audio
 from app.tasks.speech.input import SpeechInput
 
 _HOP = 320  # samples between two frames of every Wav2Vec2 (arXiv:2006.11477, §4.2)
+_SPACE = "|"
 _SPECIAL = {"<pad>", "<s>", "</s>", "<unk>"}
 
 
@@ -76,7 +77,7 @@ class SpeechCodec:
             length = len(list(run))
             token = self._tokens.get(index, "")
             if index != self._blank and token not in _SPECIAL:
-                letter = " " if token == "|" else token
+                letter = " " if token == _SPACE else token
                 yield letter, frame, frame + length, float(scores[frame : frame + length].mean())
             frame += length
 

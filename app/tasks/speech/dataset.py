@@ -57,7 +57,8 @@ class SpeechDataset:
 
         Raises BadInput naming the file and what is wrong with it.
         """
-        train, held_out = [], []
+        train: list[Clip] = []
+        held_out: list[Clip] = []
         try:
             with zipfile.ZipFile(path) as archive:
                 for name in sorted(archive.namelist()):
@@ -126,10 +127,12 @@ class SpeechDataset:
 
     def _utterance(self, samples: int, random: np.random.Generator) -> Clip:
         """Digits with pauses, by one voice, until the time is filled."""
-        parts, words, free, voice = [], [], samples, random.uniform(0.75, 1.35)
+        parts: list[np.ndarray] = []
+        words: list[str] = []
+        free, voice = samples, random.uniform(0.75, 1.35)
         while free > 0 and len(words) < _MOST_DIGITS:
             pause = np.zeros(int(_RATE * random.exponential(0.1)), np.float32)
-            wave, text = self._train[random.integers(len(self._train))]
+            wave, text = self._train[int(random.integers(len(self._train)))]
             wave = _level(_speed(wave, voice * random.uniform(0.95, 1.05)), random)
             free -= len(pause) + len(wave)
             if free >= 0 or not words:
@@ -161,12 +164,14 @@ def edits(heard: Sequence[Any], said: Sequence[Any]) -> int:
 def _speed(wave: np.ndarray, factor: float) -> np.ndarray:
     """Play `factor` times as fast: pitch and formants move with it, as between small and large speakers."""
     positions = np.arange(0, len(wave) - 1, factor, dtype=np.float32)
-    return np.interp(positions, np.arange(len(wave), dtype=np.float32), wave).astype(np.float32)
+    heard: np.ndarray = np.interp(positions, np.arange(len(wave), dtype=np.float32), wave).astype(np.float32)
+    return heard
 
 
 def _level(wave: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Unit loudness, within ±6 dB."""
-    return wave / (wave.std() + 1e-6) * np.float32(10 ** (random.uniform(-6, 6) / 20))
+    level: np.ndarray = wave / (wave.std() + 1e-6) * np.float32(10 ** (random.uniform(-6, 6) / 20))
+    return level
 
 
 def _room(wave: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -174,7 +179,7 @@ def _room(wave: np.ndarray, random: np.random.Generator) -> np.ndarray:
     size = 1 << int(np.ceil(np.log2(len(wave) + _RATE // 4)))
     frequency = np.linspace(0, 1, size // 2 + 1)
     bands = np.linspace(0, 1, 8)
-    gain = 10 ** (np.interp(frequency, bands, random.uniform(-10, 10, 8)) / 20)
+    gain: np.ndarray = 10 ** (np.interp(frequency, bands, random.uniform(-10, 10, 8)) / 20)
     if random.random() < 0.3:
         tail = random.standard_normal(_RATE // 5) * np.exp(-np.arange(_RATE // 5) / (_RATE * random.uniform(0.01, 0.06)))
         tail[0] = random.uniform(4, 12)
@@ -183,4 +188,5 @@ def _room(wave: np.ndarray, random: np.random.Generator) -> np.ndarray:
     tilt = 10 ** (np.interp(frequency, bands, random.uniform(-12, 12, 8)) / 20)
     noise = np.fft.irfft(np.fft.rfft(random.standard_normal(size)) * tilt, size)[: len(wave)]
     below = 10 ** (-random.uniform(6, 50) / 20)
-    return (heard + noise / noise.std() * heard.std() * below).astype(np.float32)
+    noisy: np.ndarray = (heard + noise / noise.std() * heard.std() * below).astype(np.float32)
+    return noisy

@@ -56,7 +56,7 @@ class TextCodec:
     def interpret(
         self, decoded: Decoded, outputs: Sequence[Output], *, normalize: bool = True, dimensions: int | None = None
     ) -> dict[str, Any]:
-        """`embedding` float32 [D], cut to its first `dimensions` (Matryoshka, arXiv:2205.13147), then of length 1 if `normalize`."""
+        """`embedding` float32 [D]: its first `dimensions` (Matryoshka, arXiv:2205.13147), then of length 1 if `normalize`."""
         vector = outputs[0]["embedding"]
         if dimensions is not None:
             if dimensions > len(vector):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from app.wire.frames import FrameError, pack, unpack
 from app.wire.messages import Cancel, Done, Run, Stop, Table
