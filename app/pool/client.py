@@ -10,21 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from app.card import Card
-from app.errors import Conflict, Deadline, Loading, Poisoned, TooBusy, UnknownModel, WorkerLost, from_code
-from app.pool.base import Answer, Model, Replica
+from app.errors import Deadline, Poisoned, TooBusy, WorkerLost, from_code
+from app.pool.base import Answer, Model
+from app.pool.directory import Directory, Known, describe
 from app.pool.flights import Flight, Flights
 from app.pool.probe import Probe
-from app.process import resident_bytes
 from app.settings import Settings
-from app.tasks import card_samples, make_codec
+from app.tasks import card_samples
 from app.tasks.base import Codec, Sample
-from app.wire.messages import Cancel, Change, Changed, Died, Done, Entry, Failed, Hello, Message, Run, Table
+from app.wire.messages import Cancel, Change, Changed, Died, Done, Failed, Hello, Message, Run, Table
 from app.wire.sockets import Endpoint, address
 
 _PROVEN_S = 1.0  # an answer to a real request proves a worker for so long
@@ -41,25 +40,14 @@ class _Cargo:
     future: asyncio.Future[Answer]
 
 
-@dataclass(slots=True)
-class _Known:
-    """One model as the last table told it."""
-
-    entry: Entry
-    card: Card
-    codec: Codec | None = None
-    pace_s: float = 0.05  # seconds between two answers, smoothed; only ever used to compute Retry-After
-
-
 class Client:
     """One frontend's pool. `start` connects; the rest is `pool/base.py: Pool`."""
 
     def __init__(self, settings: Settings, folder: str, number: int) -> None:
-        self._settings = settings
         self._folder = folder
         self._name = f"frontend.{number}"
         self._flights: Flights[_Cargo] = Flights(first_id=number << _ID_BITS)
-        self._known: dict[str, _Known] = {}
+        self._directory = Directory(settings)
         self._links: dict[str, Endpoint] = {}
         self._load: Counter[str] = Counter()  # worker → open flights
         self._held: Counter[str] = Counter()  # model → inputs admitted
@@ -84,26 +72,17 @@ class Client:
 
     def models(self) -> list[Model]:
         """Every card with its present state, by name."""
-        return [self._model(known) for _, known in sorted(self._known.items())]
+        return sorted((describe(known) for known in self._directory), key=lambda model: model.card.name)
 
     def find(self, name: str | None, task: str) -> tuple[Model, Codec]:
         """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""
-        known = self._default(task) if name is None else self._named(name)
-        entry, card = known.entry, known.card
-        if card.task != task:
-            fitting = [other.card.name for other in self._known.values() if other.card.task == task]
-            raise Conflict(f"{card.name!r} is for {card.task}, not for {task}; use one of: {', '.join(sorted(fitting))}")
-        if not entry.meta:  # it never was ready; one that is being replaced is: its samples wait for the new worker
-            raise _not_ready(card.name, entry)
-        if known.codec is None:
-            files = {key: Path(path) for key, path in entry.files.items()}
-            known.codec = make_codec(card, files, entry.meta, self._settings)
-        return self._model(known, memory=False), known.codec
+        known, codec = self._directory.find(name, task)
+        return describe(known, memory=False), codec
 
     @contextmanager
     def admit(self, model: str, inputs: int) -> Iterator[None]:
         """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy; a lone request always fits."""
-        known = self._known[model]
+        known = self._directory[model]
         share = max(1, known.card.limits.max_queue // self._frontends)
         held = self._held[model]
         if held and held + inputs > share:
@@ -123,7 +102,7 @@ class Client:
 
     async def change(self, name: str, verb: Literal["load", "unload"]) -> Model:
         """Ask the supervisor, wait until the model stands still."""
-        self._named(name)
+        self._directory[name]
         id = next(self._change_ids)
         self._changes[id] = asyncio.get_running_loop().create_future()
         self._control.send(Change(id, name, verb))
@@ -131,11 +110,11 @@ class Client:
             await self._changes[id]
         finally:
             del self._changes[id]
-        return self._model(self._named(name))
+        return describe(self._directory[name])
 
     async def proven(self, within_s: float) -> dict[str, str]:
         """Each preloaded model: "" after a real forward in each of its workers, else what is wrong."""
-        preloaded = {name: known for name, known in self._known.items() if known.entry.preload}
+        preloaded = {known.card.name: known for known in self._directory if known.entry.preload}
         if not preloaded:
             return {"hearth": "the supervisor has not yet said which models there are"}
         verdicts = await asyncio.gather(*(self._prove(known, within_s) for known in preloaded.values()))
@@ -143,11 +122,11 @@ class Client:
 
     # Inside
 
-    async def _prove(self, known: _Known, within_s: float) -> str:
+    async def _prove(self, known: Known, within_s: float) -> str:
         name, entry = known.card.name, known.entry
         if entry.state != "ready":
             return entry.why or entry.state
-        _, codec = self.find(name, known.card.task)
+        _, codec = self._directory.find(name, known.card.task)
         now = time.monotonic()
         ready = [worker.name for worker in entry.workers if worker.state == "ready"]
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
@@ -183,13 +162,13 @@ class Client:
 
     def _launch(self, flight: Flight[_Cargo], worker: str | None = None) -> None:
         """Send a sample to the least loaded ready worker; without one it waits for the next table."""
-        known = self._known[flight.model]
+        known = self._directory[flight.model]
         ready = [w.name for w in known.entry.workers if w.state == "ready" and w.name in self._links]
         if worker in ready:
             ready = [worker]
         if not ready:
             if known.entry.state in ("unloaded", "failed"):
-                self._fail(flight, _not_ready(flight.model, known.entry))
+                self._fail(flight, known.not_ready())
             return
         chosen = min(ready, key=lambda name: self._load[name])
         flight.worker = chosen
@@ -218,14 +197,8 @@ class Client:
 
     def _on_table(self, table: Table) -> None:
         self._frontends = table.frontends
-        for name, entry in table.models.items():
-            known = self._known.get(name)
-            if known is None or known.entry.card != entry.card:
-                self._known[name] = _Known(entry, Card.model_validate_json(entry.card))
-            else:
-                if entry.files != known.entry.files or (entry.meta and entry.meta != known.entry.meta):
-                    known.codec = None
-                known.entry = entry
+        self._directory.update(table)
+        for entry in table.models.values():
             for worker in entry.workers:
                 if worker.state == "ready" and worker.name not in self._links:
                     link = Endpoint.connect(address(self._folder, worker.name), self._name)
@@ -253,49 +226,10 @@ class Client:
         last, self._answered[worker] = self._answered.get(worker, now), now
         if flight is None or flight.cargo.future.done():
             return
-        known = self._known[flight.model]
+        known = self._directory[flight.model]
         known.pace_s += 0.05 * (min(now - last, 1.0) - known.pace_s)
         if isinstance(message, Done):
             answer = Answer(output=arrays, queue_s=message.queue_s, run_s=message.run_s, batch=message.batch)
             flight.cargo.future.set_result(answer)
         else:
             flight.cargo.future.set_exception(from_code(message.code, message.detail))
-
-    # Looking up
-
-    def _named(self, name: str) -> _Known:
-        try:
-            return self._known[name]
-        except KeyError:
-            raise UnknownModel(f"no model is called {name!r}; there are: {', '.join(sorted(self._known))}") from None
-
-    def _default(self, task: str) -> _Known:
-        for known in self._known.values():
-            if known.entry.default and known.card.task == task:
-                return known
-        if not self._known:
-            raise Loading("the server is starting; come back in a moment", retry_after_s=1.0)
-        raise UnknownModel(f"no model is the default for {task}; name one with model=…")
-
-    def _model(self, known: _Known, *, memory: bool = True) -> Model:
-        entry = known.entry
-        replicas = tuple(
-            Replica(
-                worker=worker.name,
-                pid=worker.pid,
-                device=worker.device,
-                state=worker.state,
-                memory_bytes=resident_bytes(worker.pid) if memory else 0,
-                restarts=worker.restarts,
-            )
-            for worker in entry.workers
-        )
-        return Model(card=known.card, state=entry.state, why=entry.why, default=entry.default, replicas=replicas, meta=entry.meta)
-
-
-def _not_ready(name: str, entry: Entry) -> Exception:
-    if entry.state == "failed":
-        return WorkerLost(f"{name} failed: {entry.why}; mend that, then POST /models/{name}/load")
-    if entry.state == "loading":
-        return Loading(f"{name} is loading; come back in a moment", retry_after_s=1.0)
-    return Loading(f"{name} is not loaded; POST /models/{name}/load first", retry_after_s=None)

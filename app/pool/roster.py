@@ -133,7 +133,7 @@ def _entry(served: Served) -> Entry:
         state=served.state,
         why=served.why,
         default=served.default,
-        preload=served.preload,
+        preload=served.preload and served.state != "unloaded",  # unloaded on purpose is not a fault
         files={name: str(path) for name, path in served.files.items()},
         meta=served.meta,
         workers=workers,

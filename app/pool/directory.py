@@ -1,0 +1,102 @@
+"""What a frontend knows of the models: the last table of the supervisor, and the codecs made from it. No sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.card import Card
+from app.errors import Conflict, HearthError, Loading, UnknownModel, WorkerLost
+from app.pool.base import Model, Replica
+from app.process import resident_bytes
+from app.settings import Settings
+from app.tasks import make_codec
+from app.tasks.base import Codec
+from app.wire.messages import Entry, Table
+
+
+@dataclass(slots=True)
+class Known:
+    """One model as the last table told it."""
+
+    entry: Entry
+    card: Card
+    codec: Codec | None = None
+    pace_s: float = 0.05  # seconds between two answers, smoothed; only ever used to compute Retry-After
+
+    def not_ready(self) -> HearthError:
+        """Why it cannot answer now, and what to do."""
+        name, entry = self.card.name, self.entry
+        if entry.state == "failed":
+            return WorkerLost(f"{name} failed: {entry.why}; mend that, then POST /models/{name}/load")
+        if entry.state == "loading":
+            return Loading(f"{name} is loading; come back in a moment", retry_after_s=1.0)
+        return Loading(f"{name} is not loaded; POST /models/{name}/load first")
+
+
+class Directory:
+    """The models by name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: dict[str, Known] = {}
+
+    def __getitem__(self, name: str) -> Known:
+        """The model `name`. Raises UnknownModel naming the known ones."""
+        try:
+            return self._known[name]
+        except KeyError:
+            raise UnknownModel(f"no model is called {name!r}; there are: {', '.join(sorted(self._known))}") from None
+
+    def __iter__(self) -> Iterator[Known]:
+        return iter(self._known.values())
+
+    def update(self, table: Table) -> None:
+        """Take in a new table; a codec whose card, files or meta changed is made anew when it is next needed."""
+        for name, entry in table.models.items():
+            known = self._known.get(name)
+            if known is None or known.entry.card != entry.card:
+                self._known[name] = Known(entry, Card.model_validate_json(entry.card))
+                continue
+            if entry.files != known.entry.files or (entry.meta and entry.meta != known.entry.meta):
+                known.codec = None
+            known.entry = entry
+
+    def find(self, name: str | None, task: str) -> tuple[Known, Codec]:
+        """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""
+        known = self._default(task) if name is None else self[name]
+        if known.card.task != task:
+            fitting = sorted(other.card.name for other in self if other.card.task == task)
+            raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; use one of: {', '.join(fitting)}")
+        if not known.entry.meta:  # it never was ready; one that is being replaced is: its samples wait for the new worker
+            raise known.not_ready()
+        if known.codec is None:
+            files = {key: Path(path) for key, path in known.entry.files.items()}
+            known.codec = make_codec(known.card, files, known.entry.meta, self._settings)
+        return known, known.codec
+
+    def _default(self, task: str) -> Known:
+        for known in self:
+            if known.entry.default and known.card.task == task:
+                return known
+        if not self._known:
+            raise Loading("the server is starting; come back in a moment", retry_after_s=1.0)
+        raise UnknownModel(f"no model is the default for {task}; name one with model=…")
+
+
+def describe(known: Known, *, memory: bool = True) -> Model:
+    """As the web shows it. Reading the workers' memory costs milliseconds: leave it out where nobody looks."""
+    entry = known.entry
+    replicas = tuple(
+        Replica(
+            worker=worker.name,
+            pid=worker.pid,
+            device=worker.device,
+            state=worker.state,
+            memory_bytes=resident_bytes(worker.pid) if memory else 0,
+            restarts=worker.restarts,
+        )
+        for worker in entry.workers
+    )
+    return Model(card=known.card, state=entry.state, why=entry.why, default=entry.default, replicas=replicas, meta=entry.meta)

@@ -1,0 +1,89 @@
+"""What the server costs one caller: a request through HTTP beside the same model's bare forward plus decode.
+
+    python benchmarks/overhead.py [--rounds 60] [--models all-minilm-l6-v2,digits]
+
+Starts its own server. Each round asks the server, then runs decode, collate and forward in this process, so that both see the
+same machine; medians over the rounds. The bare side uses the same codec, program and thread count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from common import machine, serving, table
+
+from app.catalogue import Catalogue
+from app.engine.loader import load
+from app.engine.runner import Runner
+from app.settings import Settings
+from app.tasks import TASKS, make_codec, resolve
+from app.weights import locate
+
+
+def requests_of(name: str, task: str, folder: Path) -> dict[str, Any]:
+    """How to send the card's sample."""
+    sample = next(folder.glob("sample.*"))
+    if task == "text-embedding":
+        return {"url": "/embed/text", "json": json.loads(sample.read_text()) | {"model": name}}
+    path = "/predict/image" if task == "image-classification" else "/transcribe"
+    return {"url": f"{path}?model={name}", "content": sample.read_bytes()}
+
+
+def bare(name: str, settings: Settings) -> Any:
+    """Decode plus forward of the same sample, in this process."""
+    card = Catalogue.read(settings.home).named(name)
+    files = locate(card, settings) or {}
+    module = load(card, files)
+    program = resolve(TASKS[card.task].program)(card, files)
+    codec = make_codec(card, files, program.describe(module))
+    runner = Runner(module, program, torch.device("cpu"), lambda *_: None)
+    sample = next(card.folder.glob("sample.*"))
+    item = json.loads(sample.read_text())["inputs"] if sample.suffix == ".json" else sample.read_bytes()
+
+    def run() -> None:
+        runner.run([one.arrays for one in codec.decode(item).samples])
+
+    return run, requests_of(name, card.task, card.folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--models", default="cifar-resnet,all-minilm-l6-v2,spoken-digits,digits")
+    options = parser.parse_args()
+    names = options.models.split(",")
+    settings = Settings()
+    rows, line = [], {"benchmark": "overhead", **machine(), "models": {}}
+    with serving(models=options.models) as url, httpx.Client(base_url=url, timeout=60) as http:
+        for name in names:
+            run, request = bare(name, settings)
+            request = dict(request)
+            address = request.pop("url")
+            ours, alone, server = [], [], []
+            for turn in range(options.rounds + 5):
+                start = time.perf_counter()
+                answer = http.post(address, **request)
+                middle = time.perf_counter()
+                run()
+                end = time.perf_counter()
+                assert answer.status_code == 200, answer.text
+                if turn >= 5:
+                    ours.append(1000 * (middle - start))
+                    alone.append(1000 * (end - middle))
+                    server.append(answer.headers["server-timing"])
+            through, without = statistics.median(ours), statistics.median(alone)
+            rows.append([name, f"{through:.2f}", f"{without:.2f}", f"{through - without:+.2f}"])
+            line["models"][name] = {"http_ms": through, "bare_ms": without, "over_ms": through - without, "server_timing": server[-1]}
+    table(["model", "through HTTP, ms", "bare decode + forward, ms", "the server costs, ms"], rows)
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
