@@ -1,0 +1,163 @@
+"""Every format is heard the same; everything else is told; frames become words."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.card import Card
+from app.errors import BadInput, HearthError, TooLarge, UnsupportedMedia
+from app.tasks.base import Decoded
+from app.tasks.speech.audio import read_audio
+from app.tasks.speech.codec import SpeechCodec, cut
+
+TIME = np.arange(16000) / 16000
+TONE = (0.5 * np.sin(2 * np.pi * 440 * TIME)).astype(np.float32)
+
+
+def encoded(kind: str, codec: str, rate: int = 16000, layout: str = "mono", sample: str | None = None) -> bytes:
+    """The tone in any container."""
+    out = io.BytesIO()
+    with av.open(out, "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        if sample:
+            stream.codec_context.format = sample
+        resampler = av.AudioResampler(stream.codec_context.format, layout, rate, frame_size=stream.codec_context.frame_size or None)
+        frame = av.AudioFrame.from_ndarray(TONE[None], format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def wav(samples: np.ndarray, rate: int = 16000, kind: int = 3) -> bytes:
+    data = samples.tobytes()
+    width = samples.dtype.itemsize
+    head = struct.pack("<HHIIHH", kind, 1, rate, rate * width, width, 8 * width)
+    return b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + struct.pack("<I", 16) + head + b"data" + struct.pack("<I", len(data)) + data
+
+
+def heard(raw: bytes) -> tuple[float, float]:
+    """Seconds, and the loudest frequency."""
+    wave = read_audio(raw, 16000, 60)
+    spectrum = np.abs(np.fft.rfft(wave))
+    return len(wave) / 16000, float(np.fft.rfftfreq(len(wave), 1 / 16000)[spectrum.argmax()])
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec", "rate", "layout", "sample"),
+    [
+        ("wav", "pcm_u8", 8000, "mono", None),
+        ("wav", "pcm_s16le", 16000, "mono", None),
+        ("wav", "pcm_s16le", 96000, "stereo", None),
+        ("wav", "pcm_s24le", 48000, "mono", None),
+        ("wav", "pcm_s32le", 44100, "stereo", None),
+        ("wav", "pcm_f32le", 22050, "mono", None),
+        ("wav", "pcm_f64le", 16000, "mono", None),
+        ("wav", "pcm_mulaw", 8000, "mono", None),
+        ("wav", "pcm_s16le", 16000, "5.1", None),
+        ("flac", "flac", 44100, "stereo", "s16"),
+        ("mp3", "libmp3lame", 44100, "mono", None),
+        ("ogg", "libopus", 48000, "mono", None),
+        ("webm", "libopus", 48000, "stereo", None),
+        ("ipod", "aac", 44100, "mono", None),
+        ("aiff", "pcm_s16be", 44100, "mono", None),
+        ("adts", "aac", 44100, "mono", None),
+    ],
+)
+def test_every_format_is_the_same_tone(kind: str, codec: str, rate: int, layout: str, sample: str | None):
+    seconds, hertz = heard(encoded(kind, codec, rate, layout, sample))
+    assert abs(seconds - 1) < 0.1
+    assert abs(hertz - 440) < 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "error", "words"),
+    [
+        (b"", BadInput, "empty"),
+        (b"hello, this is text", UnsupportedMedia, "FLAC"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n", UnsupportedMedia, ""),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", UnsupportedMedia, ""),
+        (wav(np.zeros(0, np.float32)), BadInput, "25 ms"),
+        (wav(TONE[:399]), BadInput, "25 ms"),
+        (wav(np.zeros(16000, np.float32)), BadInput, "silent"),
+        (wav(np.full(16000, 1, np.int16), kind=1), BadInput, "silent"),
+        (wav(np.full(16000, np.nan, np.float32)), BadInput, "NaN"),
+        (wav(np.full(16000, np.inf, np.float32)), BadInput, "NaN"),
+        (wav(np.full(70, 0.1, np.float32), rate=1), TooLarge, "limit is 1"),
+    ],
+)
+def test_what_cannot_be_heard_is_told(raw: bytes, error: type[HearthError], words: str):
+    with pytest.raises(error) as told:
+        read_audio(raw, 16000, 60)
+    assert words in told.value.detail
+
+
+VALID = [encoded("wav", "pcm_s16le"), encoded("flac", "flac"), encoded("mp3", "libmp3lame"), encoded("ogg", "libopus", 48000)]
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.sampled_from(VALID), st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=6), st.floats(0.05, 1))
+def test_damaged_files_raise_nothing_else(raw: bytes, changes: list[tuple[float, int]], kept: float):
+    damaged = bytearray(raw)
+    for where, value in changes:
+        damaged[int(where * len(damaged))] = value
+    try:
+        wave = read_audio(bytes(damaged[: int(len(damaged) * kept)]), 16000, 60)
+    except HearthError:
+        return
+    assert np.isfinite(wave).all()
+
+
+@pytest.fixture
+def codec(tmp_path: Path) -> SpeechCodec:
+    (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<unk>": 1, "|": 2, "A": 3, "B": 4}))
+    card = Card(
+        name="m",
+        folder=tmp_path,
+        task="speech-recognition",
+        source={"kind": "file"},
+        input={"window_s": 2, "overlap_s": 0.4},
+        about={"licence": "x"},
+    )
+    return SpeechCodec(card, {"vocab.json": tmp_path / "vocab.json"}, {})
+
+
+def answer(codec: SpeechCodec, ids: list[int], **options: Any) -> dict[str, Any]:
+    decoded = Decoded(samples=(), info={"windows": cut(16000, 32000, 6400), "duration_s": 1.0})
+    output = {"token_ids": np.array(ids), "token_scores": np.linspace(0.5, 1, len(ids), dtype=np.float32)}
+    return codec.interpret(decoded, [output], **options)
+
+
+def test_repeats_merge_unless_a_blank_stands_between(codec: SpeechCodec):
+    assert answer(codec, [0, 3, 3, 0, 3, 4, 4, 0])["text"] == "AAB"
+    assert answer(codec, [0, 0, 0])["text"] == ""
+    assert answer(codec, [2, 3, 2, 2, 0, 2, 4, 2])["text"] == "A  B", "as transformers: nothing is tidied"
+    assert answer(codec, [1, 3, 1])["text"] == "A"
+
+
+def test_words_have_times_and_scores(codec: SpeechCodec):
+    told = answer(codec, [0, 3, 4, 2, 0, 3], words=True)["words"]
+    assert [word["word"] for word in told] == ["AB", "A"]
+    assert (told[0]["start_s"], told[0]["end_s"]) == (0.02, 0.06)
+    assert (told[1]["start_s"], told[1]["end_s"]) == (0.1, 0.12)
+    assert told[0]["score"] == pytest.approx((0.6 + 0.7) / 2, abs=1e-3)
+
+
+def test_long_recordings_are_cut_and_normalised_window_by_window(codec: SpeechCodec):
+    decoded = codec.decode(wav(np.tile(TONE, 5)))
+    assert len(decoded.samples) == 4
+    assert sum(sample.cost for sample in decoded.samples) > 5
+    for sample in decoded.samples:
+        assert abs(sample.arrays["waveform"].mean()) < 1e-4
+        assert abs(sample.arrays["waveform"].std() - 1) < 1e-3

@@ -1,0 +1,72 @@
+"""Texts become tokens within the limit; vectors become answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from app.card import Card
+from app.errors import HearthError, Invalid, TooLarge
+from app.tasks.base import Decoded
+from app.tasks.text.codec import TextCodec
+
+
+@pytest.fixture
+def codec(tmp_path: Path) -> TextCodec:
+    vocabulary = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3, "b": 4}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=32)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    card = Card(
+        name="m", folder=tmp_path, task="text-embedding", source={"kind": "file"}, input={"max_tokens": 8}, about={"licence": "x"}
+    )
+    return TextCodec(card, {"tokenizer.json": tmp_path / "tokenizer.json"}, {"max_tokens": 512})
+
+
+def test_a_text_is_its_tokens_and_costs_as_many(codec: TextCodec):
+    decoded = codec.decode("a b a b a b")
+    assert decoded.samples[0].arrays["input_ids"].tolist() == [1, 3, 4, 3, 4, 3, 4, 2], "the file's own cutting and padding are off"
+    assert decoded.samples[0].cost == 8
+    assert decoded.info["tokens"] == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("", Invalid, "empty"),
+        (" \n", Invalid, "white space"),
+        ("a\ud800", Invalid, "character 1"),
+        ("a " * 7, TooLarge, "9 tokens; the limit is 8"),
+        ("a " * 500_000, TooLarge, "1,000,000 characters; the limit is 8 tokens"),
+    ],
+)
+def test_what_does_not_fit_is_told(codec: TextCodec, text: str, error: type[HearthError], words: str):
+    with pytest.raises(error) as told:
+        codec.decode(text)
+    assert words in told.value.detail
+
+
+def test_truncate_keeps_the_first_tokens(codec: TextCodec):
+    for text in ("a b " * 20, "a b " * 500_000):
+        assert codec.decode(text, truncate=True).samples[0].arrays["input_ids"].tolist() == [1, 3, 4, 3, 4, 3, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "vector"),
+    [({}, [0.6, 0.8, 0.0]), ({"normalize": False}, [3.0, 4.0, 0.0]), ({"dimensions": 1}, [1.0]), ({"dimensions": 2, "normalize": False}, [3.0, 4.0])],
+)
+def test_vectors_are_cut_then_scaled(codec: TextCodec, options: dict[str, Any], vector: list[float]):
+    output = {"embedding": np.array([3.0, 4.0, 0.0], np.float32)}
+    np.testing.assert_allclose(codec.interpret(Decoded(samples=()), [output], **options)["embedding"], vector, rtol=1e-6)
+
+
+def test_more_dimensions_than_there_are_is_told(codec: TextCodec):
+    with pytest.raises(Invalid, match="dimensions is 4; this model has 3"):
+        codec.interpret(Decoded(samples=()), [{"embedding": np.zeros(3, np.float32)}], dimensions=4)
