@@ -80,7 +80,12 @@ def main() -> None:
                     server.append(answer.headers["server-timing"])
             through, without = statistics.median(ours), statistics.median(alone)
             rows.append([name, f"{through:.2f}", f"{without:.2f}", f"{through - without:+.2f}"])
-            line["models"][name] = {"http_ms": through, "bare_ms": without, "over_ms": through - without, "server_timing": server[-1]}
+            line["models"][name] = {
+                "http_ms": through,
+                "bare_ms": without,
+                "over_ms": through - without,
+                "server_timing": server[-1],
+            }
     table(["model", "through HTTP, ms", "bare decode + forward, ms", "the server costs, ms"], rows)
     print(json.dumps(line))
 

@@ -88,7 +88,9 @@ def test_padding_changes_nothing_in_bert_and_roberta(kind: str):
     torch.manual_seed(0)
     options: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     options |= {"vocab_size": 100, "max_position_embeddings": 64}
-    model = (BertModel(BertConfig(**options)) if kind == "bert" else RobertaModel(RobertaConfig(pad_token_id=1, **options))).eval()
+    model = (
+        BertModel(BertConfig(**options)) if kind == "bert" else RobertaModel(RobertaConfig(pad_token_id=1, **options))
+    ).eval()
     program = TextProgram(CARD, {})
     samples = [{"input_ids": np.random.default_rng(n).integers(3, 100, n).astype(np.int64)} for n in (3, 20, 7, 50, 1)]
     with torch.inference_mode():

@@ -129,7 +129,7 @@ class SpeechDataset:
         """Digits with pauses, by one voice, until the time is filled."""
         parts: list[np.ndarray] = []
         words: list[str] = []
-        free, voice = samples, random.uniform(0.75, 1.35)
+        free, voice = samples, random.uniform(0.8, 1.25)
         while free > 0 and len(words) < _MOST_DIGITS:
             pause = np.zeros(int(_RATE * random.exponential(0.1)), np.float32)
             wave, text = self._train[int(random.integers(len(self._train)))]
@@ -175,11 +175,11 @@ def _level(wave: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _room(wave: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A smooth random equaliser (±10 dB over eight bands), a fading echo, and coloured noise 6 to 50 dB below the speech."""
+    """A smooth random equaliser (±8 dB over eight bands), a fading echo, and coloured noise 10 to 50 dB below the speech."""
     size = 1 << int(np.ceil(np.log2(len(wave) + _RATE // 4)))
     frequency = np.linspace(0, 1, size // 2 + 1)
     bands = np.linspace(0, 1, 8)
-    gain: np.ndarray = 10 ** (np.interp(frequency, bands, random.uniform(-10, 10, 8)) / 20)
+    gain: np.ndarray = 10 ** (np.interp(frequency, bands, random.uniform(-8, 8, 8)) / 20)
     if random.random() < 0.3:
         tail = random.standard_normal(_RATE // 5) * np.exp(-np.arange(_RATE // 5) / (_RATE * random.uniform(0.01, 0.06)))
         tail[0] = random.uniform(4, 12)
@@ -187,6 +187,6 @@ def _room(wave: np.ndarray, random: np.random.Generator) -> np.ndarray:
     heard = np.fft.irfft(np.fft.rfft(wave, size) * gain, size)[: len(wave)]
     tilt = 10 ** (np.interp(frequency, bands, random.uniform(-12, 12, 8)) / 20)
     noise = np.fft.irfft(np.fft.rfft(random.standard_normal(size)) * tilt, size)[: len(wave)]
-    below = 10 ** (-random.uniform(6, 50) / 20)
+    below = 10 ** (-random.uniform(10, 50) / 20)
     noisy: np.ndarray = (heard + noise / noise.std() * heard.std() * below).astype(np.float32)
     return noisy

@@ -31,7 +31,9 @@ def encoded(kind: str, codec: str, rate: int = 16000, layout: str = "mono", samp
         stream = container.add_stream(codec, rate=rate, layout=layout)
         if sample:
             stream.codec_context.format = sample
-        resampler = av.AudioResampler(stream.codec_context.format, layout, rate, frame_size=stream.codec_context.frame_size or None)
+        resampler = av.AudioResampler(
+            stream.codec_context.format, layout, rate, frame_size=stream.codec_context.frame_size or None
+        )
         frame = av.AudioFrame.from_ndarray(TONE[None], format="fltp", layout="mono")
         frame.sample_rate = 16000
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
@@ -44,7 +46,16 @@ def wav(samples: np.ndarray, rate: int = 16000, kind: int = 3) -> bytes:
     data = samples.tobytes()
     width = samples.dtype.itemsize
     head = struct.pack("<HHIIHH", kind, 1, rate, rate * width, width, 8 * width)
-    return b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + struct.pack("<I", 16) + head + b"data" + struct.pack("<I", len(data)) + data
+    return (
+        b"RIFF"
+        + struct.pack("<I", 36 + len(data))
+        + b"WAVEfmt "
+        + struct.pack("<I", 16)
+        + head
+        + b"data"
+        + struct.pack("<I", len(data))
+        + data
+    )
 
 
 def heard(raw: bytes) -> tuple[float, float]:

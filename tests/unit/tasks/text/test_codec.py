@@ -32,7 +32,9 @@ def codec(tmp_path: Path) -> TextCodec:
 
 def test_a_text_is_its_tokens_and_costs_as_many(codec: TextCodec):
     decoded = codec.decode("a b a b a b")
-    assert decoded.samples[0].arrays["input_ids"].tolist() == [1, 3, 4, 3, 4, 3, 4, 2], "the file's own cutting and padding are off"
+    assert decoded.samples[0].arrays["input_ids"].tolist() == [1, 3, 4, 3, 4, 3, 4, 2], (
+        "the file's own cutting and padding are off"
+    )
     assert decoded.samples[0].cost == 8
     assert decoded.info["tokens"] == 8
 
@@ -60,7 +62,12 @@ def test_truncate_keeps_the_first_tokens(codec: TextCodec):
 
 @pytest.mark.parametrize(
     ("options", "vector"),
-    [({}, [0.6, 0.8, 0.0]), ({"normalize": False}, [3.0, 4.0, 0.0]), ({"dimensions": 1}, [1.0]), ({"dimensions": 2, "normalize": False}, [3.0, 4.0])],
+    [
+        ({}, [0.6, 0.8, 0.0]),
+        ({"normalize": False}, [3.0, 4.0, 0.0]),
+        ({"dimensions": 1}, [1.0]),
+        ({"dimensions": 2, "normalize": False}, [3.0, 4.0]),
+    ],
 )
 def test_vectors_are_cut_then_scaled(codec: TextCodec, options: dict[str, Any], vector: list[float]):
     output = {"embedding": np.array([3.0, 4.0, 0.0], np.float32)}
