@@ -79,7 +79,7 @@ Source = Annotated[
 class Limits(_Part):
     """Bounds of one model. Cost is in the task's unit: images count 1, text counts tokens, speech counts seconds."""
 
-    max_batch: Annotated[int, Field(ge=1)] = 32
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
     max_cost: Annotated[float, Field(gt=0)] = 64
     max_queue: Annotated[int, Field(ge=1)] = 1024
     max_wait_ms: Annotated[float, Field(ge=0, le=100)] = 0

@@ -16,6 +16,8 @@ from app.card import Card
 from app.errors import Invalid, UnknownModel
 from app.tasks import TASKS, resolve
 
+_PACKED = Path(__file__).resolve().parent / "_models"
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -66,9 +68,12 @@ class Catalogue:
 
 def shipped_models() -> Path:
     """The project's own folder of models: beside `app` in a checkout, inside it in a wheel."""
-    here = Path(__file__).resolve().parent
-    packed = here / "_models"
-    return packed if packed.is_dir() else here.parent / "models"
+    return _PACKED if is_packed() else _PACKED.parents[1] / "models"
+
+
+def is_packed() -> bool:
+    """Whether this is an installed wheel, whose folder of models is not ours to write to."""
+    return _PACKED.is_dir()
 
 
 def read_card(folder: Path) -> Card:

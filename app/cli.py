@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.catalogue import Catalogue
+from app.catalogue import Catalogue, is_packed
 from app.errors import HearthError
 from app.settings import Settings
 
@@ -100,7 +100,10 @@ def predict(
 def tune(
     name: Annotated[str, typer.Argument(help="the model whose card and tune.toml are used")],
     data: Annotated[Path, typer.Option(help="folder or file of training data", exists=True)],
-    output: Annotated[Path | None, typer.Option("--out", help="where the result goes; default: the model's own folder")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", help="where the result goes; default: the model's own folder"),
+    ] = None,
     start: Annotated[bool, typer.Option("--from-weights", help="go on from the card's weights, not from fresh ones")] = False,
     more: Annotated[list[str] | None, typer.Option("--set", help="a field of the recipe, as name=value")] = None,
 ) -> None:
@@ -110,8 +113,9 @@ def tune(
 
     settings = Settings.from_environment()
     card = Catalogue.read(settings.home).named(name)
+    folder = output or (settings.home / "models" / name if is_packed() else card.folder)
     recipe, options = read_recipe(card, dict(_pair(item) for item in more or ()))
-    run(card, data, output or card.folder, recipe, out, options=options, start=locate(card, settings) if start else None)
+    run(card, data, folder, recipe, out, options=options, start=locate(card, settings) if start else None)
 
 
 def _pair(item: str) -> tuple[str, str]:

@@ -108,6 +108,10 @@ class WorkerLost(HearthError):
     code = "worker_lost"
 
 
+class ClientLeft(Exception):
+    """Nobody waits for the answer any more. No error of anybody's, hence outside the tree."""
+
+
 ERRORS: dict[str, type[HearthError]] = {
     error.code: error
     for error in (

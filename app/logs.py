@@ -39,3 +39,7 @@ def configure(settings: Settings) -> None:
     log.handlers[:] = [handler]
     log.setLevel(settings.log_level.upper())
     log.propagate = False
+    served = logging.getLogger("uvicorn")  # its complaints come in our shape, its chatter not at all
+    served.handlers[:] = [handler]
+    served.setLevel(logging.WARNING)
+    served.propagate = False

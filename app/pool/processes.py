@@ -115,12 +115,13 @@ class Frontends:
         self._closing = False
         self._processes: set[asyncio.subprocess.Process] = set()
 
-    async def run_one(self, exited: Callable[[int], None]) -> None:
-        """Keep one frontend alive; `exited` hears each exit status that was not asked for."""
+    async def run_one(self, exited: Callable[[str, int, int], None]) -> None:
+        """Keep one frontend alive; `exited` hears name, pid and status of each end that was not asked for."""
         while not self._closing:
             self._born += 1
+            number = self._born
             process = await asyncio.create_subprocess_exec(
-                *command("app.web.process", str(self._listening.fileno()), self._folder, str(self._born)),
+                *command("app.web.process", str(self._listening.fileno()), self._folder, str(number)),
                 pass_fds=[self._listening.fileno()],
                 env=os_environment(self._environment),
                 start_new_session=True,
@@ -129,8 +130,8 @@ class Frontends:
             status = await process.wait()
             self._processes.discard(process)
             if not self._closing:
-                exited(status)
-                await asyncio.sleep(min(0.1 * 2 ** min(self._born, 6), 5) if status > 0 else 0)  # a broken install must not spin
+                exited(f"frontend.{number}", process.pid, status)
+                await asyncio.sleep(min(0.1 * 2 ** min(number, 6), 5) if status > 0 else 0)  # a broken install must not spin
 
     async def close(self, timeout_s: float) -> None:
         """Stop accepting, let them finish, end what is left after `timeout_s`."""

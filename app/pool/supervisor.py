@@ -113,7 +113,8 @@ class Supervisor:
         except HearthError as error:
             self._give_up(model, error.detail)
             return
-        if self._roster.models[model].wanted:
+        served = self._roster.models[model]
+        if served.wanted and not served.slots:  # it may have been unloaded, and loaded again, while the files came
             for birth in self._roster.want(model, files):
                 self._fork(birth)
             self._publish()
@@ -124,6 +125,7 @@ class Supervisor:
         self._publish()
         for worker in workers:
             self._control.send(Stop(), to=worker)
+            asyncio.get_running_loop().call_later(self._settings.drain_s, self._nursery.kill, worker)
 
     def _give_up(self, model: str, why: str) -> None:
         log.error("%s failed: %s", model, why)
@@ -156,11 +158,11 @@ class Supervisor:
                 self._control.send(self._table(), to=peer)
                 self._check_settled()
             case Ready(meta=meta):
-                if self._roster.ready(peer, meta):
-                    found = self._roster.find(peer)
+                if self._roster.ready(peer, meta) and (found := self._roster.find(peer)):
                     self._publish()
-                    if found:
-                        self._settle(found[0].card.name)
+                    self._settle(found[0].card.name)
+                else:  # nobody wants it any more
+                    self._control.send(Stop(), to=peer)
             case LoadFailed(why=why):
                 if found := self._roster.find(peer):
                     self._give_up(found[0].card.name, why)
@@ -210,9 +212,11 @@ class Supervisor:
         for model in list(self._changes):
             self._settle(model)
 
-    def _on_frontend_exit(self, status: int) -> None:
-        log.warning("a frontend died (status %d); replacing it", status)
+    def _on_frontend_exit(self, name: str, pid: int, status: int) -> None:
+        log.warning("%s died (status %d); replacing it", name, status)
+        self._frontends.discard(name)
         self._seen.frontend_restarted()
+        self._seen.process_gone(pid)
 
     # Telling
 

@@ -14,7 +14,7 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
-from app.errors import HearthError
+from app.errors import ClientLeft, HearthError
 from app.metrics import families
 from app.pool.base import Model, Pool
 from app.settings import Settings
@@ -126,7 +126,7 @@ async def _unless_left(request: Request, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise asyncio.CancelledError
+            raise ClientLeft
         return working.result()
     finally:
         watching.cancel()

@@ -13,10 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import TooLarge
 from app.logs import log, request_id
 from app.metrics import families
-from app.web.problems import from_error
+from app.web.problems import LEFT, from_error
 
 _SANE_ID = re.compile(r"^[\w.:/+=-]{1,128}$")
-_LEFT = 499  # nginx's status for a client that left
 
 
 class Edge:
@@ -37,7 +36,7 @@ class Edge:
         id = given if _SANE_ID.match(given) else uuid.uuid4().hex
         token = request_id.set(id)
         scope["state"] = {**scope.get("state", {}), "timing": {}, "model": ""}
-        status = _LEFT
+        status = LEFT
 
         async def sending(message: Message) -> None:
             nonlocal status

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import HearthError
+from app.errors import ClientLeft, HearthError
 from app.logs import log, request_id
 
 STATUS: dict[str, tuple[int, str]] = {
@@ -34,6 +34,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "internal": (500, "A mistake of ours"),
 }
 MEDIA_TYPE = "application/problem+json"
+LEFT = 499  # nginx's status for a client that left: nobody reads it but the log and the metrics
 
 
 class Problem(Response):
@@ -66,6 +67,8 @@ def from_error(error: HearthError) -> Problem:
 
 async def on_error(request: Request, error: Exception) -> Response:
     """FastAPI's handler for everything that can be raised."""
+    if isinstance(error, ClientLeft):
+        return Response(status_code=LEFT)
     response = _respond(error)
     request.state.code = response.code
     return response

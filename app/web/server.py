@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from app import __version__
-from app.errors import HearthError
+from app.errors import ClientLeft, HearthError
 from app.pool.base import Pool
 from app.settings import Settings, cores
 from app.web import embed, health, models, predict, transcribe
@@ -40,7 +40,7 @@ def make_app(pool: Pool, settings: Settings, lifespan: Lifespan | None = None) -
     )
     decoders = ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="decode")
     app.state.kitchen = Kitchen(pool, settings, decoders)
-    for kind in (HearthError, RequestValidationError, HTTPException, Exception):
+    for kind in (ClientLeft, HearthError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)
     for part in (predict, embed, transcribe, models, health):
         app.include_router(part.router)

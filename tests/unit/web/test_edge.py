@@ -61,7 +61,7 @@ async def test_a_client_that_leaves_takes_its_sample_along(app, pool):
         return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
-        raise AssertionError("nobody listens")
+        pass  # nobody listens
 
     task = asyncio.create_task(app(scope("/predict/image"), receive, send))
     await asyncio.wait([task], timeout=5)
