@@ -20,7 +20,7 @@ from app.pool.roster import Roster, Served
 from app.process import command, search_path
 from app.settings import Settings
 from app.tasks.base import Files
-from app.weights import fetch, locate, reachable
+from app.weights import checked, is_remote, locate, reachable
 
 Announce = Callable[[Settings, Roster, int], None]
 
@@ -103,10 +103,10 @@ async def _pull(names: list[str], settings: Settings) -> None:
 
 
 async def _find(card: Card, settings: Settings) -> Files:
-    if locate(card, settings) is None:
+    if is_remote(card) and locate(card, settings) is None:
         log.info("pulling %s", card.name)
         await _pull([card.name], settings)
-    return await asyncio.to_thread(fetch, card, settings, lambda *_: None)
+    return await asyncio.to_thread(checked, card, settings)
 
 
 async def _devices(settings: Settings) -> list[str]:

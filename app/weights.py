@@ -42,18 +42,16 @@ def locate(card: Card, settings: Settings) -> Files | None:
 
 def fetch(card: Card, settings: Settings, report: Report) -> Files:
     """The card's files, downloaded if they are not here, their hashes checked. Raises WeightsError, telling what to do."""
+    if locate(card, settings) is None:
+        _download(card, settings, report)
+    return checked(card, settings)
+
+
+def checked(card: Card, settings: Settings) -> Files:
+    """The card's files, without a download. Raises WeightsError where they are missing or have another hash than the card says."""
     files = locate(card, settings)
     if files is None:
-        _download(card, settings, report)
-        files = locate(card, settings)
-    if files is None:
         raise WeightsError(f"{card.name}: its weights are missing; {_remedy(card)}")
-    verify(card, files)
-    return files
-
-
-def verify(card: Card, files: Files) -> None:
-    """Compare the weights with the hash that the card states, if it does."""
     stated = getattr(card.source, "sha256", None)
     path = files.get("weights") or files.get("model.safetensors")
     if isinstance(stated, str) and path is not None:
@@ -63,6 +61,12 @@ def verify(card: Card, files: Files) -> None:
             raise WeightsError(
                 f"{card.name}: {path.name} has SHA-256 {found[:12]}…, its card says {stated[:12]}…; {_remedy(card)}"
             )
+    return files
+
+
+def is_remote(card: Card) -> bool:
+    """Whether its weights come over the network."""
+    return isinstance(card.source, HubSource | TorchvisionSource)
 
 
 def reachable(settings: Settings, card: Card) -> bool:

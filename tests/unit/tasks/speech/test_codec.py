@@ -11,8 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from app.card import Card
 from app.errors import BadInput, HearthError, TooLarge, UnsupportedMedia
