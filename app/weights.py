@@ -48,7 +48,7 @@ def fetch(card: Card, settings: Settings, report: Report) -> Files:
 
 
 def checked(card: Card, settings: Settings) -> Files:
-    """The card's files, without a download. Raises WeightsError where they are missing or have another hash than the card says."""
+    """The card's files, without a download. Raises WeightsError where one is missing or its hash is not the card's."""
     files = locate(card, settings)
     if files is None:
         raise WeightsError(f"{card.name}: its weights are missing; {_remedy(card)}")

@@ -30,17 +30,30 @@ _PARTS = ("model.py", "config.json", "vocab.json", "tokenizer.json", "tune.toml"
 def read_recipe(card: Card, overrides: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
     """`tune.toml` beside the card with `overrides` on top, and its table `data`: options of the task's dataset.
 
-    Raises Invalid naming the key.
+    An override `data.<name>` goes to that table, its value written as in TOML. Raises Invalid naming the key.
     """
     path = card.folder / "tune.toml"
-    values = tomllib.loads(path.read_text()) if path.exists() else {}
-    options = values.pop("data", {})
+    values = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    options: dict[str, Any] = values.pop("data", {})
+    for name, value in overrides.items():
+        table, _, option = name.rpartition(".")
+        if table == "data":
+            options[option] = _toml(name, value)
+        else:
+            values[name] = value
     try:
-        return Recipe(**{**values, **overrides}), options
+        return Recipe(**values), options
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         known = ", ".join(Recipe.model_fields)
         raise Invalid(f"recipe: {first['loc'][0]}: {first['msg']}; known: {known}") from error
+
+
+def _toml(name: str, value: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise Invalid(f'recipe: {name}: {value} is no TOML value ({error}); write 0.1, [20, 24] or ["theo"]') from error
 
 
 def tune(

@@ -134,6 +134,13 @@ def test_overrides_stand_above_the_file_and_its_data_table_is_for_the_dataset(ca
     assert (recipe.epochs, recipe.seed, options) == (2, 4, {"sides": [8]})
 
 
+def test_the_data_table_is_overridden_with_toml_values(card: Card) -> None:
+    (card.folder / "tune.toml").write_text("[data]\nsides = [8]\nlabel_smoothing = 0.1\n")
+    assert read_recipe(card, {"data.sides": "[]"})[1] == {"sides": [], "label_smoothing": 0.1}
+    with pytest.raises(Invalid, match=r"data.sides: \[8 is no TOML value"):
+        read_recipe(card, {"data.sides": "[8"})
+
+
 def test_a_result_is_whole_or_absent_and_its_card_tells_hash_and_accuracy(card: Card, tmp_path: Path) -> None:
     out = tmp_path / "out"
     publish(card, net(), ["left", "right"], {"accuracy": 0.98}, out)
