@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -24,22 +25,24 @@ app = typer.Typer(
 out = Console(highlight=False)
 
 
-@app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port; 0 picks a free one")] = None,
-    profile: Annotated[str | None, typer.Option(help="auto, pretrained or starter")] = None,
-    models: Annotated[str | None, typer.Option(help="models to start with, comma-separated")] = None,
-    home: Annotated[Path | None, typer.Option(help="weights, caches and added models")] = None,
-    more: Annotated[list[str] | None, typer.Option("--set", help="any other setting, as name=value (see README)")] = None,
-) -> None:
-    """Start the server."""
+def serve(**given: str | None) -> None:
+    """Start the server. Each option is also a variable in the environment: --port is HEARTH_PORT."""
     from app.main import serve as run
     from app.welcome import announce
 
-    given: dict[str, Any] = {"host": host, "port": port, "profile": profile, "models": models, "home": home}
-    given |= dict(_pair(item) for item in more or ())
     run(Settings.from_environment(given), announce)
+
+
+def _option(name: str, help: str | None) -> inspect.Parameter:
+    kind = Annotated[str | None, typer.Option(help=help, metavar="VALUE")]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+# The options are the settings, name for name (app/settings.py): a setting is born once.
+serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [_option(name, field.description) for name, field in Settings.model_fields.items()]
+)
+app.command()(serve)
 
 
 @app.command()

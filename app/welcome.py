@@ -13,6 +13,8 @@ _EXAMPLES = (
     ("image-classification", "curl -F file=@photo.jpg {url}/embed/image"),
     ("text-embedding", 'curl --json \'{{"inputs": "a warm hearth"}}\' {url}/embed/text'),
     ("speech-recognition", "curl -F file=@recording.wav {url}/transcribe"),
+    ("", "curl {url}/models                      # and /models/NAME; POST /models/NAME/load, /models/NAME/unload"),
+    ("", "curl {url}/health/ready                # and /health/live, /metrics"),
 )
 _COLOURS = {"ready": "green", "failed": "red", "loading": "yellow"}
 
@@ -32,6 +34,6 @@ def announce(settings: Settings, roster: Roster, port: int) -> None:
     console.print()
     ready = {served.card.task for served in roster.models.values() if served.default and served.state == "ready"}
     for task, example in _EXAMPLES:
-        if task in ready:
+        if not task or task in ready:
             console.print(f"  {example.format(url=url)}")
     console.print()

@@ -59,7 +59,9 @@ def test_auto_with_a_network_pulls_checks_and_serves_what_it_pulled(tmp_path: Pa
         folder.mkdir(parents=True)
         (folder / "card.toml").write_text(CARD.format(file=file))
         (folder / "sample.jpg").write_bytes(SAMPLE)
-        with Server(tmp_path, HEARTH_PROFILE="auto", HEARTH_HUB_URL=OFFLINE["HEARTH_HUB_URL"], HEARTH_TORCHVISION_URL=mirror.url) as server:
+        with Server(
+            tmp_path, HEARTH_PROFILE="auto", HEARTH_HUB_URL=OFFLINE["HEARTH_HUB_URL"], HEARTH_TORCHVISION_URL=mirror.url
+        ) as server:
             body = server.predict(SAMPLE).json()
             assert body["model"] == "resnet50"
             assert body["results"][0]["predictions"][0]["label"] in models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
