@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.mmap_dict import MmapedDict
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -76,8 +78,11 @@ class ForWorker:
             families().queue.labels(self.model).observe(wait_s)
 
 
+@dataclass(frozen=True, slots=True)
 class ForSupervisor:
-    """What the supervisor tells."""
+    """What the supervisor tells. `folder` is PROMETHEUS_MULTIPROC_DIR."""
+
+    folder: Path
 
     def worker_restarted(self, model: str) -> None:
         """A worker died."""
@@ -88,8 +93,17 @@ class ForSupervisor:
         families().http_restarts.inc()
 
     def process_gone(self, pid: int) -> None:
-        """Forget a dead process's gauges; its counters stay."""
+        """Forget a dead process's gauges; add its counts to those of all the dead, so that deaths leave no files behind."""
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        for kind in ("counter", "histogram"):
+            file = self.folder / f"{kind}_{pid}.db"
+            if file.exists():
+                values = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
+                file.unlink()
+                dead = MmapedDict(str(self.folder / f"{kind}_dead.db"))  # type: ignore[no-untyped-call]
+                for key, value, stamp, _ in values:
+                    dead.write_value(key, dead.read_value(key)[0] + value, stamp)  # type: ignore[no-untyped-call]
+                dead.close()  # type: ignore[no-untyped-call]
 
 
 def for_worker(model: str, worker: str) -> ForWorker:
@@ -97,16 +111,20 @@ def for_worker(model: str, worker: str) -> ForWorker:
     return ForWorker(model, worker)
 
 
-def for_supervisor() -> ForSupervisor:
+def for_supervisor(folder: Path) -> ForSupervisor:
     """The supervisor's view."""
-    return ForSupervisor()
+    return ForSupervisor(folder)
 
 
 def render(memory: Iterable[tuple[str, str, int]]) -> bytes:
     """Everything of all processes in Prometheus's text format. `memory`: (model, worker, bytes), read at this moment."""
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    text = [generate_latest(registry), b"# HELP hearth_worker_memory_bytes Memory of a worker\n"]
+    try:
+        counted = generate_latest(registry)
+    except FileNotFoundError:  # a process died between the listing and the reading; by now its counts are with the dead
+        counted = generate_latest(registry)
+    text = [counted, b"# HELP hearth_worker_memory_bytes Memory of a worker\n"]
     text.append(b"# TYPE hearth_worker_memory_bytes gauge\n")
     text += [
         f'hearth_worker_memory_bytes{{model="{model}",worker="{worker}"}} {size}\n'.encode() for model, worker, size in memory

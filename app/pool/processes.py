@@ -14,8 +14,8 @@ from typing import Any
 from app.process import command, search_path
 from app.settings import inherited_environment
 
-Exited = Callable[[str, int], None]
-"""Told a process's name and exit status (negative: the signal that killed it)."""
+Exited = Callable[[str, int, int], None]
+"""Told a process's name, pid (0: it was never forked) and exit status (negative: the signal that killed it)."""
 
 _LINE_BYTES = 1 << 20  # a worker's spec holds its card and file names
 
@@ -86,8 +86,7 @@ class Nursery:
             self.workers[name] = words["pid"]
             self._forked(name, words["pid"])
         elif name := words.get("exited"):
-            self.workers.pop(name, None)
-            self._exited(name, words["status"])
+            self._exited(name, self.workers.pop(name, 0), words["status"])
 
     async def _bury(self) -> None:
         if self._writer is not None:
@@ -98,10 +97,10 @@ class Nursery:
         lost, self.workers = self.workers, {}
         for pid in lost.values():  # where the kernel does not end them with their parent
             _kill(pid)
-        names = [*lost, *self._asked]
+        lost |= dict.fromkeys(self._asked, 0)
         self._asked.clear()
-        for name in names:
-            self._exited(name, -signal.SIGKILL)
+        for name, pid in lost.items():
+            self._exited(name, pid, -signal.SIGKILL)
 
 
 class Frontends:
@@ -115,8 +114,8 @@ class Frontends:
         self._closing = False
         self._processes: set[asyncio.subprocess.Process] = set()
 
-    async def run_one(self, exited: Callable[[str, int, int], None]) -> None:
-        """Keep one frontend alive; `exited` hears name, pid and status of each end that was not asked for."""
+    async def run_one(self, exited: Exited) -> None:
+        """Keep one frontend alive; `exited` hears of each end that was not asked for."""
         while not self._closing:
             self._born += 1
             number = self._born

@@ -58,7 +58,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._nursery = Nursery(environment, self._on_forked, self._on_exited)
         self._http = Frontends(environment, listening, str(folder))
-        self._seen = metrics.for_supervisor()
+        self._seen = metrics.for_supervisor(folder / "metrics")
 
     async def run(self, announce: Callable[[Roster], None]) -> None:
         """Serve. `announce` is called once, when every preloaded model is ready or has failed, and a frontend answers."""
@@ -187,21 +187,20 @@ class Supervisor:
     def _on_forked(self, name: str, pid: int) -> None:
         self._roster.forked(name, pid)
 
-    def _on_exited(self, name: str, status: int) -> None:
+    def _on_exited(self, name: str, pid: int, status: int) -> None:
         box = self._boxes.pop(name, None)
         running = box.read().running if box and status != 0 else ()
         if box:
             box.close()
         for leftover in (f"{name}.blackbox", name):
             (self._folder / leftover).unlink(missing_ok=True)
+        self._seen.process_gone(pid)
         found = self._roster.find(name)
         if found:
             model = found[0].card.name
             reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             log.warning("worker %s died (%s), %d samples were running", name, reason, len(running))
             self._seen.worker_restarted(model)
-            if found[1].pid:
-                self._seen.process_gone(found[1].pid)
             if birth := self._roster.died(name, reason):
                 self._fork(birth)
             else:

@@ -1,0 +1,40 @@
+"""Counts outlive the processes that made them, and leave no files behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import ROOT
+
+CHILD = "from app import metrics; w = metrics.for_worker('m', 'm.1'); w.waiting(3); w.batch(2, 8.0, [0.1, 0.2]); import os; print(os.getpid())"
+READER = "import sys; from app import metrics; sys.stdout.buffer.write(metrics.render([('m', 'm.1', 5)]))"
+BURIAL = "import sys; from pathlib import Path; from app import metrics; s = metrics.for_supervisor(Path(sys.argv[1]))\nfor pid in sys.argv[2:]: s.process_gone(int(pid))"
+
+
+def python(code: str, folder: Path, *arguments: str) -> str:
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def read(folder: Path) -> dict[str, float]:
+    families = text_string_to_metric_families(python(READER, folder))
+    return {sample.name: sample.value for family in families for sample in family.samples if "le" not in sample.labels}
+
+
+def test_dead_processes_are_added_up_in_one_file(tmp_path: Path):
+    pids = [python(CHILD, tmp_path).strip() for _ in range(3)]
+    before = read(tmp_path)
+    assert before["hearth_batch_size_count"] == 3
+    assert before["hearth_queue_seconds_sum"] > 0.89
+    python(BURIAL, tmp_path, str(tmp_path), *pids)
+    after = read(tmp_path)
+    assert not [file for file in tmp_path.iterdir() for pid in pids if pid in file.name]
+    assert {name: value for name, value in before.items() if not name.endswith(("depth", "in_flight"))} == after
+    assert "hearth_queue_depth" not in after, "a dead worker has no queue"
