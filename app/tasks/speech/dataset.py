@@ -33,6 +33,7 @@ _WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT"
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav$")
 _MOST_DIGITS = 4
 _RATE = 16000
+_ALONE = (5120, 6400, 8000)  # samples: the middle half of the clips
 _LENGTHS = (16000, 24000, 32000)  # one per batch, and few: oneDNN compiles its kernels anew for every shape
 
 
@@ -41,10 +42,12 @@ class SpeechDataset:
 
     labels: Sequence[str] = ()
 
-    def __init__(self, train: Sequence[Clip], held_out: Sequence[Clip], card: Card) -> None:
+    def __init__(self, train: Sequence[Clip], held_out: Sequence[Clip], card: Card, *, alone: float = 0.5) -> None:
+        """`alone`: share of the batches whose utterances are single digits without pauses."""
         if not train or not held_out:
             raise BadInput("the split leaves no clips for training or none for measuring; check hold_out in tune.toml")
         self._train = train
+        self._alone = alone
         self._held_out = held_out
         files = {"vocab.json": card.folder / "vocab.json"}
         self._letters: dict[str, int] = json.loads(files["vocab.json"].read_text())
@@ -52,7 +55,7 @@ class SpeechDataset:
         self._program = SpeechProgram(card, files)
 
     @classmethod
-    def open(cls, path: Path, card: Card, hold_out: Sequence[str] = ()) -> SpeechDataset:
+    def open(cls, path: Path, card: Card, hold_out: Sequence[str] = (), alone: float = 0.5) -> SpeechDataset:
         """Read the zip. `hold_out` names speakers kept out of training; empty: each speaker's recordings 0 to 4 are kept out.
 
         Raises BadInput naming the file and what is wrong with it.
@@ -72,7 +75,7 @@ class SpeechDataset:
             raise BadInput(f"{path} is not a readable zip ({error}); download it again") from error
         except HearthError as error:
             raise BadInput(f"{path}, {name}: {error.detail}") from error
-        return cls(train, held_out, card)
+        return cls(train, held_out, card, alone=alone)
 
     def steps(self, batch_size: int) -> int:
         """An epoch hears about as many digits as there are clips."""
@@ -82,8 +85,10 @@ class SpeechDataset:
         """`waveform`, `samples` as the program collates them; `target` int64 [sum of lengths], `lengths` int64 [B]."""
         random = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
         for _ in range(self.steps(batch_size)):
-            samples = int(random.choice(_LENGTHS))
-            yield self._collate([self._utterance(samples, random) for _ in range(batch_size)])
+            alone = random.random() < self._alone
+            samples = int(random.choice(_ALONE if alone else _LENGTHS))
+            make = self._digit if alone else self._utterance
+            yield self._collate([make(samples, random) for _ in range(batch_size)])
 
     def prepare(self, module: nn.Module) -> None:
         """Start the first convolution as windowed cosines in four phases along the mel scale (arXiv:1711.01161); it learns on."""
@@ -124,6 +129,14 @@ class SpeechDataset:
             outputs = self._program.forward(module, self._program.collate([arrays]))
         ids, scores = outputs["token_ids"][0].numpy(), outputs["token_scores"][0].numpy()
         return "".join(letter for letter, *_ in self._codec._letters(ids, scores)).strip()
+
+    def _digit(self, samples: int, random: np.random.Generator) -> Clip:
+        """One digit, as tightly cut as the data set has it, at the speed that fills the time."""
+        while True:
+            wave, text = self._train[int(random.integers(len(self._train)))]
+            if 0.7 <= (factor := len(wave) / samples) <= 1.4:
+                wave = _speed(wave, factor)[:samples]
+                return _room(np.pad(wave, (0, samples - len(wave))), random), text
 
     def _utterance(self, samples: int, random: np.random.Generator) -> Clip:
         """Digits with pauses, by one voice, until the time is filled."""
