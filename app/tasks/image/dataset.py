@@ -40,7 +40,6 @@ class ImageDataset:
         augment: bool,
         sides: Sequence[int] = (),
         label_smoothing: float = 0.0,
-        variety: float = 1.0,
     ) -> None:
         """`sides`: height and width of the pictures in epoch 1, 2, …; in the epochs after those, as they were read."""
         wanted = ImageInput(**card.input)
@@ -50,19 +49,16 @@ class ImageDataset:
         self._augment = augment
         self._sides = iter(sides)
         self._label_smoothing = label_smoothing
-        self._variety = variety
         self._mean = torch.tensor(wanted.mean).view(1, -1, 1, 1)
         self._std = torch.tensor(wanted.std).view(1, -1, 1, 1)
 
     @classmethod
-    def open(
-        cls, path: Path, card: Card, *, sides: Sequence[int] = (), label_smoothing: float = 0.0, variety: float = 1.0
-    ) -> ImageDataset:
+    def open(cls, path: Path, card: Card, *, sides: Sequence[int] = (), label_smoothing: float = 0.0) -> ImageDataset:
         """Read `path`: a folder with train.npz and test.npz (CIFAR layout), four idx files (MNIST), or train/ and val/ folders.
 
         Raises BadInput naming the file and what is wrong with it.
         """
-        dataset = partial(cls, card=card, sides=sides, label_smoothing=label_smoothing, variety=variety)
+        dataset = partial(cls, card=card, sides=sides, label_smoothing=label_smoothing)
         if (path / "train.npz").exists():
             train, labels = _read_npz(path / "train.npz", card)
             return dataset(train, _read_npz(path / "test.npz", card)[0], labels, augment=True)
@@ -87,7 +83,7 @@ class ImageDataset:
         for index in order[: self.steps(batch_size) * batch_size].view(-1, batch_size):
             batch = pixels[index].float() / 255
             if self._augment:
-                batch = augment(batch, side, rng, self._variety)
+                batch = augment(batch, side, rng)
             yield {"pixels": self._normalise(batch), "target": labels[index]}
 
     def prepare(self, module: torch.nn.Module) -> None:
@@ -111,25 +107,22 @@ class ImageDataset:
         return ((pixels - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
 
 
-def augment(pixels: Tensor, side: int, rng: torch.Generator, variety: float = 1.0) -> Tensor:
-    """Blur, flip, zoom, shift, stretch, turn and recolour pictures [B, C, H, W] in 0 … 1, each its own way, to this side.
-
-    `variety` scales how far: 1 suits the set itself, 2 photographs that are squeezed from any shape.
-    """
-    return _recolour(_warp(_blur(pixels, rng), side, rng, variety), rng, variety)
+def augment(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """Blur, flip, zoom, shift, stretch, turn and recolour pictures [B, C, H, W] in 0 … 1, each its own way, to this side."""
+    return _recolour(_warp(_blur(pixels, rng), side, rng), rng)
 
 
 def _uniform(shape: int, low: float, high: float, rng: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=rng) * (high - low) + low
 
 
-def _warp(pixels: Tensor, side: int, rng: torch.Generator, variety: float) -> Tensor:
-    """Most of the batch, with variety 1: flip and shift by whole pixels, which keeps it sharp. The rest: any affine map."""
+def _warp(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """Most of the batch: flip and shift by whole pixels, which keeps it sharp. The rest: any affine map, mostly outwards."""
     count, channels, height, _ = pixels.shape
-    free = torch.rand(count, generator=rng) < 0.35 * variety
+    free = torch.rand(count, generator=rng) < 0.35
     angle = _uniform(count, -0.15, 0.15, rng) * free
-    zoom = torch.where(free, 1 + variety * _uniform(count, -0.25, 0.25, rng), 1.0)
-    stretch = torch.where(free, torch.exp(variety * _uniform(count, -0.25, 0.25, rng)), 1.0)
+    zoom = torch.where(free, _uniform(count, 0.75, 1.25, rng), 1.0)
+    stretch = torch.where(free, torch.exp(_uniform(count, -0.25, 0.25, rng)), 1.0)
     flip = torch.where(torch.rand(count, generator=rng) < 0.5, -1.0, 1.0)
     shift = torch.randint(-3, 4, (2, count), generator=rng) * (2 / height)
     sine, cosine = angle.sin(), angle.cos()
@@ -157,15 +150,14 @@ def _blur(pixels: Tensor, rng: torch.Generator) -> Tensor:
     return out
 
 
-def _recolour(pixels: Tensor, rng: torch.Generator, variety: float) -> Tensor:
-    """With variety 1: brightness, contrast, saturation within a fifth; one picture in twenty turns gray."""
+def _recolour(pixels: Tensor, rng: torch.Generator) -> Tensor:
+    """Brightness, contrast, saturation within a fifth; one picture in twenty turns gray."""
     count = len(pixels)
     gray = pixels.mean(1, keepdim=True)
-    coloured = torch.rand(count, generator=rng) > variety**2 / 20
-    saturation = (1 + variety * _uniform(count, -0.2, 0.2, rng)) * coloured
+    saturation = _uniform(count, 0.8, 1.2, rng) * (torch.rand(count, generator=rng) > 1 / 20)
     pixels = gray + (pixels - gray) * saturation.view(-1, 1, 1, 1)
     middle = pixels.mean((1, 2, 3), keepdim=True)
-    contrast, brightness = 1 + variety * _uniform(count, -0.2, 0.2, rng), variety * _uniform(count, -0.1, 0.1, rng)
+    contrast, brightness = _uniform(count, 0.8, 1.2, rng), _uniform(count, -0.1, 0.1, rng)
     pixels = middle + (pixels - middle) * contrast.view(-1, 1, 1, 1) + brightness.view(-1, 1, 1, 1)
     return pixels.clamp(0, 1)
 

@@ -50,7 +50,7 @@ class SpeechDataset:
         self._alone = alone
         self._held_out = held_out
         files = {"vocab.json": card.folder / "vocab.json"}
-        self._letters: dict[str, int] = json.loads(files["vocab.json"].read_text())
+        self._tokens: dict[str, int] = json.loads(files["vocab.json"].read_text())
         self._codec = SpeechCodec(card, files, {})
         self._program = SpeechProgram(card, files)
 
@@ -110,7 +110,7 @@ class SpeechDataset:
             batch["target"],
             frames,
             batch["lengths"],
-            blank=self._letters["<pad>"],
+            blank=self._tokens["<pad>"],
             zero_infinity=True,
         )
 
@@ -154,9 +154,16 @@ class SpeechDataset:
         whole = np.concatenate(parts)[:samples]
         return _room(np.pad(whole, (0, samples - len(whole))), random), " ".join(words)
 
+    def _spell(self, text: str) -> list[int]:
+        """Whole words where the vocabulary has them, else letters, with `|` between words."""
+        words = [
+            [self._tokens[word]] if word in self._tokens else [self._tokens[letter] for letter in word] for word in text.split()
+        ]
+        return [token for word in words for token in (self._tokens["|"], *word)][1:]
+
     def _collate(self, clips: Sequence[Clip]) -> Batch:
         arrays = [self._codec._sample(wave).arrays for wave, _ in clips]
-        targets = [[self._letters[letter] for letter in text.replace(" ", "|")] for _, text in clips]
+        targets = [self._spell(text) for _, text in clips]
         return {
             **self._program.collate(arrays),
             "target": torch.tensor([index for target in targets for index in target]),
