@@ -156,10 +156,10 @@ class SpeechDataset:
 
     def _spell(self, text: str) -> list[int]:
         """Whole words where the vocabulary has them, else letters, with `|` between words."""
-        words = [
-            [self._tokens[word]] if word in self._tokens else [self._tokens[letter] for letter in word] for word in text.split()
-        ]
-        return [token for word in words for token in (self._tokens["|"], *word)][1:]
+        spelled: list[str] = []
+        for word in text.split():
+            spelled += ["|", *([word] if word in self._tokens else word)]
+        return [self._tokens[token] for token in spelled[1:]]
 
     def _collate(self, clips: Sequence[Clip]) -> Batch:
         arrays = [self._codec._sample(wave).arrays for wave, _ in clips]
