@@ -42,6 +42,12 @@ class Settings(BaseModel):
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="CPU threads per worker; auto: one per core"
     )
+    precision: Literal["auto", "fp32"] = Field(
+        "auto", description="auto: bf16 where the device has it and a model's sample agrees; fp32: never less"
+    )
+    compute: Literal["auto", "eager", "openvino", "inductor"] = Field(
+        "auto", description="what runs the models; auto: the fastest that agrees with eager PyTorch, measured once per machine"
+    )
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = Field(30.0, description="a request's deadline unless it says timeout_ms")
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(30.0, description="how long SIGTERM waits for what was accepted")
     max_body_mb: Annotated[float, Field(gt=0)] = Field(64.0, description="largest request body, MiB")

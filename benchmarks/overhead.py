@@ -18,10 +18,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import machine, serving, table
 
 from app.catalogue import Catalogue
+from app.engine.compute import eager
 from app.engine.loader import load
 from app.engine.runner import Runner
 from app.settings import Settings
@@ -47,7 +47,7 @@ def bare(name: str, settings: Settings) -> Any:
     module = load(card, files)
     program = resolve(TASKS[card.task].program)(card, files)
     codec = make_codec(card, files, program.describe(module))
-    runner = Runner(module, program, torch.device("cpu"), lambda *_: None)
+    runner = Runner(eager(program, module), program, lambda *_: None)
     sample = next(card.folder.glob("sample.*"))
     item = json.loads(sample.read_text())["inputs"] if sample.suffix == ".json" else sample.read_bytes()
 

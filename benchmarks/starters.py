@@ -41,7 +41,7 @@ class Starter:
         self.labels = files["labels.txt"].read_text(encoding="utf-8").splitlines()
         self._codec = ImageCodec(card, files, {})
         self._program = ImageProgram(card, files)
-        self._module = load(card, files)
+        self._networks = self._program.networks(load(card, files))
 
     @torch.inference_mode()
     def answers(self, pictures: Sequence[bytes]) -> list[int]:
@@ -49,7 +49,7 @@ class Starter:
         found: list[int] = []
         for start in range(0, len(pictures), 250):
             samples = [self._codec.decode(raw).samples[0].arrays for raw in pictures[start : start + 250]]
-            scores = self._program.forward(self._module, self._program.collate(samples))["scores"]
+            scores = self._program.forward(self._networks, self._program.collate(samples))["scores"]
             found += scores.argmax(1).tolist()
         return found
 

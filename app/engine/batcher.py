@@ -1,8 +1,9 @@
 """Decide which waiting samples form the next batch. Knows nothing of sockets, clocks, arrays or torch.
 
-A batch costs what the device pays: its length times its dearest sample (padding included). The rule: the oldest sample
-always goes; then those nearest to it in cost, as long as the batch stays within `max_batch` and `max_cost`.
-So age beats fit and nothing starves. An idle device takes what waits, at once, unless a `max_wait_s` says otherwise.
+A batch costs what the device pays: where samples are padded, its length times its dearest sample, else what they cost together.
+The rule: the oldest sample always goes; then those nearest to it in cost (where nothing is padded: the next in age), as long as
+the batch stays within `max_batch` and `max_cost`. So age beats fit and nothing starves. An idle device takes what waits, at
+once, unless a `max_wait_s` says otherwise.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ class Waiting:
 class Batcher:
     """The queue of one worker. `now` is passed in; ids must be unique while they wait."""
 
-    def __init__(self, *, max_batch: int, max_cost: float, max_wait_s: float = 0.0) -> None:
+    def __init__(self, *, max_batch: int, max_cost: float, padded: bool = True, max_wait_s: float = 0.0) -> None:
         self._max_batch = max_batch
         self._max_cost = max_cost
+        self._room = max_cost
+        self._padded = padded
         self._max_wait_s = max_wait_s
         self._queue: dict[int, Waiting] = {}  # in order of arrival
 
@@ -41,6 +44,10 @@ class Batcher:
             return False
         self._queue[sample.id] = sample
         return True
+
+    def too_much(self, cost: float) -> None:
+        """The device had no memory for a batch of this cost: make none above half of it, except for one sample alone."""
+        self._room = min(self._room, cost / 2)
 
     def cancel(self, id: int) -> bool:
         """Forget a sample. False if it does not wait here (any more)."""
@@ -73,15 +80,18 @@ class Batcher:
         return sorted(batch, key=lambda sample: -sample.cost)
 
     def _gather(self, oldest: Waiting) -> list[Waiting]:
-        batch, dearest = [oldest], oldest.cost
+        batch, dearest, total = [oldest], oldest.cost, oldest.cost
         for sample in self._nearest(oldest):
             if len(batch) >= self._max_batch:
                 break
-            if (len(batch) + 1) * max(dearest, sample.cost) <= self._max_cost:
+            cost = (len(batch) + 1) * max(dearest, sample.cost) if self._padded else total + sample.cost
+            if cost <= self._room:
                 batch.append(sample)
-                dearest = max(dearest, sample.cost)
+                dearest, total = max(dearest, sample.cost), total + sample.cost
         return batch
 
     def _nearest(self, oldest: Waiting) -> Iterable[Waiting]:
         company = (sample for sample in islice(self._queue.values(), 1, None) if not sample.alone)
+        if not self._padded:
+            return company
         return sorted(company, key=lambda sample: abs(sample.cost - oldest.cost))  # stable: ties by age

@@ -15,17 +15,21 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 
 from app import metrics
 from app.card import Card
 from app.engine import device as devices
 from app.engine.batcher import Batcher, Waiting
+from app.engine.choosing import Order
+from app.engine.compute import eager
 from app.engine.loader import load
 from app.engine.runner import Runner
+from app.engine.search import Search
 from app.errors import HearthError, ModelFailed
 from app.logs import log
 from app.tasks import TASKS, card_samples, make_codec, resolve
-from app.tasks.base import Arrays, Files, Program
+from app.tasks.base import Arrays, Program
 from app.wire.blackbox import BlackBox
 from app.wire.messages import Cancel, Done, Failed, Hello, LoadFailed, Ready, Run, Stop
 from app.wire.sockets import Endpoint, wait
@@ -42,6 +46,9 @@ class Spec(msgspec.Struct, frozen=True):
     files: dict[str, str]
     device: str
     threads: int | None
+    precision: str
+    compute: str
+    home: str
     address: str
     control: str
     blackbox: str
@@ -63,8 +70,7 @@ class Worker:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._card = Card.model_validate_json(spec.card)
-        limits = self._card.limits
-        self._batcher = Batcher(max_batch=limits.max_batch, max_cost=limits.max_cost, max_wait_s=limits.max_wait_ms / 1000)
+        self._search: Search | None = None
         self._held: dict[int, _Held] = {}
         self._stopping = False
         self._last_word = 0.0
@@ -93,25 +99,52 @@ class Worker:
         return self._stopping and not self._held and time.monotonic() - self._last_word > _LINGER_S
 
     def _load(self) -> None:
+        """Eager at once; what computes faster is looked for beside the service and exchanged when it has agreed."""
         device = devices.settle(self._spec.device, self._spec.threads)
         files = {name: Path(path) for name, path in self._spec.files.items()}
         module = load(self._card, files)
         program: Program = resolve(TASKS[self._card.task].program)(self._card, files)
-        self._runner = Runner(module, program, device, self._seen.stage)
-        meta = program.describe(module) | {"precision": "fp32", "compute": "eager"}
-        self._warm_up(files, meta)
-        self._supervisor.send(Ready(meta))
+        self._batcher = Batcher(
+            max_batch=self._card.limits.max_batch,
+            max_cost=self._card.limits.max_cost,
+            max_wait_s=self._card.limits.max_wait_ms / 1000,
+            padded=program.padded,
+        )
+        self._runner = Runner(eager(program, module, str(device)), program, self._seen.stage)
+        self._meta = program.describe(module) | {"compute": {"engine": "eager", "precision": "fp32"}}
+        samples = card_samples(self._card, make_codec(self._card, files, self._meta))
+        self._warm_up([sample.arrays for sample in samples])
+        self._supervisor.send(Ready(self._meta))
         self._box.beat(time.monotonic(), 0)
+        if samples and device.type == "cpu" and (self._spec.compute, self._spec.precision) != ("eager", "fp32"):
+            self._search = Search(self._order(), program, module, [sample.arrays for sample in samples])
 
-    def _warm_up(self, files: Files, meta: dict[str, Any]) -> None:
+    def _order(self) -> Order:
+        wanted = self._card.serving.precision if self._spec.precision == "auto" else self._spec.precision
+        spec = self._spec
+        return Order(spec.card, spec.files, torch.get_num_threads(), wanted, spec.compute, spec.home)
+
+    def _exchange(self) -> None:
+        """Take what the search found, between two batches."""
+        if self._search is None or not self._search.done():
+            return
+        search, self._search = self._search, None
+        if search.found is None:
+            self._meta["compute"] |= {"why": search.why}
+        else:
+            self._runner.compute, choice = search.found
+            self._meta["compute"] = msgspec.to_builtins(choice)
+        self._supervisor.send(Ready(self._meta))
+
+    def _warm_up(self, samples: list[Arrays]) -> None:
         """The first forward is the slow one, and a model that cannot run its own sample is not ready."""
-        samples = card_samples(self._card, make_codec(self._card, files, meta))
-        for result in self._runner.run([sample.arrays for sample in samples]) if samples else []:
+        for result in self._runner.run(samples) if samples else []:
             if isinstance(result, HearthError):
                 raise result
 
     def _turn(self) -> None:
         """Take in what came, drop what is late, run one batch."""
+        self._exchange()
         pause_s = self._batcher.wait_s(time.monotonic())
         if pause_s != 0.0:
             longest_s = _LINGER_S if self._stopping else _PULSE_S
@@ -146,12 +179,15 @@ class Worker:
         self._box.start(started, len(self._batcher), [sample.id for sample in batch])
         results = self._runner.run([self._held[sample.id].arrays for sample in batch])
         run_s = time.monotonic() - started
+        cost = sum(sample.cost for sample in batch)
+        if self._runner.no_room_for > 1:
+            self._batcher.too_much(cost * self._runner.no_room_for / len(batch))
         for sample, result in zip(batch, results, strict=True):
             if isinstance(result, HearthError):
                 self._fail(sample.id, result.code, result.detail)
             else:
                 self._answer(sample, result, started - sample.arrived, run_s, len(batch))
-        self._seen.batch(len(batch), len(batch) * batch[0].cost, [started - sample.arrived for sample in batch])
+        self._seen.batch(len(batch), cost, [started - sample.arrived for sample in batch])
 
     def _answer(self, sample: Waiting, output: Arrays, queue_s: float, run_s: float, batch: int) -> None:
         held = self._held.pop(sample.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.card import Card
 from app.errors import Conflict, HearthError, Loading, UnknownModel, WorkerLost
@@ -59,7 +60,7 @@ class Directory:
             if known is None or known.entry.card != entry.card:
                 self._known[name] = Known(entry, Card.model_validate_json(entry.card))
                 continue
-            if entry.files != known.entry.files or (entry.meta and entry.meta != known.entry.meta):
+            if entry.files != known.entry.files or (entry.meta and _for_codec(entry) != _for_codec(known.entry)):
                 known.codec = None
             known.entry = entry
 
@@ -83,6 +84,11 @@ class Directory:
         if not self._known:
             raise Loading("the server is starting; come back in a moment", retry_after_s=1.0)
         raise UnknownModel(f"no model is the default for {task}; name one with model=…")
+
+
+def _for_codec(entry: Entry) -> dict[str, Any]:
+    """What computes is no codec's business, and changes once while the model serves."""
+    return {name: value for name, value in entry.meta.items() if name != "compute"}
 
 
 def describe(known: Known, *, memory: bool = True) -> Model:

@@ -6,7 +6,7 @@ dataset (files → samples with targets; tuners). `app/tasks/__init__.py` names 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,9 @@ Output = Arrays
 
 Files = Mapping[str, Path]
 """A model's local files by short name: `model.safetensors`, `tokenizer.json`, `config.json`, `labels.txt` …"""
+
+Networks = Mapping[str, Callable[..., Any]]
+"""A program's tensors → tensors functions by name: modules themselves, or what a compiler made of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +67,22 @@ class Codec(Protocol):
 class Program(Protocol):
     """arrays ⇄ module, in the worker. Built as `Program(card, files)`. Never moves devices or dtypes: `engine/runner.py` does."""
 
-    def collate(self, samples: Sequence[Arrays]) -> dict[str, torch.Tensor]:
-        """Join samples into one batch of CPU tensors, first dimension B, padded where lengths differ."""
+    padded: bool
+    """A batch costs its length times its dearest sample, because the others are padded; else what its samples cost together."""
+
+    def networks(self, module: torch.nn.Module) -> Mapping[str, torch.nn.Module]:
+        """What there is to compute, as modules that take and give tensors alone, so that a compiler can take each whole.
+
+        They share the weights of `module` and follow its dtype; first dimensions and lengths may differ from call to call.
+        """
         ...
 
-    def forward(self, module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run the module. Every output's first dimension is B. Called in inference mode, and by the trainer with gradients."""
+    def collate(self, samples: Sequence[Arrays]) -> dict[str, torch.Tensor]:
+        """Join samples into one batch of CPU tensors."""
+        ...
+
+    def forward(self, networks: Networks, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run the networks. Every output's first dimension is B. Called in inference mode."""
         ...
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:

@@ -17,6 +17,7 @@ from torchvision import models
 
 from app.card import Card
 from app.catalogue import Catalogue
+from app.engine.compute import eager
 from app.engine.loader import load
 from app.engine.runner import Runner
 from app.tasks.image.codec import ImageCodec
@@ -62,7 +63,7 @@ def test_preprocessing_equals_torchvisions_transforms(shared: Path, name: str):
         (sample,) = codec.decode(path.read_bytes()).samples
         seen: list[torch.Tensor] = []
         probe = torch.nn.Sequential(Spy(seen), torch.nn.Flatten(), torch.nn.Linear(3 * card.input["crop"] ** 2, 1))
-        program.forward(probe, program.collate([sample.arrays]))
+        program.forward(program.networks(probe), program.collate([sample.arrays]))
         worst = max(worst, float((seen[0][0] - transforms(as_a_person_sees_it(path))).abs().max()))
     assert worst < 1e-6
 
@@ -106,7 +107,7 @@ def test_every_labelled_photograph_gets_the_references_top_1(shared: Path, real:
     card, module = real
     transforms = models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     codec = ImageCodec(card, {}, {})
-    runner = Runner(module, ImageProgram(card, {}), torch.device("cpu"), lambda *_: None)
+    runner = Runner(eager(ImageProgram(card, {}), module), ImageProgram(card, {}), lambda *_: None)
     right = 0
     for batch in batched(sorted(labelled()), 16):
         ours = runner.run([codec.decode((shared / "images" / name).read_bytes()).samples[0].arrays for name in batch])
@@ -123,7 +124,7 @@ def test_every_labelled_photograph_gets_the_references_top_1(shared: Path, real:
 def test_an_answer_does_not_depend_on_its_neighbours(shared: Path, real: tuple[Card, torch.nn.Module]):
     card, module = real
     codec = ImageCodec(card, {}, {})
-    runner = Runner(module, ImageProgram(card, {}), torch.device("cpu"), lambda *_: None)
+    runner = Runner(eager(ImageProgram(card, {}), module), ImageProgram(card, {}), lambda *_: None)
     samples = [codec.decode(path.read_bytes()).samples[0].arrays for path in photographs()[:12]]
     together = runner.run(samples)
     for sample, output in zip(samples, together, strict=True):

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from app.card import Card
+from app.engine.compute import eager
 from app.engine.runner import Runner
 from app.tasks.speech.audio import read_audio
 from app.tasks.speech.codec import SpeechCodec, cut
@@ -81,7 +82,7 @@ def test_transcripts_equal_the_references(shared: Path, model: tuple[Any, Path, 
     """All clips: short ones against the bare model and tokenizer, long ones against the pipeline with the same windows."""
     module, folder, card = model
     codec = SpeechCodec(card, {"vocab.json": folder / "vocab.json"}, {})
-    runner = Runner(module, SpeechProgram(card, {}), torch.device("cpu"), lambda *_: None)
+    runner = Runner(eager(SpeechProgram(card, {}), module), SpeechProgram(card, {}), lambda *_: None)
     extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
     tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
     pipeline = AutomaticSpeechRecognitionPipeline(model=module, feature_extractor=extractor, tokenizer=tokenizer, device="cpu")

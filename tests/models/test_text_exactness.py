@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from app.catalogue import Catalogue
+from app.engine.compute import eager
 from app.engine.loader import load
 from app.engine.runner import Runner
 from app.settings import Settings
@@ -33,7 +34,7 @@ def texts(shared: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runner() -> Runner:
-    return Runner(load(CARD, FILES), TextProgram(CARD, FILES), torch.device("cpu"), lambda *_: None)
+    return Runner(eager(TextProgram(CARD, FILES), load(CARD, FILES)), TextProgram(CARD, FILES), lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_padding_changes_nothing_in_bert_and_roberta(kind: str):
     program = TextProgram(CARD, {})
     samples = [{"input_ids": np.random.default_rng(n).integers(3, 100, n).astype(np.int64)} for n in (3, 20, 7, 50, 1)]
     with torch.inference_mode():
-        together = program.forward(model, program.collate(samples))["embedding"]
+        together = program.forward(program.networks(model), program.collate(samples))["embedding"]
         for row, sample in enumerate(samples):
             reference = model(input_ids=torch.from_numpy(sample["input_ids"])[None]).last_hidden_state[0].mean(0)
             assert float((together[row] - reference).abs().max()) < 1e-5

@@ -16,8 +16,8 @@ from tests.rules.source import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
-# What only the MiniLM package asks for, and nobody imports.
-ABSENT = {"sentence-transformers", "scikit-learn", "scipy", "joblib", "threadpoolctl"}
+# What only the MiniLM package and OpenVINO ask for, and nobody imports.
+ABSENT = {"openvino-telemetry", "sentence-transformers", "scikit-learn", "scipy", "joblib", "threadpoolctl"}
 PLACES = [
     {"python_version": python, "python_full_version": python + ".5", "sys_platform": system, "platform_machine": machine,
      "platform_system": {"linux": "Linux", "darwin": "Darwin"}[system], "implementation_name": "cpython",
@@ -53,7 +53,7 @@ def pins(lock: str) -> list[Pin]:
 
 def direct() -> list[Requirement]:
     extras = PROJECT["project"]["optional-dependencies"]
-    return [Requirement(one) for one in (*PROJECT["project"]["dependencies"], *extras["dev"])]
+    return [Requirement(one) for one in (*PROJECT["project"]["dependencies"], *extras["dev"], *extras["openvino"])]
 
 
 def unmet(lock: str, requirements: Iterable[Requirement], place: dict[str, str]) -> list[str]:

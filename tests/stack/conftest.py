@@ -144,6 +144,8 @@ class Server:
             "HEARTH_HOME": str(home),
             "HEARTH_PORT": "0",
             "HEARTH_PROFILE": "starter",
+            "HEARTH_COMPUTE": "eager",  # exact answers at once; what is chosen in the background has tests of its own
+            "HEARTH_PRECISION": "fp32",
             "COLUMNS": "200",
         }
         self.process = subprocess.Popen(

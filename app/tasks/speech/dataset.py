@@ -126,7 +126,7 @@ class SpeechDataset:
         """What the server would answer."""
         arrays = self._codec._sample(wave).arrays
         with torch.inference_mode():
-            outputs = self._program.forward(module, self._program.collate([arrays]))
+            outputs = self._program.forward(self._program.networks(module), self._program.collate([arrays]))
         ids, scores = outputs["token_ids"][0].numpy(), outputs["token_scores"][0].numpy()
         return "".join(letter for letter, *_ in self._codec._letters(ids, scores)).strip()
 

@@ -1,7 +1,7 @@
 """Waveforms → greedy CTC frames, for transformers' Wav2Vec2ForCTC (arXiv:2006.11477). Exact whatever the batch.
 
-The convolutions run on each clip at its own length, because the group norm of wav2vec2-base sees the whole clip and padding
-would change it; only what follows, the transformer, runs padded, under a mask.
+Nothing runs padded in service: the group norm of wav2vec2-base sees the whole clip, padding would change it. In training, what
+follows the convolutions, the transformer, runs padded under a mask.
 """
 
 from __future__ import annotations
@@ -15,48 +15,77 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from app.card import Card
-from app.tasks.base import Arrays, Files, Output
+from app.tasks.base import Arrays, Files, Networks, Output
+
+
+class SpeechFeatures(nn.Module):
+    """The convolutions."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """[B, T], all of it real → [B, F, C]."""
+        model: Any = self.module
+        found: Tensor = model.wav2vec2.feature_extractor(waveform.to(model.lm_head.weight.dtype)).transpose(1, 2)
+        return found
+
+
+class SpeechEncoder(nn.Module):
+    """The transformer and the output layer, on clips of one length."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, F, C] → logits float32 [B, F, V]."""
+        return _encode(self.module, features, None).float()
 
 
 class SpeechProgram:
     """For Wav2Vec2ForCTC without adapters."""
 
+    padded = True
+
     def __init__(self, card: Card, files: Files) -> None:
         pass
+
+    def networks(self, module: nn.Module) -> dict[str, nn.Module]:
+        """`features`: [B, T] → [B, F, C]; `encoder`: [B, F, C] → [B, F, V]."""
+        return {"features": SpeechFeatures(module), "encoder": SpeechEncoder(module)}
 
     def collate(self, samples: Sequence[Arrays]) -> dict[str, Tensor]:
         """`waveform` float32 [B, T] zero-padded, `samples` int64 [B]."""
         waves = [torch.from_numpy(np.array(sample["waveform"], np.float32)) for sample in samples]
         return {"waveform": pad_sequence(waves, batch_first=True), "samples": torch.tensor([len(wave) for wave in waves])}
 
-    def forward(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`token_ids` int64 [B, F], `token_scores` float32 [B, F] (probability of the chosen token), `frames` int64 [B]."""
-        logits, frames = self.logits(module, batch)
-        best = logits.float().softmax(-1).max(-1)
+    def forward(self, networks: Networks, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`token_ids` int64 [B, F], `token_scores` float32 [B, F] (probability of the chosen token), `frames` int64 [B].
+
+        Clips of one length share a call, others do not: one alone fills the cores of a CPU, where padding would only cost.
+        """
+        clips: dict[int, Tensor] = {}
+        for length, rows in _by_length(batch["samples"].tolist()).items():
+            logits = networks["encoder"](networks["features"](batch["waveform"][rows, :length]))
+            clips.update(zip(rows, logits, strict=True))
+        logits = pad_sequence([clips[row] for row in range(len(clips))], batch_first=True)
+        best = logits.softmax(-1).max(-1)
+        frames = torch.tensor([len(clips[row]) for row in range(len(clips))])
         return {"token_ids": best.indices, "token_scores": best.values, "frames": frames}
 
     def logits(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """[B, F, V] and the frames [B] that are real. Also what the trainer differentiates."""
-        model: Any = module
-        lengths = batch["samples"].tolist()
-        features = self._features(model, batch["waveform"], lengths)
-        frames = torch.tensor([len(feature) for feature in features], device=batch["waveform"].device)
-        padded = pad_sequence(features, batch_first=True)
-        mask = torch.arange(padded.shape[1], device=frames.device) < frames[:, None]
-        hidden, _ = model.wav2vec2.feature_projection(padded)
-        hidden = model.wav2vec2._mask_hidden_states(hidden, attention_mask=mask)  # SpecAugment; nothing in evaluation mode
-        whole = bool(mask.all())  # one clip, or all of one length: no mask, the faster kernels
-        encoded = model.wav2vec2.encoder(hidden.clone(), attention_mask=None if whole else mask).last_hidden_state
-        return model.lm_head(model.dropout(encoded)), frames
-
-    def _features(self, model: Any, waveform: Tensor, lengths: list[int]) -> list[Tensor]:
-        """[F, C] for each clip. Clips of one length share a call."""
+        """[B, F, V] and the frames [B] that are real, all clips padded in one pass: what the trainer differentiates."""
+        extract = SpeechFeatures(module)
         features: dict[int, Tensor] = {}
-        for length in set(lengths):
-            rows = [row for row, other in enumerate(lengths) if other == length]
-            found = model.wav2vec2.feature_extractor(waveform[rows, :length]).transpose(1, 2)
-            features.update(zip(rows, found, strict=True))
-        return [features[row] for row in range(len(lengths))]
+        for length, rows in _by_length(batch["samples"].tolist()).items():
+            features.update(zip(rows, extract(batch["waveform"][rows, :length]), strict=True))
+        clips = [features[row] for row in range(len(features))]
+        frames = torch.tensor([len(clip) for clip in clips], device=batch["waveform"].device)
+        padded = pad_sequence(clips, batch_first=True)
+        mask = torch.arange(padded.shape[1], device=frames.device) < frames[:, None]
+        return _encode(module, padded, None if bool(mask.all()) else mask), frames
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """Each clip's own frames."""
@@ -73,3 +102,21 @@ class SpeechProgram:
             "frame_s": int(np.prod(config.conv_stride)) / 16000,
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
         }
+
+
+def _by_length(lengths: list[int]) -> dict[int, list[int]]:
+    """Rows by their length."""
+    rows: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        rows.setdefault(length, []).append(row)
+    return rows
+
+
+def _encode(module: Any, features: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, F, C] and which frames are real [B, F] (None: all) → logits [B, F, V]."""
+    hidden, _ = module.wav2vec2.feature_projection(features)
+    if mask is not None or module.training:  # SpecAugment; nothing in evaluation mode
+        hidden = module.wav2vec2._mask_hidden_states(hidden, attention_mask=mask)
+    encoded = module.wav2vec2.encoder(hidden.clone(), attention_mask=mask).last_hidden_state
+    logits: Tensor = module.lm_head(module.dropout(encoded))
+    return logits

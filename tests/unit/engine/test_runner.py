@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.engine.compute import eager
 from app.engine.runner import Runner
 from app.errors import HearthError, ModelFailed, OutOfMemory
 
@@ -23,13 +24,18 @@ class Doubler:
     def collate(self, samples: Sequence[Any]) -> dict[str, torch.Tensor]:
         return {"x": torch.tensor([float(sample["x"]) for sample in samples])}
 
-    def forward(self, module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    padded = False
+
+    def networks(self, module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        return {"twice": module}
+
+    def forward(self, networks: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         self.sizes.append(len(batch["x"]))
         if len(batch["x"]) > self.room:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         if (batch["x"] == 13).any():
             raise ValueError("unlucky")
-        return {"y": 2 * batch["x"] if not torch.is_inference_mode_enabled() else module(batch["x"])}
+        return {"y": 2 * batch["x"] if not torch.is_inference_mode_enabled() else networks["twice"](batch["x"])}
 
     def split(self, outputs: Any, samples: Sequence[Any]) -> list[Any]:
         return [{"y": outputs["y"][row]} for row in range(len(samples))]
@@ -44,7 +50,8 @@ class Twice(torch.nn.Module):
 
 
 def run(values: list[float], program: Doubler | None = None) -> list[Any]:
-    runner = Runner(Twice(), program or Doubler(), torch.device("cpu"), lambda *_: None)
+    program = program or Doubler()
+    runner = Runner(eager(program, Twice()), program, lambda *_: None)
     return runner.run([{"x": np.array(value)} for value in values])
 
 

@@ -1,0 +1,260 @@
+"""Choose what computes a model: measure every engine and precision on the card's sample, keep the fastest that agrees.
+
+Measuring and compiling happen in a process of its own at low priority (`python -m app.engine.choosing`, its order on stdin), so
+that no request waits for a compiler and nothing of it stays in the worker's memory. What it made lies in
+`$HEARTH_HOME/compute/<model>-<key>/`: one file per compiled network and, written last, `choice.json`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from importlib.metadata import PackageNotFoundError, version
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from app import __version__
+from app.card import Card, ModuleSource
+from app.engine.compute import Compute, Engine, Precision, compile_into, compiled, eager, openvino_precisions, record
+from app.engine.loader import load
+from app.engine.runner import Runner
+from app.errors import HearthError, ModelFailed
+from app.logs import configure, log
+from app.process import command, die_with_parent, set_name
+from app.settings import Settings
+from app.tasks import TASKS, card_samples, make_codec, resolve
+from app.tasks.base import Arrays, Output, Program
+
+_COMPANY = 8  # samples in the larger of the two batches that are timed
+_ROUNDS = 5
+_SCORES = 0.02  # a class probability may move by so much, if the best class stays
+_COSINE = 0.999
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What to choose for. `precision` and `engine` may leave only one possibility."""
+
+    card: str
+    files: dict[str, str]
+    threads: int
+    precision: str
+    engine: str
+    home: str
+
+    def folder(self) -> Path:
+        """Where the result lies: a new place whenever model, libraries, processor or wishes change."""
+        stamps = [(name, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for name, path in sorted(self.files.items())]
+        libraries = [_version(name) for name in ("torch", "transformers", "openvino")]
+        known = [self.card, stamps, self.threads, self.precision, self.engine, __version__, libraries, _processor()]
+        key = hashlib.sha256(msgspec.json.encode(known)).hexdigest()[:16]
+        return Path(self.home) / "compute" / f"{Card.model_validate_json(self.card).name}-{key}"
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The outcome, as `GET /models/{name}` shows it."""
+
+    engine: Engine
+    precision: Precision
+    why: str
+    measured: dict[str, Any]
+
+
+def chosen(order: Order) -> Choice:
+    """The choice for this order: read, or made now by a process of its own. Raises ModelFailed when that process fails."""
+    folder = order.folder()
+    if not (folder / "choice.json").exists():
+        made = subprocess.run(
+            command("app.engine.choosing"), input=msgspec.json.encode(order), stdout=subprocess.DEVNULL, check=False
+        )
+        if made.returncode != 0:
+            raise ModelFailed(f"choosing what computes ended with status {made.returncode}; see the log")
+    return msgspec.json.decode((folder / "choice.json").read_bytes(), type=Choice)
+
+
+def agree(expected: Sequence[Output], got: Sequence[Output | HearthError]) -> str:
+    """Empty if the outputs mean the same (best class, its probability, an embedding's direction, tokens); else what differs."""
+    for want, have in zip(expected, got, strict=True):
+        if isinstance(have, HearthError):
+            return have.detail
+        if "scores" in want:
+            moved = float(np.abs(want["scores"] - have["scores"]).max())
+            if moved > _SCORES or want["scores"].argmax() != have["scores"].argmax():
+                return f"scores differ by {moved:.3f}"
+        if "embedding" in want:
+            lengths = np.linalg.norm(want["embedding"]) * np.linalg.norm(have["embedding"])
+            cosine = float(want["embedding"] @ have["embedding"] / max(float(lengths), 1e-12))
+            if cosine < _COSINE:
+                return f"cosine {cosine:.5f}"
+        if "token_ids" in want and _spoken(want["token_ids"]) != _spoken(have["token_ids"]):
+            return "another transcript"
+    return ""
+
+
+def probes(samples: Sequence[Arrays]) -> list[Arrays]:
+    """The card's samples, and what is like them: other lengths, other pictures."""
+    found = list(samples)
+    for sample in samples:
+        for name, array in sample.items():
+            if array.ndim == 1 and len(array) >= 8:
+                found.append(sample | {name: array[: len(array) * 2 // 3].copy()})
+            elif array.ndim == 3:
+                found += [
+                    sample | {name: np.ascontiguousarray(array[::-1])},
+                    sample | {name: (array // 2 + 40).astype(array.dtype)},
+                ]
+    return found
+
+
+def _spoken(ids: np.ndarray) -> list[int]:
+    """CTC's collapse: repeats count once."""
+    return [int(id) for id, before in zip(ids, [-1, *ids[:-1]], strict=True) if id != before]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(line for line in lines if line.startswith(("model name", "flags", "Features")))[:10_000]
+
+
+class _Trial:
+    """The candidates for one model."""
+
+    def __init__(self, order: Order, folder: Path) -> None:
+        self._order = order
+        self._folder = folder
+        card = Card.model_validate_json(order.card)
+        files = {name: Path(path) for name, path in order.files.items()}
+        if isinstance(card.source, ModuleSource):  # tracing would freeze a branch that depends on the input: then it is refused
+            warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        self._module = load(card, files)
+        self._program: Program = resolve(TASKS[card.task].program)(card, files)
+        codec = make_codec(card, files, self._program.describe(self._module))
+        self._samples = [sample.arrays for sample in card_samples(card, codec)]
+        self._probes = probes(self._samples)
+        self._reference = eager(self._program, self._module)
+        self._expected = self.outputs(self._reference)
+
+    def outputs(self, compute: Compute) -> list[Any]:
+        """What it makes of all probes in one batch."""
+        return Runner(compute, self._program, lambda *_: None).run(self._probes)
+
+    def candidates(self) -> dict[tuple[Engine, Precision], Callable[[], Compute]]:
+        """What may be tried, by how it is made."""
+        names = list(self._reference.networks)
+        found: dict[tuple[Engine, Precision], Callable[[], Compute]] = {("eager", "fp32"): lambda: self._reference}
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            found["eager", "bf16"] = lambda: eager(self._program, deepcopy(self._module), precision="bf16")
+        for precision in openvino_precisions():
+            found["openvino", precision] = lambda p=precision: self._openvino(p, names)  # type: ignore[misc]
+        order = self._order
+        fitting = {
+            (engine, precision): make
+            for (engine, precision), make in found.items()
+            if order.engine in ("auto", engine) and (order.precision == "auto" or precision == "fp32")
+        }
+        return fitting or {("eager", "fp32"): found["eager", "fp32"]}
+
+    def _openvino(self, precision: Precision, names: Sequence[str]) -> Compute:
+        if not (self._folder / f"{names[-1]}.xml").exists():
+            compile_into(self._folder, "openvino", self._reference.networks, record(self._program, self._reference, self._probes))  # type: ignore[arg-type]
+        return compiled("openvino", precision, self._folder, names, self._order.threads)
+
+    def choose(self) -> Choice:
+        """Build, compare, time in turns, and keep the fastest in the geometric mean of one sample and several."""
+        able: dict[tuple[Engine, Precision], Compute] = {}
+        measured: dict[str, Any] = {}
+        for key, make in self.candidates().items():
+            try:
+                compute = make()
+                difference = agree(self._expected, self.outputs(compute))
+            except Exception as error:  # noqa: BLE001  a compiler may raise anything; then its engine is not used
+                difference = f"{type(error).__name__}: {error}"[:300]
+            measured[" ".join(key)] = {"differs": difference} if difference else {}
+            if not difference:
+                able[key] = compute
+        times = self._times(able or {("eager", "fp32"): self._reference})
+        for key, (alone, several) in times.items():
+            measured[" ".join(key)] = {"alone_ms": round(1000 * alone, 2), f"batch_of_{_COMPANY}_ms": round(1000 * several, 2)}
+        best = min(times, key=lambda key: sqrt(times[key][0] * times[key][1]))
+        why = f"fastest of {len(times)} that agree with eager fp32, of {len(measured)} tried"
+        return Choice(best[0], best[1], why, measured)
+
+    def _times(self, able: dict[tuple[Engine, Precision], Compute]) -> dict[tuple[Engine, Precision], tuple[float, float]]:
+        """Seconds for one sample and for several: the best of a few rounds, all candidates in each round."""
+        one = self._samples[:1]
+        batches = [one, one * _COMPANY]
+        best = {key: [float("inf")] * 2 for key in able}
+        for _ in range(_ROUNDS):
+            for key, compute in able.items():
+                for size, batch in enumerate(batches):
+                    collated = self._program.collate(batch)
+                    started = time.perf_counter()
+                    with torch.inference_mode():
+                        self._program.forward(compute.networks, collated)
+                    best[key][size] = min(best[key][size], time.perf_counter() - started)
+        return {key: (alone, several) for key, (alone, several) in best.items()}
+
+
+def make(order: Order) -> Choice:
+    """Choose, and write the choice and its files beside and renamed."""
+    torch.set_num_threads(order.threads)
+    folder = order.folder()
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    beside.mkdir(parents=True)
+    try:
+        choice = _Trial(order, beside).choose()
+        if choice.engine == "eager":
+            for file in beside.iterdir():
+                file.unlink()
+        (beside / "choice.json").write_bytes(msgspec.json.encode(choice))
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return choice
+
+
+def main() -> None:
+    """Entry of the choosing process: one at a time on this machine."""
+    die_with_parent()
+    set_name("hearth choosing")
+    os.nice(10)
+    configure(Settings.from_environment())
+    warnings.simplefilter("ignore")  # tracing says much that concerns its authors
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    root = Path(order.home) / "compute"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (order.folder() / "choice.json").exists():
+            choice = make(order)
+            log.info("%s: %s %s, %s", order.folder().name, choice.engine, choice.precision, choice.why)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""In a worker, beside its loop: wait for the choice, make ready what was chosen, let it agree with eager once more."""
+
+from __future__ import annotations
+
+import threading
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+
+from app.engine.choosing import Choice, Order, agree, chosen, probes
+from app.engine.compute import Compute, compiled, eager
+from app.engine.runner import Runner
+from app.errors import ModelFailed
+from app.logs import log
+from app.tasks.base import Arrays, Program
+
+
+class Search:
+    """A thread that ends with `found`, or with `why` there is nothing better than eager fp32. The worker polls `done`.
+
+    It holds the interpreter's lock for moments only: choosing is another process, and compiled networks are read outside of it.
+    """
+
+    def __init__(self, order: Order, program: Program, module: torch.nn.Module, samples: list[Arrays]) -> None:
+        self.found: tuple[Compute, Choice] | None = None
+        self.why = ""
+        self._order = order
+        self._program = program
+        self._module = module
+        self._samples = samples
+        self._thread = threading.Thread(target=self._run, name="search", daemon=True)
+        self._thread.start()
+
+    def done(self) -> bool:
+        """Nothing more will come."""
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._look()
+        except Exception as error:  # noqa: BLE001  whatever it is, the model goes on as it is
+            self.why = f"eager, because the search for something faster failed: {error}"
+            log.exception("the search for a faster engine failed; eager fp32 stays")
+
+    def _look(self) -> None:
+        choice = chosen(self._order)
+        if (choice.engine, choice.precision) == ("eager", "fp32"):
+            self.why = choice.why
+            return
+        reference = eager(self._program, self._module)
+        if choice.engine == "eager":
+            compute = eager(self._program, deepcopy(self._module), precision=choice.precision)
+        else:
+            folder: Path = self._order.folder()
+            compute = compiled(choice.engine, choice.precision, folder, list(reference.networks), self._order.threads)
+        batch = probes(self._samples)
+        expected = Runner(reference, self._program, lambda *_: None).run(batch)
+        if difference := agree(expected, Runner(compute, self._program, lambda *_: None).run(batch)):  # type: ignore[arg-type]
+            raise ModelFailed(f"{choice.engine} {choice.precision} no longer agrees with eager: {difference}")
+        self.found = compute, choice
