@@ -6,14 +6,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from msgspec import Struct
+
 from app.card import Card
 from app.tasks.base import Codec, Output, Sample
 
 State = Literal["unloaded", "loading", "ready", "failed"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Struct, frozen=True, kw_only=True):
     """What one sample got back, and where its time went."""
 
     output: Output

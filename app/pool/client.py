@@ -77,7 +77,9 @@ class Client:
     def find(self, name: str | None, task: str) -> tuple[Model, Codec]:
         """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""
         known, codec = self._directory.find(name, task)
-        return describe(known, memory=False), codec
+        if known.model is None:
+            known.model = describe(known, memory=False)
+        return known.model, codec
 
     @contextmanager
     def admit(self, model: str, inputs: int) -> Iterator[None]:
@@ -148,17 +150,21 @@ class Client:
     async def _submit(self, model: str, sample: Sample, outputs: tuple[str, ...], deadline: float, worker: str | None) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         flight = self._flights.open(model, _Cargo(sample, outputs, deadline, future))
+        late = future.get_loop().call_later(deadline - time.monotonic(), self._late, future)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                self._launch(flight, worker)
-                return await future
-        except TimeoutError:
-            raise Deadline("no answer before the deadline; allow more time with timeout_ms, or send less") from None
+            self._launch(flight, worker)
+            return await future
         finally:
+            late.cancel()
             if flight.worker is not None:
                 self._load[flight.worker] -= 1
             if self._flights.close(flight.id) and flight.worker in self._links:
                 self._links[flight.worker].send(Cancel(flight.id))
+
+    @staticmethod
+    def _late(future: asyncio.Future[Answer]) -> None:
+        if not future.done():
+            future.set_exception(Deadline("no answer before the deadline; allow more time with timeout_ms, or send less"))
 
     def _launch(self, flight: Flight[_Cargo], worker: str | None = None) -> None:
         """Send a sample to the least loaded ready worker; without one it waits for the next table."""

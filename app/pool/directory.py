@@ -24,6 +24,8 @@ class Known:
     entry: Entry
     card: Card
     codec: Codec | None = None
+    model: Model | None = None
+    """`describe` without memory, until the table changes."""
     pace_s: float = 0.05  # seconds between two answers, smoothed; only ever used to compute Retry-After
 
     def not_ready(self) -> HearthError:
@@ -62,7 +64,7 @@ class Directory:
                 continue
             if entry.files != known.entry.files or (entry.meta and _for_codec(entry) != _for_codec(known.entry)):
                 known.codec = None
-            known.entry = entry
+            known.entry, known.model = entry, None
 
     def find(self, name: str | None, task: str) -> tuple[Known, Codec]:
         """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""

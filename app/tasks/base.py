@@ -7,11 +7,11 @@ dataset (files → samples with targets; tuners). `app/tasks/__init__.py` names 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     import torch
@@ -27,16 +27,14 @@ Networks = Mapping[str, Callable[..., Any]]
 """A program's tensors → tensors functions by name: modules themselves, or what a compiler made of them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(Struct, frozen=True, kw_only=True):
     """One decoded input: small arrays, and what it costs in its task's unit (`Limits` of the card)."""
 
     arrays: Arrays
     cost: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoded:
+class Decoded(Struct, frozen=True, kw_only=True):
     """One input of a caller: one sample, or several where the codec cut it (long audio), and what interpret needs to know."""
 
     samples: tuple[Sample, ...]
@@ -54,6 +52,10 @@ class Codec(Protocol):
 
     `files` are the model's local files; `meta` is what the worker's program told of the loaded module (`Program.describe`).
     """
+
+    def light(self, item: Any) -> bool:
+        """Decoding takes less time than handing it to another thread, whatever the bytes are (some 50 µs)."""
+        ...
 
     def decode(self, item: Any) -> Decoded:
         """Turn one input (raw bytes, or a string for text) into samples. Raises the caller's errors."""

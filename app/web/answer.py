@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import orjson
+from msgspec import Struct
 from fastapi import Request
 from starlette.responses import Response
 
 from app.errors import ClientLeft, HearthError
-from app.metrics import families
+from app.metrics import tally
 from app.pool.base import Model, Pool
 from app.settings import Settings
 from app.tasks.base import Codec, Decoded
 
 T = TypeVar("T")
 
-_INLINE = 2000  # characters that are tokenised in less time than a thread hop takes
+_PATIENCE_S = 0.05  # answers that come sooner need no watch over their client's connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,7 @@ class Kitchen:
     decoders: ThreadPoolExecutor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class Order(Struct, frozen=True, kw_only=True):
     """What one request wants of which model."""
 
     task: str
@@ -47,8 +47,7 @@ class Order:
     timeout_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(Struct, frozen=True):
     """The model that answered, what was decoded, and a result or an error per item."""
 
     model: Model
@@ -64,8 +63,9 @@ async def serve(request: Request, order: Order) -> Served:
     model, codec = kitchen.pool.find(order.model, order.task)
     request.state.model = model.card.name
     with kitchen.pool.admit(model.card.name, len(order.items)):
-        work = [_one(kitchen, model, codec, order, item, deadline, request.state.timing) for item in order.items]
-        pairs = await _unless_left(request, asyncio.gather(*map(_caught, work)))
+        work = [_caught(_one(kitchen, model, codec, order, item, deadline, request.state.timing)) for item in order.items]
+        with _Watch(request):
+            pairs = [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
     results = [result for _, result in pairs]
     if len(results) == 1 and isinstance(results[0], HearthError):
         raise results[0]
@@ -77,7 +77,7 @@ async def _one(
 ) -> tuple[Decoded, dict[str, Any]]:
     started = time.monotonic()
     decode = partial(codec.decode, item, **order.decode)
-    if isinstance(item, str) and len(item) < _INLINE:
+    if codec.light(item):
         decoded = decode()
     else:
         decoded = await asyncio.get_running_loop().run_in_executor(kitchen.decoders, decode)
@@ -116,26 +116,38 @@ async def _caught(
 
 def _spent(timing: dict[str, float], stage: str, seconds: float, model: Model) -> None:
     timing[stage] = timing.get(stage, 0.0) + seconds
-    families().stage.labels(stage, model.card.name).observe(seconds)
+    tally().stage(stage, model.card.name, seconds)
 
 
-async def _unless_left(request: Request, work: Awaitable[T]) -> T:
-    """Cancel the work when the client closes the connection: its samples leave the queue."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+class _Watch:
+    """Cancels the work in its body when the client closes the connection, so that its samples leave the queue."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._left = False
+        self._watcher: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._start)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._left and self._task is not None and kind is asyncio.CancelledError:
+            self._task.uncancel()
             raise ClientLeft
-        return working.result()
-    finally:
-        watching.cancel()
-        working.cancel()
 
+    def _start(self) -> None:
+        self._watcher = asyncio.create_task(self._watch())
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        if self._task is not None:
+            self._left = True
+            self._task.cancel()
 
 
 def reply(body: dict[str, Any]) -> Response:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.errors import HearthError, Invalid
 from app.tasks.image.codec import MEDIA_TYPES
 from app.web.answer import Order, Served, reply, serve, trouble
-from app.web.read import read_files, read_json, too_many
-from app.web.schemas import EmbedAnswer, EmbedImageQuery, EmbedText, files_body, json_body, problems
+from app.web.read import read_files, read_json, read_query, too_many
+from app.web.schemas import EmbedAnswer, EmbedImageQuery, EmbedText, files_body, json_body, problems, query_of
 
 router = APIRouter(tags=["inference"])
 _ERRORS = problems(400, 404, 409, 413, 415, 422, 500, 503, 504, 507)
@@ -48,12 +48,13 @@ async def embed_text(request: Request) -> Response:
 @router.post(
     "/embed/image",
     response_model=EmbedAnswer,
-    openapi_extra=files_body(MEDIA_TYPES),
+    openapi_extra=files_body(MEDIA_TYPES) | query_of(EmbedImageQuery),
     responses=_ERRORS,
     summary="Pictures → vectors",
 )
-async def embed_image(request: Request, query: Annotated[EmbedImageQuery, Query()]) -> Response:
+async def embed_image(request: Request) -> Response:
     """One vector per picture, in order: what the model's last layer sees."""
+    query = read_query(request, EmbedImageQuery)
     files = await read_files(request, MEDIA_TYPES, request.app.state.kitchen.settings.max_inputs)
     order = Order(
         task="image-classification",

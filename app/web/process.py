@@ -40,6 +40,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody's word is taken for a caller's address
         timeout_graceful_shutdown=int(settings.drain_s),
         backlog=2048,
     )

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import orjson
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
@@ -61,6 +62,16 @@ async def _files(form: FormData, max_inputs: int) -> list[tuple[str | None, byte
     if len(files) > max_inputs:
         raise too_many(str(len(files)), max_inputs)
     return files
+
+
+def read_query(request: Request, model: type[M]) -> M:
+    """The query as `model`. Raises RequestValidationError naming each parameter that is wrong or unknown."""
+    try:
+        return model.model_validate(dict(request.query_params) if request.scope["query_string"] else {})
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**one, "loc": ("query", *one["loc"])} for one in error.errors(include_url=False)]
+        ) from error
 
 
 async def read_json(request: Request, model: type[M]) -> M:

@@ -179,6 +179,17 @@ def files_body(media_types: tuple[str, ...]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {**content, "multipart/form-data": {"schema": part}}}}
 
 
+def query_of(model: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI's query parameters of a route that reads its query itself (`web/read.py: read_query`)."""
+    fields = model.model_json_schema()["properties"]
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "description": schema.pop("description", ""), "schema": schema}
+            for name, schema in fields.items()
+        ]
+    }
+
+
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI's request body of a route that reads JSON itself."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}

@@ -44,8 +44,9 @@ def make_app(pool: Pool, settings: Settings, lifespan: Lifespan | None = None) -
         app.add_exception_handler(kind, on_error)
     for part in (predict, embed, transcribe, models, health):
         app.include_router(part.router)
+    direct = {route.path: route.endpoint for part in (predict, embed, transcribe) for route in part.router.routes}
     _document(app)
-    return Edge(app, int(settings.max_body_mb * 2**20))
+    return Edge(app, direct, int(settings.max_body_mb * 2**20))
 
 
 def _document(app: FastAPI) -> None:

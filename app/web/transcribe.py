@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.tasks.speech.audio import MEDIA_TYPES
 from app.web.answer import Order, per_file, reply, serve
-from app.web.read import read_files
-from app.web.schemas import TranscribeAnswer, TranscribeQuery, files_body, problems
+from app.web.read import read_files, read_query
+from app.web.schemas import TranscribeAnswer, TranscribeQuery, files_body, problems, query_of
 
 router = APIRouter(tags=["inference"])
 
@@ -18,12 +16,13 @@ router = APIRouter(tags=["inference"])
 @router.post(
     "/transcribe",
     response_model=TranscribeAnswer,
-    openapi_extra=files_body(MEDIA_TYPES),
+    openapi_extra=files_body(MEDIA_TYPES) | query_of(TranscribeQuery),
     responses=problems(400, 404, 409, 413, 415, 422, 500, 503, 504, 507),
     summary="What is said in the recording?",
 )
-async def transcribe(request: Request, query: Annotated[TranscribeQuery, Query()]) -> Response:
+async def transcribe(request: Request) -> Response:
     """A raw `audio/*` body, or multipart with one or more parts named `file`. Long recordings are cut and stitched."""
+    query = read_query(request, TranscribeQuery)
     files = await read_files(request, MEDIA_TYPES, request.app.state.kitchen.settings.max_inputs)
     order = Order(
         task="speech-recognition",

@@ -23,6 +23,9 @@ from app.web.server import make_app
 class ToyCodec:
     """Every input is its length; `bad…` cannot be read."""
 
+    def light(self, item: Any) -> bool:
+        return item[:4] != b"long"
+
     def decode(self, item: Any, **options: Any) -> Decoded:
         if item[:3] in (b"bad", "bad"):
             from app.errors import BadInput
