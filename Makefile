@@ -34,8 +34,10 @@ format: $(STAMP) ## let ruff repair what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# PROGRAM=throughput, latency, mixed, memory, cold …: benchmarks/README.md
+PROGRAM ?= overhead
 bench: $(STAMP) ## measure what the server costs
-	@exec $(VENV)/bin/python benchmarks/overhead.py $(ARGS)
+	@exec $(VENV)/bin/python benchmarks/$(PROGRAM).py $(ARGS)
 
 image: ## build the container image
 	docker build $(ARGS) -t $(IMAGE) .

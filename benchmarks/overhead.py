@@ -1,102 +1,163 @@
-"""What the server costs one caller: a request through HTTP beside the same model's bare forward plus decode.
+"""What the server costs, part by part, and how many requests it carries beside a bare FastAPI route.
 
-    python benchmarks/overhead.py [--rounds 8] [--models all-minilm-l6-v2,digits]
+    python benchmarks/overhead.py [--rounds 8] [--models cifar-resnet,all-minilm-l6-v2,spoken-digits,digits] [--precision fp32]
+    python benchmarks/overhead.py --null [--seconds 3] [--rounds 5] [--clients 32]
 
-Starts its own server. Each round asks it twelve times, one request after another, then runs decode, collate and forward twelve
-times in this process; medians over all rounds. The first of each dozen does not count: it starts while the other side's OpenMP
-threads still spin on both cores. The bare side uses the same codec, program and thread count.
+Without `--null`: one caller. Each round asks the server twelve times, one request after another, then decodes and runs the same
+sample twelve times in this process with the very compute that the server chose; medians over all rounds. The first of each dozen
+does not count: it starts while the other side's threads still spin. Then the parts: decode, queue, run and interpret as
+`Server-Timing` tells them; HTTP, what a bare route takes for the same body and answer; wire, the rest: sockets between the
+processes, and waking up.
+With `--null`: a model that costs nothing, one HTTP process, many callers, beside the bare route, in turns. Aims: +1.5 ms; 0.60.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import socket
 import statistics
+import tempfile
 import time
+from collections import defaultdict
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from common import machine, serving, table
-
-from app.catalogue import Catalogue
-from app.engine.compute import eager
-from app.engine.loader import load
-from app.engine.runner import Runner
-from app.settings import Settings
-from app.tasks import TASKS, make_codec, resolve
-from app.weights import locate
+import load
+import null
+from bare import Bare, find
+from common import STARTERS, computed_by, home, options, report, serving, settled, table, told
+from inputs import Call, ask, item, named
 
 BLOCK = 13
+PARTS = ("HTTP", "decode", "wire", "queue", "run", "interpret")
+EAGER = {"compute": "eager", "precision": "fp32"}  # for the null model there is nothing to find
 
 
-def requests_of(name: str, task: str, folder: Path) -> dict[str, Any]:
-    """How to send the card's sample."""
-    sample = next(folder.glob("sample.*"))
-    if task == "text-embedding":
-        return {"url": "/embed/text", "body": json.dumps(json.loads(sample.read_text()) | {"model": name}).encode()}
-    path = "/predict/image" if task == "image-classification" else "/transcribe"
-    return {"url": f"{path}?model={name}", "body": sample.read_bytes()}
+@contextmanager
+def caller(url: str) -> Any:
+    """The leanest caller of the standard library: its own time counts too."""
+    http = HTTPConnection(url.removeprefix("http://"), timeout=60)
+    http.connect()
+    http.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    yield http
+    http.close()
 
 
-def bare(name: str, settings: Settings) -> Any:
-    """Decode plus forward of the same sample, in this process."""
-    card = Catalogue.read(settings.home).named(name)
-    files = locate(card, settings) or {}
-    module = load(card, files)
-    program = resolve(TASKS[card.task].program)(card, files)
-    codec = make_codec(card, files, program.describe(module))
-    runner = Runner(eager(program, module), program, lambda *_: None)
-    sample = next(card.folder.glob("sample.*"))
-    item = json.loads(sample.read_text())["inputs"] if sample.suffix == ".json" else sample.read_bytes()
+def block(http: HTTPConnection, call: Call) -> tuple[list[float], list[dict[str, float]], bytes]:
+    """Milliseconds of each request but the first, what `Server-Timing` said, and the last answer."""
+    spent, timings = [], []
+    for _ in range(BLOCK):
+        start = time.perf_counter()
+        http.request("POST", call.path, call.body)
+        answer = http.getresponse()
+        body = answer.read()
+        spent.append(1000 * (time.perf_counter() - start))
+        assert answer.status == 200, body
+        timings.append(timing(answer.headers["server-timing"] or ""))
+    return spent[1:], timings[1:], body
 
-    def run() -> None:
-        runner.run([one.arrays for one in codec.decode(item).samples])
 
-    return run, requests_of(name, card.task, card.folder)
+def timing(header: str) -> dict[str, float]:
+    """`decode;dur=0.52, run;dur=1.20` → milliseconds by part."""
+    pairs = (part.partition(";dur=") for part in header.split(", ") if part)
+    return {name: float(ms) for name, _, ms in pairs}
+
+
+def one_model(url: str, bare: Bare, call: Call, rounds: int) -> dict[str, Any]:
+    """The server, this process and the bare route, in turns."""
+    ours, alone, route, parts = [], [], [], defaultdict(list)
+    with caller(url) as http:
+        answer = json.loads(block(http, call)[2])
+        with null.routing(answer) as bare_url, caller(bare_url) as bare_http:
+            for _ in range(rounds):
+                spent, timings, _ = block(http, call)
+                ours += spent
+                for known in timings:
+                    for part, ms in known.items():
+                        parts[part].append(ms)
+                for turn in range(BLOCK):
+                    start = time.perf_counter()
+                    bare.run(bare.decode(call.item))
+                    alone += [1000 * (time.perf_counter() - start)] if turn else []
+                route += block(bare_http, call)[0]
+    told = {part: statistics.median(ms) for part, ms in parts.items()}
+    through, without, bare_route = (statistics.median(ms) for ms in (ours, alone, route))
+    told |= {"HTTP": bare_route, "wire": through - bare_route - sum(told.values())}
+    return {
+        "http_ms": through,
+        "bare_ms": without,
+        "over_ms": through - without,
+        "parts_us": {k: 1000 * v for k, v in told.items()},
+    }
+
+
+def one_caller(wanted: Any) -> None:
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        null.put(Path(folder))
+        with serving(home=folder, models=null.NAME, **EAGER) as url:
+            bare = Bare(null.NAME, Path(folder), told(url, null.NAME))
+            call = ask(bare.card, item(bare.card, bare.files))
+            found[null.NAME] = one_model(url, bare, call, wanted.rounds) | {"compute": "eager fp32"}
+    names = {model: named(model) for model in wanted.models.split(",")}
+    served = ",".join(dict.fromkeys(name for name, _ in names.values()))
+    with home() as folder, serving(home=str(folder), models=served, precision=wanted.precision) as url:
+        for model, (name, size) in names.items():
+            known = settled(url, name, wanted.patience)
+            bare = Bare(name, folder, known)
+            call = ask(bare.card, item(bare.card, bare.files, size))
+            found[model] = one_model(url, bare, call, wanted.rounds) | {"compute": computed_by(known)}
+    heads = ["model", "compute", "through HTTP, ms", "bare decode + run, ms", "the server costs, ms"]
+    keys = ("http_ms", "bare_ms")
+    table(heads, [[m, f["compute"], *(f"{f[k]:.2f}" for k in keys), f"{f['over_ms']:+.2f}"] for m, f in found.items()])
+    table(["µs", *PARTS], [[m, *(f"{f['parts_us'].get(part, 0):.0f}" for part in PARTS)] for m, f in found.items()])
+    report("overhead", models=found)
+
+
+def many_callers(wanted: Any) -> None:
+    """Requests per second with one frontend, beside the bare route in one process."""
+    rounds = []
+    with tempfile.TemporaryDirectory() as folder:
+        null.put(Path(folder))
+        with serving(home=folder, models=null.NAME, frontends="1", **EAGER) as url:
+            card, files = find(null.NAME, Path(folder))
+            call = ask(card, item(card, files))
+            with caller(url) as http:
+                answer = json.loads(block(http, call)[2])
+            with null.routing(answer) as bare_url:
+                for number in range(wanted.rounds + 1):
+                    pair = []
+                    for address in (url, bare_url):
+                        plan = {"clients": wanted.clients, "seconds": wanted.seconds if number else 1.0}  # round 0 warms up
+                        answers = load.run(address, [call.raw(address)], **plan)
+                        assert not answers.failed(), "an answer was not 200"
+                        pair.append(answers.rate())
+                    rounds += [pair] if number else []
+    ours, route = (statistics.median(side) for side in zip(*rounds, strict=True))
+    share = statistics.median(a / b for a, b in rounds)
+    rows = [
+        ["null model, one frontend", f"{ours:.0f}"],
+        ["bare FastAPI route", f"{route:.0f}"],
+        ["share (aim 0.60)", f"{share:.2f}"],
+    ]
+    table([f"requests/s at {wanted.clients} clients", "median"], rows)
+    report("overhead-null", clients=wanted.clients, rounds=rounds, server_rps=ours, route_rps=route, share=share)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--models", default="cifar-resnet,all-minilm-l6-v2,spoken-digits,digits")
-    options = parser.parse_args()
-    names = options.models.split(",")
-    settings = Settings()
-    rows, line = [], {"benchmark": "overhead", **machine(), "models": {}}
-    with serving(models=options.models) as url:
-        http = HTTPConnection(url.removeprefix("http://"), timeout=60)  # the leanest caller: its own time counts too
-        http.connect()
-        http.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for name in names:
-            run, request = bare(name, settings)
-            ours, alone, server = [], [], []
-            for _ in range(options.rounds):
-                for turn in range(BLOCK):
-                    start = time.perf_counter()
-                    http.request("POST", **request)
-                    answer = http.getresponse()
-                    body = answer.read()
-                    if turn:
-                        ours.append(1000 * (time.perf_counter() - start))
-                    assert answer.status == 200, body
-                    server.append(answer.headers["server-timing"])
-                for turn in range(BLOCK):
-                    start = time.perf_counter()
-                    run()
-                    if turn:
-                        alone.append(1000 * (time.perf_counter() - start))
-            through, without = statistics.median(ours), statistics.median(alone)
-            rows.append([name, f"{through:.2f}", f"{without:.2f}", f"{through - without:+.2f}"])
-            line["models"][name] = {
-                "http_ms": through,
-                "bare_ms": without,
-                "over_ms": through - without,
-                "server_timing": server[-1],
-            }
-    table(["model", "through HTTP, ms", "bare decode + forward, ms", "the server costs, ms"], rows)
-    print(json.dumps(line))
+    wanted = options(
+        __doc__,
+        models=f"{STARTERS},digits",
+        rounds=8,
+        precision="",
+        patience=600.0,
+        null=False,
+        seconds=3.0,
+        clients=32,
+    )
+    (many_callers if wanted.null else one_caller)(wanted)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ Recovery is the time from `kill -9` of the model's worker to the next answer tha
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
 import statistics
@@ -17,27 +15,19 @@ import time
 
 import httpx
 import psutil
-from common import machine, started, table
+from common import STARTERS, memory, options, report, settled, started, table, total
 
 MODEL = "all-minilm-l6-v2"
 BODY = {"inputs": "A warm hearth on a cold evening.", "model": MODEL}
 
 
-def resident(process: psutil.Process) -> dict[str, float]:
-    """MiB per process: what is its own plus its share of what is shared (PSS)."""
-    found = {}
-    for one in (process, *process.children(recursive=True)):
-        found[one.name()] = round(one.memory_full_info().pss / 2**20, 1)
-    return found
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=10)
-    options = parser.parse_args()
+    wanted = options(__doc__, kills=10, patience=600.0)
     with started() as (url, process, ready_s), httpx.Client(base_url=url, timeout=60) as http:
+        for name in STARTERS.split(","):  # at rest means that nothing is compiled any more
+            settled(url, name, wanted.patience)
         time.sleep(2)
-        memory = resident(psutil.Process(process.pid))
+        sizes = memory(psutil.Process(process.pid))
         stop, failed, answered = threading.Event(), [], []
 
         def load() -> None:
@@ -50,7 +40,7 @@ def main() -> None:
         for thread in threads:
             thread.start()
         recoveries = []
-        for _ in range(options.kills):
+        for _ in range(wanted.kills):
             time.sleep(1)
             (worker,) = http.get(f"/models/{MODEL}").json()["workers"]
             os.kill(worker["pid"], signal.SIGKILL)
@@ -60,18 +50,17 @@ def main() -> None:
         stop.set()
         for thread in threads:
             thread.join()
-    total = sum(memory.values())
     rows = [
         ["start to ready, s", f"{ready_s:.2f}"],
-        ["memory at rest, MiB (PSS, all processes)", f"{total:.0f}"],
-        *([f"  {name}", f"{size:.0f}"] for name, size in memory.items()),
-        [f"recovery, s: median of {options.kills}", f"{statistics.median(recoveries):.2f}"],
+        ["memory at rest, MiB (PSS, all processes)", f"{total(sizes, 'pss'):.0f}"],
+        *([f"  {name}", f"{size['pss']:.0f}"] for name, size in sizes.items()),
+        [f"recovery, s: median of {wanted.kills}", f"{statistics.median(recoveries):.2f}"],
         ["recovery, s: worst", f"{max(recoveries):.2f}"],
         ["requests answered right / failed", f"{len(answered)} / {len(failed)}"],
     ]
     table(["", "measured"], rows)
-    line = {"benchmark": "recovery", **machine(), "ready_s": ready_s, "memory_mib": memory, "recovery_s": recoveries}
-    print(json.dumps(line | {"answered": len(answered), "failed": len(failed)}))
+    counts = {"answered": len(answered), "failed": len(failed)}
+    report("recovery", ready_s=ready_s, memory_mib=sizes, recovery_s=recoveries, **counts)
 
 
 if __name__ == "__main__":

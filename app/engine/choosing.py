@@ -30,7 +30,19 @@ import torch
 
 from app import __version__
 from app.card import Card, ModuleSource
-from app.engine.compute import Compute, Engine, Precision, compile_into, compiled, eager, openvino_precisions, record
+from app.engine import device
+from app.engine.compute import (
+    Compute,
+    Engine,
+    Precision,
+    compile_into,
+    compiled,
+    eager,
+    inductor_precisions,
+    openvino_precisions,
+    record,
+    tidy,
+)
 from app.engine.loader import load
 from app.engine.runner import Runner
 from app.errors import HearthError, ModelFailed
@@ -42,7 +54,11 @@ from app.tasks.base import Arrays, Output, Program
 
 _COMPANY = 8  # samples in the larger of the two batches that are timed
 _ROUNDS = 5
-_SCORES = 0.02  # a class probability may move by so much, if the best class stays
+# bf16 against fp32 on 43 labelled photographs: ResNet-18, ResNet-50 and MobileNetV2 move a probability by up to 0.06, and change
+# the best class of four pictures altogether, where fp32 holds the two within 0.03 of each other.
+_SCORES = 0.06
+_TIE = 0.03
+_UNDECIDED = 0.5  # a frame whose best token has less than half of the probability is decided by rounding
 _COSINE = 0.999
 
 
@@ -93,7 +109,7 @@ def agree(expected: Sequence[Output], got: Sequence[Output | HearthError]) -> st
             return have.detail
         if "scores" in want:
             moved = float(np.abs(want["scores"] - have["scores"]).max())
-            if moved > _SCORES or want["scores"].argmax() != have["scores"].argmax():
+            if moved > _SCORES or want["scores"][have["scores"].argmax()] < want["scores"].max() - _TIE:
                 return f"scores differ by {moved:.3f}"
         if "embedding" in want:
             lengths = np.linalg.norm(want["embedding"]) * np.linalg.norm(have["embedding"])
@@ -101,7 +117,9 @@ def agree(expected: Sequence[Output], got: Sequence[Output | HearthError]) -> st
             if cosine < _COSINE:
                 return f"cosine {cosine:.5f}"
         if "token_ids" in want and _spoken(want["token_ids"]) != _spoken(have["token_ids"]):
-            return "another transcript"
+            decided = want["token_scores"] >= _UNDECIDED
+            if (want["token_ids"] != have["token_ids"])[decided].any():
+                return "another transcript"
     return ""
 
 
@@ -171,6 +189,11 @@ class _Trial:
         for precision in openvino_precisions():
             found["openvino", precision] = lambda p=precision: self._openvino(p, names)  # type: ignore[misc]
         order = self._order
+        # Minutes of compiling gain nothing beside OpenVINO. CPU time of 1 · 8 samples in bf16, against OpenVINO's: cifar-resnet
+        # +24 % · +6 %, ResNet-50 +42 % · +9 %, Wav2Vec2 +18 % · +29 % (4), MiniLM −20 % · −4 % (by the clock −13 % · +8 %).
+        if order.engine == "inductor" or not openvino_precisions():
+            for precision in inductor_precisions():
+                found["inductor", precision] = lambda p=precision: self._inductor(p, names)  # type: ignore[misc]
         fitting = {
             (engine, precision): make
             for (engine, precision), make in found.items()
@@ -182,6 +205,12 @@ class _Trial:
         if not (self._folder / f"{names[-1]}.xml").exists():
             compile_into(self._folder, "openvino", self._reference.networks, record(self._program, self._reference, self._probes))  # type: ignore[arg-type]
         return compiled("openvino", precision, self._folder, names, self._order.threads)
+
+    def _inductor(self, precision: Precision, names: Sequence[str]) -> Compute:
+        plain = self._reference if precision == "fp32" else eager(self._program, deepcopy(self._module), precision=precision)
+        calls = record(self._program, plain, self._probes)
+        compile_into(self._folder, "inductor", plain.networks, calls, precision)  # type: ignore[arg-type]
+        return compiled("inductor", precision, self._folder, names, self._order.threads)
 
     def choose(self) -> Choice:
         """Build, compare, time in turns, and keep the fastest in the geometric mean of one sample and several."""
@@ -221,15 +250,13 @@ class _Trial:
 
 def make(order: Order) -> Choice:
     """Choose, and write the choice and its files beside and renamed."""
-    torch.set_num_threads(order.threads)
+    device.settle("cpu", order.threads)
     folder = order.folder()
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     beside.mkdir(parents=True)
     try:
         choice = _Trial(order, beside).choose()
-        if choice.engine == "eager":
-            for file in beside.iterdir():
-                file.unlink()
+        tidy(beside, choice.engine, choice.precision)
         (beside / "choice.json").write_bytes(msgspec.json.encode(choice))
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)

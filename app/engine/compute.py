@@ -1,10 +1,16 @@
 """What computes: eager PyTorch, or what OpenVINO or Inductor made of a program's networks. One seam: name → callable.
 
-A compiled form lies in a folder, one file per network: made by `engine/choosing.py` in its own process, read by the worker.
+A compiled form lies in a folder, one file or folder per network: made by `engine/choosing.py` in its own process, read by the
+worker, which needs no compiler for it.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
+import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +25,13 @@ from app.tasks.base import Arrays, Networks, Program
 Engine = Literal["eager", "openvino", "inductor"]
 Precision = Literal["fp32", "bf16"]
 
+_CPU = torch.device("cpu")
+_INDUCTOR = {
+    "freezing": True,  # folds batch norms into convolutions and lays weights out as oneDNN wants them
+    "cpp_cache_precompile_headers": False,  # two networks took 39 s of CPU with them, 31 s without; and 290 MB
+    "aot_inductor.precompile_headers": False,
+}
+_FIXED = "fixed.json"  # in an Inductor package: each argument's sizes, null where any will do
 
 Calls = Mapping[str, tuple[Tensor, ...]]
 """Arguments that each network was once called with."""
@@ -43,24 +56,56 @@ def eager(program: Program, module: nn.Module, device: str = "cpu", precision: P
     )
 
 
-def compiled(engine: Engine, precision: Precision, folder: Path, names: Sequence[str], threads: int) -> Compute:
-    """Read what `compile_into` wrote."""
-    read = {"openvino": _read_openvino, "inductor": _read_inductor}[engine]
-    networks = {name: read(folder, name, precision, threads) for name in names}
-    return Compute(engine, precision, networks, torch.device("cpu"))
+def compiled(
+    engine: Engine, precision: Precision, folder: Path, names: Sequence[str], threads: int, device: str = "cpu"
+) -> Compute:
+    """Read what `compile_into` wrote. OpenVINO computes on the CPU alone."""
+    if engine == "openvino":
+        return Compute(engine, precision, {name: _read_openvino(folder, name, precision, threads) for name in names}, _CPU)
+    place = torch.device(device)
+    return Compute(engine, precision, {name: _read_inductor(folder, name, precision, place) for name in names}, place)
 
 
 def compile_into(
-    folder: Path, engine: Engine, networks: Mapping[str, nn.Module], calls: Mapping[str, tuple[Tensor, ...]]
+    folder: Path,
+    engine: Engine,
+    networks: Mapping[str, nn.Module],
+    calls: Calls,
+    precision: Precision = "fp32",
+    device: str = "cpu",
 ) -> None:
-    """Compile each network for any first dimension and length; `calls` are arguments that each was once called with."""
-    write = {"openvino": _write_openvino, "inductor": _write_inductor}[engine]
-    for name, network in networks.items():
-        write(folder, name, network, calls[name])
+    """Compile each network for any first dimension and length; `calls` are arguments that each was once called with.
+
+    OpenVINO takes fp32 networks and makes one form for all precisions; Inductor takes networks and arguments that are cast
+    already, and bakes in PyTorch's present number of threads.
+    """
+    if engine == "openvino":
+        for name, network in networks.items():
+            _write_openvino(folder, name, network, calls[name])
+        return
+    from torch._inductor.utils import fresh_cache
+
+    # Inductor's cache would keep a second copy of the weights in /tmp.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, fresh_cache(dir=scratch):
+        for name, network in networks.items():
+            arguments = tuple(argument.to(device) for argument in calls[name])
+            _write_inductor(_package(folder, name, precision), network.to(device), arguments, Path(scratch))
+
+
+def tidy(folder: Path, engine: Engine, precision: Precision) -> None:
+    """Remove what `compile_into` wrote for others than the one that was chosen."""
+    needed: dict[Engine, tuple[str, ...]] = {"eager": (), "openvino": (".xml", ".bin"), "inductor": (f".{precision}.pt2",)}
+    for path in folder.iterdir():
+        if path.name.endswith(needed[engine]):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def record(program: Program, compute: Compute, samples: Sequence[Arrays]) -> Calls:
-    """Run a batch and keep the arguments of each network's first call."""
+    """Run a batch on the device of `compute` and keep the arguments of each network's first call."""
     calls: dict[str, tuple[Tensor, ...]] = {}
 
     def recording(name: str) -> Any:
@@ -71,7 +116,8 @@ def record(program: Program, compute: Compute, samples: Sequence[Arrays]) -> Cal
         return call
 
     with torch.no_grad():
-        program.forward({name: recording(name) for name in compute.networks}, program.collate(samples))
+        batch = {name: tensor.to(compute.device) for name, tensor in program.collate(samples).items()}
+        program.forward({name: recording(name) for name in compute.networks}, batch)
     return calls
 
 
@@ -83,6 +129,15 @@ def openvino_precisions() -> tuple[Precision, ...]:
         return ()
     able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "fp32") if "BF16" in able else ("fp32",)
+
+
+def inductor_precisions(device: str = "cpu") -> tuple[Precision, ...]:
+    """What Inductor offers on this device; nothing where the C++ compiler that it calls is not installed."""
+    if shutil.which("clang++" if sys.platform == "darwin" else "g++") is None:
+        return ()
+    on_cuda = torch.device(device).type == "cuda"
+    able = torch.cuda.is_bf16_supported() if on_cuda else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return ("bf16", "fp32") if able else ("fp32",)
 
 
 def _write_openvino(folder: Path, name: str, network: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -113,9 +168,49 @@ def _read_openvino(folder: Path, name: str, precision: Precision, threads: int) 
     return call
 
 
-def _write_inductor(folder: Path, name: str, network: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-    raise NotImplementedError
+def _package(folder: Path, name: str, precision: Precision) -> Path:
+    return folder / f"{name}.{precision}.pt2"
 
 
-def _read_inductor(folder: Path, name: str, precision: Precision, threads: int) -> Any:
-    raise NotImplementedError
+def _write_inductor(package: Path, network: nn.Module, arguments: tuple[Tensor, ...], scratch: Path) -> None:
+    """An unpacked package: the loader copies a packed one to /tmp first, where a worker that is killed would leave it."""
+    from torch import _inductor
+
+    # What has the size 1 in the example is taken for 1 ever after.
+    examples = tuple((torch.cat([a, a]) if len(a) == 1 else a).contiguous() for a in arguments)
+    shapes = tuple({dim: _freedom(dim, a.ndim) for dim in range(a.ndim)} for a in examples)
+    with torch.no_grad():
+        exported = torch.export.export(network, examples, dynamic_shapes=shapes)
+        packed = scratch / package.name
+        _inductor.aoti_compile_and_package(exported, package_path=str(packed), inductor_configs=dict(_INDUCTOR))
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(package)
+    inputs = [node.meta["val"] for node in exported.graph.find_nodes(op="placeholder")][-len(examples) :]
+    fixed = [[size if isinstance(size, int) else size.node.maybe_as_int() for size in value.shape] for value in inputs]
+    (package / _FIXED).write_text(json.dumps(fixed))
+
+
+def _freedom(dim: int, dims: int) -> Any:
+    """First dimensions vary, or the export fails; the second may, where there are two or three: a length, or so many features."""
+    if dim == 0:
+        return torch.export.Dim.DYNAMIC
+    return torch.export.Dim.AUTO if dim == 1 and dims <= 3 else torch.export.Dim.STATIC
+
+
+def _read_inductor(folder: Path, name: str, precision: Precision, device: torch.device) -> Any:
+    """The loader in C++: `aoti_load_package` first imports a thousand modules of the compiler (3 s, 160 MB)."""
+    package = _package(folder, name, precision)
+    fixed = json.loads((package / _FIXED).read_text())
+    index = (device.index or 0) if device.type == "cuda" else -1
+    # Loader(path, model's name in it, without locks because one thread calls it, instances, device's index)
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, index)
+
+    def call(*arguments: Tensor) -> Any:
+        # Compiled code believes shapes and strides without a look.
+        for sizes, argument in zip(fixed, arguments, strict=True):
+            if any(size not in (None, found) for size, found in zip(sizes, argument.shape, strict=True)):
+                raise ValueError(f"{name} was compiled for {sizes}, not for {list(argument.shape)}")
+        outputs = loader.boxed_run([argument.contiguous() for argument in arguments])
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
+
+    return call

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import sys
 
 import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def available() -> list[str]:
@@ -19,6 +24,7 @@ def available() -> list[str]:
 def settle(device: str, threads: int | None) -> torch.device:
     """Make this process ready to compute on `device` with `threads` CPU threads (None: one per core on the CPU, one on CUDA)."""
     chosen = torch.device(device)
+    keep_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or (cores if chosen.type == "cpu" else 1))
     if chosen.type == "cuda":
@@ -27,6 +33,23 @@ def settle(device: str, threads: int | None) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
     return chosen
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed (mallopt(3); elsewhere nothing). By default it gives each large activation back to the kernel
+    and takes fresh zeroed pages for the next one: a fourth to a third of a ResNet's time on a CPU.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def give_back() -> None:
+    """Return to the kernel what is free (malloc_trim(3)): a worker does so when it has been idle for a while."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Batch → outputs: collate, move to the device, run, move back, split. The only place where devices change.
+"""Batch → outputs: launch (collate, move to the device, run, move back) and land (wait, split). Devices change here alone.
 
 What fails is cut in half and run again until the one sample that fails stands alone: it gets the error, its neighbours
 get their answers.
@@ -8,76 +8,126 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from app.engine.compute import Compute
+from app.engine.lane import Lane, Mark, Past, lane_of
 from app.errors import HearthError, ModelFailed, OutOfMemory
 from app.logs import log
-from app.tasks.base import Arrays, Output, Program
+from app.tasks.base import Arrays, Batch, Output, Program
 
 Observe = Callable[[str, float], None]
 """Told each stage's name and seconds."""
 
 
-class Runner:
-    """Runs one model, one batch at a time. `compute` may be exchanged between two batches."""
+@dataclass(slots=True)
+class Pending:
+    """A batch between launch and landing; keeps alive what the device reads and writes."""
 
-    def __init__(self, compute: Compute, program: Program, observe: Observe) -> None:
+    samples: Sequence[Arrays]
+    mark: Mark = field(default_factory=Past)
+    collated: float = 0.0
+    here: Batch = field(default_factory=dict)
+    there: Batch = field(default_factory=dict)
+    back: Batch = field(default_factory=dict)
+    failure: HearthError | None = None
+    """Why it could not be launched, without a traceback: that would keep the failed forward's tensors alive."""
+
+
+class Runner:
+    """Runs one model. `compute` may be exchanged between two batches. Up to `depth` may be pending; they land in order."""
+
+    def __init__(self, compute: Compute, program: Program, observe: Observe, lane: Lane | None = None) -> None:
         self.compute = compute
         self.no_room_for = 0
-        """How many samples the smallest batch had that ran out of memory in the last `run`; 0: none did."""
+        """How many samples the smallest batch had that ran out of memory in the last `land`; 0: none did."""
         self._program = program
         self._observe = observe
+        self._lane = lane or lane_of(compute.device)
+        self._landed = 0.0
+        self.depth = self._lane.depth
 
     def run(self, samples: Sequence[Arrays]) -> list[Output | HearthError]:
         """One output, or error, per sample, in order."""
-        self.no_room_for = 0
-        return self._run(samples)
+        return self.land(self.launch(samples))
 
-    def _run(self, samples: Sequence[Arrays]) -> list[Output | HearthError]:
+    def launch(self, samples: Sequence[Arrays]) -> Pending:
+        """Set the device to work. On CUDA this waits for nothing; on the CPU the work is then done."""
+        pending = Pending(samples)
         try:
-            outputs = self._forward(samples)
+            self._start(pending)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it must not end the worker
-            if _no_memory(error):
-                self.no_room_for = len(samples)
-                torch.cuda.empty_cache()
-            if len(samples) == 1:
-                return [_meaning(error)]
-            half = len(samples) // 2
-            return [*self._run(samples[:half]), *self._run(samples[half:])]
-        return [_checked(output) for output in outputs]
+            pending.failure = _failure(error, samples)
+        pending.mark = self._lane.mark()
+        return pending
+
+    def land(self, pending: Pending) -> list[Output | HearthError]:
+        """Wait for a batch; one output, or error, per sample, in order."""
+        self.no_room_for = 0
+        results = self._land(pending)
+        self._landed = time.monotonic()
+        return results
+
+    def _land(self, pending: Pending) -> list[Output | HearthError]:
+        samples = pending.samples
+        try:
+            pending.mark.synchronize()
+            if pending.failure is None:
+                return [_checked(output) for output in self._outputs(pending)]
+        except Exception as error:  # noqa: BLE001  as above; on CUDA much is only heard of here
+            pending.failure = _failure(error, samples)
+        if isinstance(pending.failure, OutOfMemory):
+            self.no_room_for = len(samples)
+            torch.cuda.empty_cache()
+        if len(samples) == 1:
+            return [pending.failure]
+        half = len(samples) // 2
+        return [result for part in (samples[:half], samples[half:]) for result in self._land(self.launch(part))]
 
     @torch.inference_mode()
-    def _forward(self, samples: Sequence[Arrays]) -> list[Output]:
+    def _start(self, pending: Pending) -> None:
         started = time.monotonic()
-        batch = self._program.collate(samples)
-        collated = time.monotonic()
-        device = self.compute.device
-        on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        results = self._program.forward(self.compute.networks, on_device)
-        arrays = {name: tensor.cpu().numpy() for name, tensor in results.items()}
-        outputs = self._program.split(arrays, samples)
-        self._observe("collate", collated - started)
-        self._observe("run", time.monotonic() - collated)
-        if len(outputs) != len(samples):
-            raise ModelFailed(f"the model gave {len(outputs)} outputs for {len(samples)} inputs")
+        pending.here = self._lane.pinned(self._program.collate(pending.samples))
+        pending.collated = time.monotonic()
+        self._observe("collate", pending.collated - started)
+        pending.there = self._lane.there(pending.here)
+        pending.back = self._lane.back(self._program.forward(self.compute.networks, pending.there))
+
+    @torch.inference_mode()
+    def _outputs(self, pending: Pending) -> list[Output]:
+        arrays = {name: tensor.numpy() for name, tensor in pending.back.items()}
+        outputs = self._program.split(arrays, pending.samples)
+        # A batch launched behind another one runs from that one's landing.
+        self._observe("run", time.monotonic() - max(pending.collated, self._landed))
+        if len(outputs) != len(pending.samples):
+            raise ModelFailed(f"the model gave {len(outputs)} outputs for {len(pending.samples)} inputs")
         return outputs
 
 
-def _no_memory(error: Exception) -> bool:
-    """PyTorch's allocators for CUDA and for the CPU, and Python's own."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _meaning(error: Exception) -> HearthError:
+def _failure(error: Exception, samples: Sequence[Arrays]) -> HearthError:
+    """What the caller hears. Raises what no retry can mend: after a CUDA error other than memory every later call fails too
+    (CUDA runtime API, cudaErrorAssert and its kin), so the process must end; its replacement answers.
+    """
     if isinstance(error, HearthError):
-        return error
+        return error.with_traceback(None)
     if _no_memory(error):
         return OutOfMemory("this input alone needs more memory than the device has; send a smaller one")
-    log.exception("the model raised")
+    if isinstance(error, torch.AcceleratorError):
+        raise error
+    if len(samples) == 1:
+        log.error("the model raised", exc_info=error)
     return ModelFailed(f"the model raised {type(error).__name__} on this input; the server's log has the details")
+
+
+def _no_memory(error: Exception) -> bool:
+    """PyTorch's allocators for CUDA, for pinned memory and for the CPU, cuBLAS's, and Python's own."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    words = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return any(word in str(error) for word in words)
 
 
 def _checked(output: Output) -> Output | HearthError:

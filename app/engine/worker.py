@@ -1,7 +1,8 @@
 """The worker process: load, ready, then receive → batch → run → reply until told to stop. One thread, one loop.
 
 ZeroMQ's own threads take in what comes while the device runs, so the next batch gathers by itself; the loop takes it in
-one gulp between two batches. The supervisor sees the loop's pulse in the black box.
+one gulp between two batches. On CUDA it launches a second batch, if one waits, before it lands the first. The supervisor sees
+the loop's pulse in the black box.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,9 @@ from app.engine import device as devices
 from app.engine.batcher import Batcher, Waiting
 from app.engine.choosing import Order
 from app.engine.compute import eager
+from app.engine.graphs import graphed, measured
 from app.engine.loader import load
-from app.engine.runner import Runner
+from app.engine.runner import Pending, Runner
 from app.engine.search import Search
 from app.errors import HearthError, ModelFailed
 from app.logs import log
@@ -35,6 +39,7 @@ from app.wire.messages import Cancel, Done, Failed, Hello, LoadFailed, Ready, Ru
 from app.wire.sockets import Endpoint, wait
 
 _PULSE_S = 0.5  # how often an idle worker shows that it lives
+_REST_S = 3.0  # idle for so long: what malloc kept goes back to the kernel
 _LINGER_S = 0.1  # a local message takes well under a millisecond
 
 
@@ -64,6 +69,15 @@ class _Held:
     arrived: float
 
 
+@dataclass(slots=True)
+class _Launched:
+    """A batch that the device has, and when it began: at its launch, or when the one before it landed."""
+
+    batch: list[Waiting]
+    began: float
+    pending: Pending
+
+
 class Worker:
     """One model on one device."""
 
@@ -72,7 +86,9 @@ class Worker:
         self._card = Card.model_validate_json(spec.card)
         self._search: Search | None = None
         self._held: dict[int, _Held] = {}
+        self._launched: deque[_Launched] = deque()
         self._stopping = False
+        self._worked = 0.0  # when memory was last used; 0: what was free then is given back
         self._last_word = 0.0
         self._box = BlackBox(Path(spec.blackbox))
         self._frontends = Endpoint.listen(spec.address)
@@ -110,14 +126,21 @@ class Worker:
             max_wait_s=self._card.limits.max_wait_ms / 1000,
             padded=program.padded,
         )
-        self._runner = Runner(eager(program, module, str(device)), program, self._seen.stage)
+        compute = eager(program, module, str(device))
+        if device.type == "cuda":
+            compute = graphed(compute, self._card.limits.max_batch)
+        self._runner = Runner(compute, program, self._seen.stage)
         self._meta = program.describe(module) | {"compute": {"engine": "eager", "precision": "fp32"}}
-        samples = card_samples(self._card, make_codec(self._card, files, self._meta))
-        self._warm_up([sample.arrays for sample in samples])
+        samples = [sample.arrays for sample in card_samples(self._card, make_codec(self._card, files, self._meta))]
+        self._warm_up(samples)
+        if device.type == "cuda":  # what comes twice gets a graph
+            self._warm_up(samples[:1])
+            self._warm_up(samples[:1])
+            self._meta["compute"] |= {"measured": measured(compute)}
         self._supervisor.send(Ready(self._meta))
         self._box.beat(time.monotonic(), 0)
         if samples and device.type == "cpu" and (self._spec.compute, self._spec.precision) != ("eager", "fp32"):
-            self._search = Search(self._order(), program, module, [sample.arrays for sample in samples])
+            self._search = Search(self._order(), program, module, samples)
 
     def _order(self) -> Order:
         wanted = self._card.serving.precision if self._spec.precision == "auto" else self._spec.precision
@@ -134,6 +157,7 @@ class Worker:
         else:
             self._runner.compute, choice = search.found
             self._meta["compute"] = msgspec.to_builtins(choice)
+        self._worked = time.monotonic()  # eager's weights may now be free
         self._supervisor.send(Ready(self._meta))
 
     def _warm_up(self, samples: list[Arrays]) -> None:
@@ -143,13 +167,30 @@ class Worker:
                 raise result
 
     def _turn(self) -> None:
-        """Take in what came, drop what is late, run one batch."""
+        """Take in what came, drop what is late, launch one batch; land the oldest if no other may or can be launched before."""
         self._exchange()
-        pause_s = self._batcher.wait_s(time.monotonic())
+        pause_s = 0.0 if self._launched else self._batcher.wait_s(time.monotonic())
         if pause_s != 0.0:
             longest_s = _LINGER_S if self._stopping else _PULSE_S
             wait([self._frontends, self._supervisor], longest_s if pause_s is None else min(pause_s, longest_s))
         now = time.monotonic()
+        self._receive(now)
+        due = self._batcher.wait_s(now) == 0.0 or self._stopping
+        batch = self._batcher.next_batch() if due else []
+        alone = any(sample.alone for sample in batch)  # a suspect shares the device with nobody: a death must blame it alone
+        while alone and self._launched:
+            self._land()
+        if batch:
+            self._launch(batch)
+        if self._launched and (alone or not batch or len(self._launched) == self._runner.depth):
+            self._land()
+        elif self._worked and not self._launched and now - self._worked > _REST_S:
+            devices.give_back()
+            self._worked = 0.0
+        self._note()
+        self._seen.waiting(len(self._batcher))
+
+    def _receive(self, now: float) -> None:
         for _, message, _ in self._supervisor.receive():
             self._stopping |= isinstance(message, Stop)
             self._last_word = now
@@ -161,10 +202,7 @@ class Worker:
                 del self._held[message.id]
         for late in self._batcher.expire(now):
             self._fail(late.id, "deadline", "the deadline passed while the sample waited; allow more time")
-        if self._batcher.wait_s(now) == 0.0 or self._stopping:
-            self._run(self._batcher.next_batch())
-        self._box.beat(time.monotonic(), len(self._batcher))
-        self._seen.waiting(len(self._batcher))
+        self._frontends.flush()
 
     def _accept(self, peer: str, run: Run, arrays: Arrays, now: float) -> None:
         self._held[run.id] = _Held(peer, run, arrays, now)
@@ -172,13 +210,29 @@ class Worker:
             limit = self._card.limits.max_cost
             self._fail(run.id, "too_large", f"the input costs {run.cost:g}, the limit is {limit:g}; send a smaller one")
 
-    def _run(self, batch: list[Waiting]) -> None:
-        if not batch:
-            return
-        started = time.monotonic()
-        self._box.start(started, len(self._batcher), [sample.id for sample in batch])
-        results = self._runner.run([self._held[sample.id].arrays for sample in batch])
-        run_s = time.monotonic() - started
+    def _note(self, coming: Sequence[Waiting] = ()) -> None:
+        """Into the black box: everything that the device has or is about to get, since the oldest of it began."""
+        now = time.monotonic()
+        ids = [sample.id for launched in self._launched for sample in launched.batch] + [sample.id for sample in coming]
+        if ids:
+            self._box.start(self._launched[0].began if self._launched else now, len(self._batcher), ids)
+        else:
+            self._box.beat(now, len(self._batcher))
+
+    def _launch(self, batch: list[Waiting]) -> None:
+        began = time.monotonic()
+        self._note(coming=batch)
+        pending = self._runner.launch([self._held[sample.id].arrays for sample in batch])
+        self._launched.append(_Launched(batch, began, pending))
+
+    def _land(self) -> None:
+        """Wait for the oldest batch and answer."""
+        launched = self._launched.popleft()
+        batch, began = launched.batch, launched.began
+        results = self._runner.land(launched.pending)
+        now = self._worked = time.monotonic()
+        if self._launched:
+            self._launched[0].began = now
         cost = sum(sample.cost for sample in batch)
         if self._runner.no_room_for > 1:
             self._batcher.too_much(cost * self._runner.no_room_for / len(batch))
@@ -186,8 +240,9 @@ class Worker:
             if isinstance(result, HearthError):
                 self._fail(sample.id, result.code, result.detail)
             else:
-                self._answer(sample, result, started - sample.arrived, run_s, len(batch))
-        self._seen.batch(len(batch), cost, [started - sample.arrived for sample in batch])
+                self._answer(sample, result, began - sample.arrived, now - began, len(batch))
+        self._frontends.flush()
+        self._seen.batch(len(batch), cost, [began - sample.arrived for sample in batch])
 
     def _answer(self, sample: Waiting, output: Arrays, queue_s: float, run_s: float, batch: int) -> None:
         held = self._held.pop(sample.id)

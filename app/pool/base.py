@@ -65,8 +65,10 @@ class Pool(Protocol):
         """
         ...
 
-    def admit(self, model: str, inputs: int) -> AbstractContextManager[None]:
-        """Room in the queue while the context lasts; TooBusy (with `retry_after_s`) if there is none. Enter before decoding."""
+    def admit(self, model: str, inputs: int, deadline: float) -> AbstractContextManager[None]:
+        """Room in the queue while the context lasts; TooBusy (with `retry_after_s`) if there is none, or no answer could come
+        before the `deadline`. Enter before decoding.
+        """
         ...
 
     async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:

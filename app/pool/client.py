@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from app.card import Card
-from app.errors import Deadline, Poisoned, TooBusy, WorkerLost, from_code
+from app.errors import Deadline, Poisoned, WorkerLost, from_code
 from app.pool.base import Answer, Model
 from app.pool.directory import Directory, Known, describe
 from app.pool.flights import Flight, Flights
@@ -50,7 +50,6 @@ class Client:
         self._directory = Directory(settings)
         self._links: dict[str, Endpoint] = {}
         self._load: Counter[str] = Counter()  # worker → open flights
-        self._held: Counter[str] = Counter()  # model → inputs admitted
         self._answered: dict[str, float] = {}  # worker → its last answer
         self._frontends = 1
         self._changes: dict[int, asyncio.Future[None]] = {}
@@ -82,21 +81,21 @@ class Client:
         return known.model, codec
 
     @contextmanager
-    def admit(self, model: str, inputs: int) -> Iterator[None]:
-        """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy; a lone request always fits."""
+    def admit(self, model: str, inputs: int, deadline: float) -> Iterator[None]:
+        """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy."""
         known = self._directory[model]
-        share = max(1, known.card.limits.max_queue // self._frontends)
-        held = self._held[model]
-        if held and held + inputs > share:
-            wait_s = max(1.0, (held + inputs - share) * known.pace_s)
-            raise TooBusy(
-                f"{model}: {held} inputs wait and the queue holds {share}; come back in {wait_s:.0f} s", retry_after_s=wait_s
-            )
-        self._held[model] += inputs
+        queue = known.queue
+        queue.check(
+            inputs,
+            room=max(1, known.card.limits.max_queue // self._frontends),
+            allowed_s=deadline - time.monotonic(),
+            workers=max(1, len(known.entry.workers)) / self._frontends,
+        )
+        queue.held += inputs
         try:
             yield
         finally:
-            self._held[model] -= inputs
+            queue.held -= inputs
 
     async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
         """Run one sample. Whatever happens, exactly one answer or error."""
@@ -227,14 +226,12 @@ class Client:
     def _on_answer(self, worker: str, message: Message, arrays: dict[str, np.ndarray]) -> None:
         if not isinstance(message, Done | Failed):
             return
-        now = time.monotonic()
+        self._answered[worker] = time.monotonic()
         flight = self._flights.close(message.id)
-        last, self._answered[worker] = self._answered.get(worker, now), now
         if flight is None or flight.cargo.future.done():
             return
-        known = self._directory[flight.model]
-        known.pace_s += 0.05 * (min(now - last, 1.0) - known.pace_s)
         if isinstance(message, Done):
+            self._directory[flight.model].queue.answered(message.run_s, message.batch)
             answer = Answer(output=arrays, queue_s=message.queue_s, run_s=message.run_s, batch=message.batch)
             flight.cargo.future.set_result(answer)
         else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app.card import Card
 from app.errors import Conflict, HearthError, Loading, UnknownModel, WorkerLost
+from app.pool.admission import Admission
 from app.pool.base import Model, Replica
 from app.process import resident_bytes
 from app.settings import Settings
@@ -24,9 +25,12 @@ class Known:
     entry: Entry
     card: Card
     codec: Codec | None = None
+    queue: Admission = field(init=False)
     model: Model | None = None
     """`describe` without memory, until the table changes."""
-    pace_s: float = 0.05  # seconds between two answers, smoothed; only ever used to compute Retry-After
+
+    def __post_init__(self) -> None:
+        self.queue = Admission(self.card.name)
 
     def not_ready(self) -> HearthError:
         """Why it cannot answer now, and what to do."""

@@ -76,6 +76,8 @@ class Program(Protocol):
         """What there is to compute, as modules that take and give tensors alone, so that a compiler can take each whole.
 
         They share the weights of `module` and follow its dtype; first dimensions and lengths may differ from call to call.
+        Rows of the first dimension do not see each other. A network whose second dimension may be padded, too, says with which
+        number for each argument: `paddings` (`engine/graphs.py`).
         """
         ...
 

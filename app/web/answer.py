@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 import orjson
-from msgspec import Struct
 from fastapi import Request
+from msgspec import Struct
 from starlette.responses import Response
 
 from app.errors import ClientLeft, HearthError
@@ -62,7 +62,7 @@ async def serve(request: Request, order: Order) -> Served:
     deadline = time.monotonic() + timeout_s
     model, codec = kitchen.pool.find(order.model, order.task)
     request.state.model = model.card.name
-    with kitchen.pool.admit(model.card.name, len(order.items)):
+    with kitchen.pool.admit(model.card.name, len(order.items), deadline):
         work = [_caught(_one(kitchen, model, codec, order, item, deadline, request.state.timing)) for item in order.items]
         with _Watch(request):
             pairs = [await work[0]] if len(work) == 1 else await asyncio.gather(*work)

@@ -38,7 +38,7 @@ def make_app(pool: Pool, settings: Settings, lifespan: Lifespan | None = None) -
         docs_url=None,
         redoc_url=None,
     )
-    decoders = ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="decode")
+    decoders = ThreadPoolExecutor(max_workers=decoder_count(cores(), settings.frontend_count()), thread_name_prefix="decode")
     app.state.kitchen = Kitchen(pool, settings, decoders)
     for kind in (ClientLeft, HearthError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)
@@ -47,6 +47,11 @@ def make_app(pool: Pool, settings: Settings, lifespan: Lifespan | None = None) -
     direct = {route.path: route.endpoint for part in (predict, embed, transcribe) for route in part.router.routes}
     _document(app)
     return Edge(app, direct, int(settings.max_body_mb * 2**20))
+
+
+def decoder_count(cores: int, frontends: int) -> int:
+    """Threads that decode in each frontend: together one per core, and never only one, which a large picture would hold."""
+    return max(2, cores // frontends)
 
 
 def _document(app: FastAPI) -> None:

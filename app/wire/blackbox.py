@@ -10,9 +10,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-_HEAD = struct.Struct("<ddII")  # last beat, start of the running batch (0 = idle), waiting samples, running samples
+_HEAD = struct.Struct("<ddII")  # last beat, start of what runs (0 = idle), waiting samples, running samples
 _ID = struct.Struct("<Q")
-_MOST = 4096  # ids that fit; a batch is smaller (Limits.max_batch)
+_MOST = 2 * 4096  # ids that fit: two batches on a GPU (engine/lane.py) of the largest size (card.py, Limits.max_batch)
 _SIZE = _HEAD.size + _MOST * _ID.size
 
 
@@ -36,11 +36,11 @@ class BlackBox:
             self._map = mmap.mmap(file.fileno(), _SIZE)
 
     def beat(self, now: float, waiting: int) -> None:
-        """Idle, or between batches."""
+        """Nothing runs."""
         _HEAD.pack_into(self._map, 0, now, 0.0, waiting, 0)
 
     def start(self, now: float, waiting: int, ids: list[int]) -> None:
-        """A batch begins. The ids are written before their count, so that a death in between blames nobody."""
+        """These run, the oldest since `now`. The ids are written before their count, so that a death in between blames nobody."""
         struct.pack_into(f"<{len(ids)}Q", self._map, _HEAD.size, *ids)
         _HEAD.pack_into(self._map, 0, now, now, waiting, len(ids))
 

@@ -27,9 +27,25 @@ from tests.conftest import SHARED
 PRESETS = {"resnet18": "resnet18", "resnet50": "resnet50", "vgg16": "vgg16", "inception-v3": "inception_v3"}
 CATALOGUE = Catalogue.read(Path("/nowhere"))
 
+# JPEGs whose shorter side is at least 4 times `resize` are decoded by libjpeg at 1/2, 1/4 or 1/8 scale, never to less than
+# `_MARGIN` times `resize`. Against full decoding, over the large photographs of shared/data and these three networks
+# (levels of 255 in the final crop, and probabilities), with resize 256:
+#   margin 1    68 levels, mean 2.6, probability 0.136, 2 of 36 answers another
+#   margin 1.5  12 levels, mean 0.5, probability 0.025, 0 of 27
+#   margin 2     9 levels, mean 0.35, probability 0.025, 0 of 24
+#   margin 3     2 levels, mean 0.12, probability 0.006, 0 of 12, but 12 megapixels are decoded at 1/2: half as much time again
+# (A margin of 1.5 with resize 232 or 342 gave 14 and 20 levels, 2 gave 9 and 6.) The bounds leave room for another libjpeg.
+LEVELS, MEAN_LEVELS, PROBABILITY = 12, 0.5, 0.05
+
 
 def photographs() -> list[Path]:
     return sorted(path for path in (SHARED / "images").glob("*.*") if path.suffix != ".csv" and not path.name.startswith("bad_"))
+
+
+@cache
+def reduced(path: Path, resize: int) -> bool:
+    with Image.open(path) as picture:
+        return picture.format == "JPEG" and min(picture.size) >= 4 * resize
 
 
 @cache
@@ -53,19 +69,26 @@ def as_a_person_sees_it(path: Path) -> Image.Image:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preprocessing_equals_torchvisions_transforms(shared: Path, name: str):
-    """Max difference over every picture: 2.4e-7, the rounding of one fp32 multiplication."""
+    """Max difference over every picture that is decoded whole: 2.4e-7, the rounding of one fp32 multiplication."""
     card = CATALOGUE.named(name)
     source = card.source
     transforms = models.get_model_weights(PRESETS[name])[source.weights].transforms()
+    levels = 255 * torch.tensor(card.input["std"]).view(-1, 1, 1)
     codec, program = ImageCodec(card, {}, {}), ImageProgram(card, {})
-    worst = 0.0
+    large = 0
     for path in photographs():
         (sample,) = codec.decode(path.read_bytes()).samples
         seen: list[torch.Tensor] = []
         probe = torch.nn.Sequential(Spy(seen), torch.nn.Flatten(), torch.nn.Linear(3 * card.input["crop"] ** 2, 1))
         program.forward(program.networks(probe), program.collate([sample.arrays]))
-        worst = max(worst, float((seen[0][0] - transforms(as_a_person_sees_it(path))).abs().max()))
-    assert worst < 1e-6
+        difference = (seen[0][0] - transforms(as_a_person_sees_it(path))).abs()
+        if reduced(path, card.input["resize"]):
+            large += 1
+            assert float((difference * levels).max()) <= LEVELS, path.name
+            assert float((difference * levels).mean()) <= MEAN_LEVELS, path.name
+        else:
+            assert float(difference.max()) < 1e-6, path.name
+    assert large >= 4
 
 
 class Spy(torch.nn.Module):
@@ -103,21 +126,25 @@ def real(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.
     return card, load(card, {"weights": path})
 
 
-def test_every_labelled_photograph_gets_the_references_top_1(shared: Path, real: tuple[Card, torch.nn.Module]):
+def test_every_labelled_or_large_photograph_gets_the_references_top_1(shared: Path, real: tuple[Card, torch.nn.Module]):
+    """Large ones are decoded at a smaller scale, which moves probabilities a little; all others agree to rounding."""
     card, module = real
     transforms = models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     codec = ImageCodec(card, {}, {})
     runner = Runner(eager(ImageProgram(card, {}), module), ImageProgram(card, {}), lambda *_: None)
     right = 0
-    for batch in batched(sorted(labelled()), 16):
+    large = {path.name for path in photographs() if reduced(path, 256)}
+    assert len(large) >= 8
+    for batch in batched(sorted({*labelled(), *large}), 16):
         ours = runner.run([codec.decode((shared / "images" / name).read_bytes()).samples[0].arrays for name in batch])
         with torch.inference_mode():
             reference = module(torch.stack([transforms(as_a_person_sees_it(shared / "images" / name)) for name in batch]))
         for name, output, logits in zip(batch, ours, reference, strict=True):
             assert isinstance(output, dict)
             assert int(output["scores"].argmax()) == int(logits.argmax()), name
-            assert np.abs(output["scores"] - logits.softmax(0).numpy()).max() < 1e-4
-            right += int(output["scores"].argmax()) == labelled()[name]
+            difference = np.abs(output["scores"] - logits.softmax(0).numpy()).max()
+            assert difference < (PROBABILITY if name in large else 1e-4), name
+            right += int(output["scores"].argmax()) == labelled().get(name)
     assert right >= 36, "the published figure of the weakest of the three (shared/data/README.md)"
 
 

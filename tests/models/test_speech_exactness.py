@@ -111,7 +111,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(shared: Path, model: tuple[
     program = SpeechProgram(card, {})
     waves = [codec.decode((shared / "speech" / name).read_bytes()).samples[0].arrays for name in clips()[:8]]
     with torch.inference_mode():
-        together, frames = program.logits(module, program.collate(waves))
+        together, frames = program.logits(module, program.pad(waves))
         for row, sample in enumerate(waves):
             reference = module(torch.from_numpy(sample["waveform"].copy())[None]).logits[0]
             assert len(reference) == frames[row]

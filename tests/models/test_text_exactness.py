@@ -84,19 +84,48 @@ def test_the_answer_ranks_meaning_as_people_do(shared: Path, runner: Runner, cod
     assert np.corrcoef(*ranks)[0, 1] > 0.78
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_padding_changes_nothing_in_bert_and_roberta(kind: str):
+def tiny(kind: str) -> Any:
     torch.manual_seed(0)
     options: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     options |= {"vocab_size": 100, "max_position_embeddings": 64}
-    model = (
-        BertModel(BertConfig(**options)) if kind == "bert" else RobertaModel(RobertaConfig(pad_token_id=1, **options))
-    ).eval()
-    program = TextProgram(CARD, {})
-    samples = [{"input_ids": np.random.default_rng(n).integers(3, 100, n).astype(np.int64)} for n in (3, 20, 7, 50, 1)]
+    model = BertModel(BertConfig(**options)) if kind == "bert" else RobertaModel(RobertaConfig(pad_token_id=1, **options))
+    return model.eval()
+
+
+def ids(*lengths: int) -> list[Any]:
+    return [{"input_ids": np.random.default_rng(n).integers(3, 100, n).astype(np.int64)} for n in lengths]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_padding_changes_nothing_in_bert_and_roberta(kind: str):
+    model, program, samples = tiny(kind), TextProgram(CARD, {}), ids(3, 20, 7, 50, 1)
     with torch.inference_mode():
         together = program.forward(program.networks(model), program.collate(samples))["embedding"]
         for row, sample in enumerate(samples):
             reference = model(input_ids=torch.from_numpy(sample["input_ids"])[None]).last_hidden_state[0].mean(0)
             assert float((together[row] - reference).abs().max()) < 1e-5
     assert program.describe(model)["max_tokens"] == (64 if kind == "bert" else 62)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_the_padding_of_cuda_graphs_changes_nothing(kind: str):
+    program, network = TextProgram(CARD, {}), TextProgram(CARD, {}).networks(tiny(kind))["encoder"]
+    batch = program.collate(ids(3, 20, 7, 30, 1, 2))
+    arguments = [batch[name] for name in ("input_ids", "positions", "texts")]
+    rows, length = arguments[0].shape
+    padded = [
+        torch.nn.functional.pad(argument, (0, 9, 0, 2), value=padding)
+        for argument, padding in zip(arguments, network.paddings, strict=True)
+    ]
+    with torch.inference_mode():
+        assert float((network(*padded)[:rows, :length] - network(*arguments)).abs().max()) < 1e-5
+
+
+def test_the_first_token_of_each_packed_text_can_stand_for_it():
+    model, samples = tiny("bert"), ids(3, 20, 7, 50, 1)
+    program = TextProgram(CARD.model_copy(update={"input": {"pooling": "cls"}}), {})
+    with torch.inference_mode():
+        found = program.forward(program.networks(model), program.collate(samples))["embedding"]
+        for row, sample in enumerate(samples):
+            reference = model(input_ids=torch.from_numpy(sample["input_ids"])[None]).last_hidden_state[0, 0]
+            assert float((found[row] - reference).abs().max()) < 1e-5

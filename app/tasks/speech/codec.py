@@ -40,6 +40,10 @@ class SpeechCodec:
         self._tokens = {index: token for token, index in vocabulary.items()}
         self._blank = vocabulary["<pad>"]
 
+    def light(self, item: bytes) -> bool:
+        """Never: sound takes milliseconds."""
+        return False
+
     def decode(self, item: bytes) -> Decoded:
         """A recording → one sample per window: `waveform` float32 [T] at 16 kHz, cost in seconds."""
         rate = self._input.sampling_rate
@@ -68,7 +72,7 @@ class SpeechCodec:
     def _sample(self, wave: np.ndarray) -> Sample:
         if self._input.normalize:
             wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)  # as Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
-        return Sample(arrays={"waveform": wave.astype(np.float32)}, cost=len(wave) / self._input.sampling_rate)
+        return Sample(arrays={"waveform": wave.astype(np.float32, copy=False)}, cost=len(wave) / self._input.sampling_rate)
 
     def _letters(self, ids: np.ndarray, scores: np.ndarray) -> Any:
         """(letter, first frame, last frame, score) after merging repeats and dropping blanks."""

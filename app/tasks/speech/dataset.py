@@ -165,7 +165,7 @@ class SpeechDataset:
         arrays = [self._codec._sample(wave).arrays for wave, _ in clips]
         targets = [self._spell(text) for _, text in clips]
         return {
-            **self._program.collate(arrays),
+            **self._program.pad(arrays),
             "target": torch.tensor([index for target in targets for index in target]),
             "lengths": torch.tensor([len(target) for target in targets]),
         }

@@ -57,29 +57,33 @@ class SpeechProgram:
         return {"features": SpeechFeatures(module), "encoder": SpeechEncoder(module)}
 
     def collate(self, samples: Sequence[Arrays]) -> dict[str, Tensor]:
-        """`waveform` float32 [B, T] zero-padded, `samples` int64 [B]."""
-        waves = [torch.from_numpy(np.array(sample["waveform"], np.float32)) for sample in samples]
-        return {"waveform": pad_sequence(waves, batch_first=True), "samples": torch.tensor([len(wave) for wave in waves])}
+        """One entry for each length: its clips, float32 [b, T]. Lengths are shapes, so that `forward` never asks the device."""
+        return {
+            str(length): torch.from_numpy(np.stack([samples[row]["waveform"] for row in rows]).astype(np.float32, copy=False))
+            for length, rows in _by_length(samples).items()
+        }
 
     def forward(self, networks: Networks, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`token_ids` int64 [B, F], `token_scores` float32 [B, F] (probability of the chosen token), `frames` int64 [B].
+        """`token_ids` int64 [B, F], `token_scores` float32 [B, F] (the chosen token's), `frames` int64 [B]: by length.
 
         Clips of one length share a call, others do not: one alone fills the cores of a CPU, where padding would only cost.
         """
-        clips: dict[int, Tensor] = {}
-        for length, rows in _by_length(batch["samples"].tolist()).items():
-            logits = networks["encoder"](networks["features"](batch["waveform"][rows, :length]))
-            clips.update(zip(rows, logits, strict=True))
-        logits = pad_sequence([clips[row] for row in range(len(clips))], batch_first=True)
-        best = logits.softmax(-1).max(-1)
-        frames = torch.tensor([len(clips[row]) for row in range(len(clips))])
-        return {"token_ids": best.indices, "token_scores": best.values, "frames": frames}
+        clips = [logits for waves in batch.values() for logits in networks["encoder"](networks["features"](waves))]
+        best = pad_sequence(clips, batch_first=True).softmax(-1).max(-1)
+        return {"token_ids": best.indices, "token_scores": best.values, "frames": torch.tensor([len(clip) for clip in clips])}
+
+    def pad(self, samples: Sequence[Arrays]) -> dict[str, Tensor]:
+        """`waveform` float32 [B, T] zero-padded, `samples` int64 [B]: for `logits`."""
+        waves = [torch.from_numpy(np.array(sample["waveform"], np.float32)) for sample in samples]
+        return {"waveform": pad_sequence(waves, batch_first=True), "samples": torch.tensor([len(wave) for wave in waves])}
 
     def logits(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """[B, F, V] and the frames [B] that are real, all clips padded in one pass: what the trainer differentiates."""
         extract = SpeechFeatures(module)
+        lengths = batch["samples"].tolist()
         features: dict[int, Tensor] = {}
-        for length, rows in _by_length(batch["samples"].tolist()).items():
+        for length in dict.fromkeys(lengths):
+            rows = [row for row, other in enumerate(lengths) if other == length]
             features.update(zip(rows, extract(batch["waveform"][rows, :length]), strict=True))
         clips = [features[row] for row in range(len(features))]
         frames = torch.tensor([len(clip) for clip in clips], device=batch["waveform"].device)
@@ -89,10 +93,12 @@ class SpeechProgram:
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """Each clip's own frames."""
-        return [
-            {name: outputs[name][row, : int(frames)] for name in ("token_ids", "token_scores")}
-            for row, frames in enumerate(outputs["frames"])
-        ]
+        order = [row for rows in _by_length(samples).values() for row in rows]
+        found = {
+            row: {name: outputs[name][place, : int(outputs["frames"][place])] for name in ("token_ids", "token_scores")}
+            for place, row in enumerate(order)
+        }
+        return [found[row] for row in range(len(samples))]
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`vocabulary` (size), `frame_s`, `parameters`."""
@@ -104,11 +110,11 @@ class SpeechProgram:
         }
 
 
-def _by_length(lengths: list[int]) -> dict[int, list[int]]:
-    """Rows by their length."""
+def _by_length(samples: Sequence[Arrays]) -> dict[int, list[int]]:
+    """Rows by the length of their clip."""
     rows: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
-        rows.setdefault(length, []).append(row)
+    for row, sample in enumerate(samples):
+        rows.setdefault(len(sample["waveform"]), []).append(row)
     return rows
 
 

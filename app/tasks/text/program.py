@@ -25,6 +25,8 @@ _ROW_PENALTY = 1 / 1500  # what a token of row length adds to each token's cost,
 class TextEncoder(nn.Module):
     """A transformers encoder over packed rows."""
 
+    paddings = (0, 0, -1)  # ids, positions, and a text that nobody else belongs to
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
@@ -53,12 +55,13 @@ class TextProgram:
         return {"encoder": TextEncoder(module)}
 
     def collate(self, samples: Sequence[Arrays]) -> dict[str, Tensor]:
-        """`input_ids`, `positions`, `texts` int64 [R, L]: text number B where nothing stands; `lengths` int64 [B]."""
+        """`input_ids`, `positions`, `texts` int64 [R, L]: text number B where nothing stands; `lengths`, `starts` int64 [B]."""
         lengths = [len(sample["input_ids"]) for sample in samples]
         rows, width = pack(lengths)
         ids = torch.zeros(len(rows), width, dtype=torch.int64)
         positions = torch.zeros_like(ids)
         texts = torch.full_like(ids, len(samples))
+        starts = [0] * len(samples)
         for row, members in enumerate(rows):
             start = 0
             for member in members:
@@ -66,18 +69,19 @@ class TextProgram:
                 ids[row, start:end] = torch.from_numpy(samples[member]["input_ids"].copy())
                 positions[row, start:end] = torch.arange(lengths[member])
                 texts[row, start:end] = member
+                starts[member] = row * width + start
                 start = end
-        return {"input_ids": ids, "positions": positions, "texts": texts, "lengths": torch.tensor(lengths)}
+        found = {"input_ids": ids, "positions": positions, "texts": texts}
+        return found | {"lengths": torch.tensor(lengths), "starts": torch.tensor(starts)}
 
     def forward(self, networks: Networks, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`embedding` float32 [B, D], not normalised."""
-        texts, lengths = batch["texts"].flatten(), batch["lengths"]
         hidden = networks["encoder"](batch["input_ids"], batch["positions"], batch["texts"]).flatten(0, 1).float()
-        sums = hidden.new_zeros(len(lengths) + 1, hidden.shape[1])  # the last row takes what stands nowhere
         if self._input.pooling == "cls":
-            first = batch["positions"].flatten() == 0
-            return {"embedding": sums.index_copy(0, texts[first], hidden[first])[:-1]}
-        return {"embedding": sums.index_add(0, texts, hidden)[:-1] / lengths[:, None]}
+            return {"embedding": hidden.index_select(0, batch["starts"])}
+        lengths = batch["lengths"]
+        sums = hidden.new_zeros(len(lengths) + 1, hidden.shape[1])  # the last row takes what stands nowhere
+        return {"embedding": sums.index_add(0, batch["texts"].flatten(), hidden)[:-1] / lengths[:, None]}
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """One row each."""

@@ -46,6 +46,26 @@ def test_cost_counts_padding():
     assert ids(batcher.next_batch()) == {0, 2}  # 2 x 30; with the third it would be 3 x 40 = 120
 
 
+def test_without_padding_a_batch_costs_what_it_holds_and_goes_by_age():
+    batcher = Batcher(max_batch=10, max_cost=100, padded=False)
+    for id, cost in enumerate([10, 40, 60, 30, 20]):
+        batcher.add(waiting(id, cost))
+    assert ids(batcher.next_batch()) == {0, 1, 3, 4}  # 60 more would be 110: it is the oldest of the next batch
+    assert ids(batcher.next_batch()) == {2}
+
+
+def test_after_too_much_for_the_memory_batches_stay_below_half_of_it():
+    batcher = Batcher(max_batch=10, max_cost=100, padded=False)
+    batcher.too_much(80.0)
+    for id in range(6):
+        batcher.add(waiting(id, 15.0))
+    batcher.add(waiting(9, 90.0))
+    assert ids(batcher.next_batch()) == {0, 1}
+    assert ids(batcher.next_batch()) == {2, 3}
+    assert ids(batcher.next_batch()) == {4, 5}
+    assert ids(batcher.next_batch()) == {9}, "alone it is still tried"
+
+
 def test_age_beats_fit():
     batcher = Batcher(max_batch=2, max_cost=1000)
     batcher.add(waiting(0, 500))
@@ -78,9 +98,9 @@ commands = st.lists(
 )
 
 
-@given(commands, st.integers(1, 9), st.floats(1, 200))
-def test_every_accepted_sample_comes_out_exactly_once(script, max_batch, max_cost):
-    batcher = Batcher(max_batch=max_batch, max_cost=max_cost)
+@given(commands, st.integers(1, 9), st.floats(1, 200), st.booleans())
+def test_every_accepted_sample_comes_out_exactly_once(script, max_batch, max_cost, padded):
+    batcher = Batcher(max_batch=max_batch, max_cost=max_cost, padded=padded)
     accepted: dict[int, Waiting] = {}
     out: list[int] = []
     now = 0.0
@@ -92,7 +112,8 @@ def test_every_accepted_sample_comes_out_exactly_once(script, max_batch, max_cos
         if batch:
             assert oldest.id in ids(batch), "age beats fit"
             assert len(batch) <= max_batch
-            assert len(batch) * max(s.cost for s in batch) <= max_cost * (1 + 1e-9)
+            cost = len(batch) * max(s.cost for s in batch) if padded else sum(s.cost for s in batch)
+            assert cost <= max_cost * (1 + 1e-9)
             assert len(batch) == 1 or not any(s.alone for s in batch)
         out.extend(s.id for s in batch)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from app.engine.compute import eager
+from app.engine.lane import Lane
 from app.engine.runner import Runner
 from app.errors import HearthError, ModelFailed, OutOfMemory
 
@@ -35,6 +38,8 @@ class Doubler:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         if (batch["x"] == 13).any():
             raise ValueError("unlucky")
+        if (batch["x"] == 66).any():
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
         return {"y": 2 * batch["x"] if not torch.is_inference_mode_enabled() else networks["twice"](batch["x"])}
 
     def split(self, outputs: Any, samples: Sequence[Any]) -> list[Any]:
@@ -49,10 +54,36 @@ class Twice(torch.nn.Module):
         return torch.where(x == 7, torch.tensor(float("nan")), 2 * x)
 
 
+def runner_of(program: Doubler, lane: Lane | None = None) -> Runner:
+    return Runner(eager(program, Twice()), program, lambda *_: None, lane)
+
+
+def samples(*values: float) -> list[Any]:
+    return [{"x": np.array(value)} for value in values]
+
+
 def run(values: list[float], program: Doubler | None = None) -> list[Any]:
-    program = program or Doubler()
-    runner = Runner(eager(program, Twice()), program, lambda *_: None)
-    return runner.run([{"x": np.array(value)} for value in values])
+    return runner_of(program or Doubler()).run(samples(*values))
+
+
+class Gpu(Lane):
+    """Computes when it is waited for, as it seems to a caller; has room for so many samples."""
+
+    depth = 2
+
+    def __init__(self, room: int = 100) -> None:
+        self.room = room
+
+    def there(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.size = len(batch["x"])
+        return batch
+
+    def mark(self) -> Any:
+        return SimpleNamespace(synchronize=lambda size=self.size: self.compute(size))
+
+    def compute(self, size: int) -> None:
+        if size > self.room:
+            raise torch.AcceleratorError("CUDA error: out of memory")
 
 
 def test_outputs_come_in_order():
@@ -83,3 +114,44 @@ def test_out_of_memory_halves_until_it_fits():
 def test_what_does_not_fit_alone_is_told():
     (result,) = run([1], Doubler(room=0))
     assert isinstance(result, OutOfMemory)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_that_fails_in_flight_leaves_the_other_its_answers():
+    runner = runner_of(Doubler(), Gpu())
+    first, second = runner.launch(samples(1, 13)), runner.launch(samples(3, 4))
+    good, bad = runner.land(first)
+    assert float(good["y"]) == 2 and isinstance(bad, ModelFailed)
+    assert [float(output["y"]) for output in runner.land(second)] == [6, 8]
+
+
+def test_what_fails_only_when_it_lands_is_halved_too():
+    runner = runner_of(Doubler(), Gpu(room=2))
+    first, second = runner.launch(samples(1, 2, 3, 4, 5)), runner.launch(samples(6, 7.5))
+    assert [float(output["y"]) for output in runner.land(first)] == [2, 4, 6, 8, 10]
+    assert runner.no_room_for == 3
+    assert [float(output["y"]) for output in runner.land(second)] == [12, 15]
+    assert runner.no_room_for == 0
+
+
+def test_a_device_that_is_lost_ends_the_process_instead_of_failing_every_caller():
+    """Its samples are blamed by the black box, and a replacement with a sound device answers the others."""
+    with pytest.raises(torch.AcceleratorError):
+        run([1, 66, 3])
+
+
+class Hungry(Doubler):
+    """Its first forward takes memory and fails."""
+
+    def forward(self, networks: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not self.sizes:
+            activations = torch.zeros(1000)
+            self.activations = weakref.ref(activations)
+            self.sizes.append(len(batch["x"]))
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        assert self.activations() is None, "the first try's memory is still held"
+        return super().forward(networks, batch)
+
+
+def test_a_retry_has_the_memory_of_the_try_that_failed():
+    assert [float(output["y"]) for output in run([1, 2], Hungry())] == [2, 4]

@@ -69,7 +69,7 @@ class ToyPool:
         return self._model(task), ToyCodec()
 
     @contextmanager
-    def admit(self, model: str, inputs: int) -> Iterator[None]:
+    def admit(self, model: str, inputs: int, deadline: float) -> Iterator[None]:
         if self.refusal:
             raise self.refusal
         yield

@@ -91,6 +91,19 @@ def test_every_format_is_the_same_tone(kind: str, codec: str, rate: int, layout:
     assert abs(hertz - 440) < 3
 
 
+def test_a_recording_that_changes_its_rate_on_the_way_is_resampled_throughout():
+    seconds, hertz = heard(encoded("adts", "aac", 16000) + encoded("adts", "aac", 44100, "stereo"))
+    assert abs(seconds - 2) < 0.2
+    assert abs(hertz - 440) < 3
+
+
+def test_pcm_at_the_models_rate_is_heard_bit_for_bit():
+    """Whatever its length: pieces of a second are put together without loss, and what is left at the end is not lost."""
+    for count in (400, 15_999, 16_000, 16_001, 70_000):
+        samples = (np.resize(TONE, count) * 32767).astype(np.int16)
+        np.testing.assert_array_equal(read_audio(wav(samples, kind=1), 16000, 60), samples.astype(np.float32) / 32768)
+
+
 @pytest.mark.parametrize(
     ("raw", "error", "words"),
     [
@@ -104,6 +117,7 @@ def test_every_format_is_the_same_tone(kind: str, codec: str, rate: int, layout:
         (wav(np.full(16000, 1, np.int16), kind=1), BadInput, "silent"),
         (wav(np.full(16000, np.nan, np.float32)), BadInput, "NaN"),
         (wav(np.full(16000, np.inf, np.float32)), BadInput, "NaN"),
+        (wav(np.tile(TONE, 61)), TooLarge, "1.0 minutes or more; the limit is 1:"),
         (wav(np.full(70, 0.1, np.float32), rate=1), TooLarge, "limit is 1"),
     ],
 )

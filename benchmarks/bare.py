@@ -1,0 +1,87 @@
+"""A model without a server: the same codec, program, threads and compute as the worker's, in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.card import Card
+from app.catalogue import Catalogue
+from app.engine import device as devices
+from app.engine.compute import Compute, compiled, eager
+from app.engine.loader import load
+from app.engine.runner import Runner
+from app.errors import HearthError
+from app.settings import Settings
+from app.tasks import TASKS, make_codec, resolve
+from app.tasks.base import Arrays, Files
+from app.weights import locate
+
+
+def find(name: str, home: Path) -> tuple[Card, Files]:
+    """A card of the catalogue and its files."""
+    card = Catalogue.read(home).named(name)
+    files = locate(card, Settings.from_environment({"home": home}))
+    if files is None:
+        raise SystemExit(f"{name}: its weights are not on this machine")
+    return card, files
+
+
+class Bare:
+    """Decode and run, and nothing else. `told` is what `GET /models/{name}` said of the compute that the worker has."""
+
+    def __init__(self, name: str, home: Path, told: dict[str, Any]) -> None:
+        self.card, self.files = find(name, home)
+        settings = Settings.from_environment({"home": home})
+        self.device = str(devices.settle(told["workers"][0]["device"], settings.thread_count()))
+        module = load(self.card, self.files)
+        self.program = resolve(TASKS[self.card.task].program)(self.card, self.files)
+        self.codec = make_codec(self.card, self.files, self.program.describe(module))
+        self.compute = self._compute(module, home, told["meta"]["compute"])
+        self._runner = Runner(self.compute, self.program, lambda *_: None)
+
+    def _compute(self, module: torch.nn.Module, home: Path, choice: dict[str, Any]) -> Compute:
+        """As the worker makes it: `app/engine/worker.py`, `app/engine/search.py`."""
+        engine, precision = choice["engine"], choice["precision"]
+        if self.device.startswith("cuda"):
+            from app.engine.graphs import graphed
+
+            return graphed(eager(self.program, module, self.device, precision), self.card.limits.max_batch)
+        if engine == "eager":
+            return eager(self.program, module, self.device, precision)
+        names = list(self.program.networks(module))
+        return compiled(engine, precision, _folder(self.card.name, home, choice), names, torch.get_num_threads())
+
+    def decode(self, item: bytes | str) -> list[Arrays]:
+        """As the frontend does."""
+        return [sample.arrays for sample in self.codec.decode(item).samples]
+
+    def run(self, samples: Sequence[Arrays]) -> None:
+        """One batch. Raises what a sample's answer would be if it failed."""
+        for result in self._runner.run(samples):
+            if isinstance(result, HearthError):
+                raise result
+
+    def rate(self, items: Sequence[bytes | str], batch: int, seconds: float) -> float:
+        """Items per second of a loop that decodes `batch` items and runs them, over and over, one thing after the other."""
+        done, spent, start = 0, 0.0, time.perf_counter()
+        while spent < seconds:
+            turn = [items[(done + number) % len(items)] for number in range(batch)]
+            self.run([sample for item in turn for sample in self.decode(item)])
+            done, spent = done + batch, time.perf_counter() - start
+        return done / spent
+
+
+def _folder(name: str, home: Path, choice: dict[str, Any]) -> Path:
+    """Where the worker's compiled networks lie: the choice beside them is the one that the server tells."""
+    made = {path: json.loads(path.read_bytes()) for path in (home / "compute").glob(f"{name}-*/choice.json")}
+    fitting = [path for path, known in made.items() if known | choice == choice]
+    if not fitting:
+        raise SystemExit(f"{name}: the server computes with {choice['engine']}, and {home}/compute has no such choice")
+    return max(fitting, key=os.path.getmtime).parent

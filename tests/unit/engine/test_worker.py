@@ -1,0 +1,207 @@
+"""The worker's loop, with a lane, sockets and a clock of paper: what is launched and landed when, and who is blamed meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from app.card import Card
+from app.engine import runner, worker
+from app.engine.lane import Lane
+from app.wire.blackbox import BlackBox, Reading
+from app.wire.messages import Cancel, Done, Failed, Message, Ready, Run, Stop
+
+MODEL = '''
+"""Doubts 13."""
+from torch import nn
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x):
+        if bool((x * 255 == 13).any()):
+            raise ValueError("unlucky")
+        return self.head(x.flatten(1))
+'''
+LAUNCH_S, LAND_S = 1.0, 10.0
+
+
+class Paper(Lane):
+    """A lane that keeps a journal. Launching takes a second, a batch ten."""
+
+    def __init__(self, depth: int, box: BlackBox, frontends: Peer) -> None:
+        self.depth = depth
+        self.box = box
+        self.journal: list[str] = []
+        self.readings: list[Reading] = []
+        self.answered: list[int] = []
+        self.frontends = frontends
+        self.now = 100.0
+
+    def there(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self._ids = " ".join(sorted(str(int(pixels[0, 0, 0])) for pixels in batch["pixels"]))
+        self._write(f"launch {self._ids}", LAUNCH_S)
+        return batch
+
+    def mark(self) -> Any:
+        ids = self._ids
+        return SimpleNamespace(synchronize=lambda: self._write(f"land {ids}", LAND_S))
+
+    def _write(self, line: str, seconds: float) -> None:
+        self.journal.append(line)
+        self.readings.append(self.box.read())
+        self.answered.append(len(self.frontends.sent))
+        self.now += seconds
+
+
+class Peer:
+    """A socket with a script: what each turn of the loop finds there."""
+
+    def __init__(self, turns: list[list[Message]]) -> None:
+        self.turns = turns
+        self.sent: list[Message] = []
+        self._outbox: list[Message] = []
+
+    def send(self, message: Message, arrays: Any = None, *, to: str = "") -> None:
+        self._outbox.append(message)
+
+    def flush(self) -> None:
+        self.sent += self._outbox
+        self._outbox.clear()
+
+    def receive(self) -> Iterator[tuple[str, Message, dict[str, np.ndarray]]]:
+        self.flush()
+        for message in self.turns.pop(0) if self.turns else []:
+            pixels = np.full((2, 2, 3), getattr(message, "id", 0), np.uint8)
+            yield "frontend", message, {"pixels": pixels}
+
+    def close(self) -> None:
+        self.flush()
+
+
+Play = Callable[..., tuple[Paper, dict[int, Message]]]
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
+    """Run a worker through turns of messages; the lane's journal and the answers by id."""
+    (tmp_path / "model.py").write_text(MODEL)
+    save_file({"head.weight": torch.ones(2, 12), "head.bias": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    card = Card.model_validate(
+        {
+            "name": "toy",
+            "folder": tmp_path,
+            "task": "image-classification",
+            "source": {"kind": "module", "entry": "Toy"},
+            "input": {"resize": (2, 2), "crop": 2, "mean": (0, 0, 0), "std": (1, 1, 1)},
+            "limits": {"max_batch": 2},
+            "about": {"licence": "x"},
+        }
+    )
+    words = {"name": "toy.1", "card": card.model_dump_json(), "files": {"weights": str(tmp_path / "weights.safetensors")}}
+    words |= {"home": "", "address": "", "control": "", "blackbox": str(tmp_path / "box")}
+
+    def run(*turns: list[Message], depth: int = 2) -> tuple[Paper, dict[int, Message]]:
+        frontends = Peer([[message for message in turn if not isinstance(message, Stop)] for turn in turns])
+        lane = Paper(depth, BlackBox(tmp_path / "box", create=True), frontends)
+        supervisor = Peer([[message for message in turn if isinstance(message, Stop)] for turn in turns] + [[Stop()]])
+
+        def wait(_: Any, seconds: float) -> None:
+            assert len(lane.journal) == 2 * sum(line.startswith("land") for line in lane.journal), "waited while a batch ran"
+            lane.now += seconds
+
+        monkeypatch.setattr(runner, "lane_of", lambda _: lane)
+        monkeypatch.setattr(worker, "wait", wait)
+        monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: lane.now))
+        monkeypatch.setattr(worker, "Endpoint", SimpleNamespace(listen=lambda _: frontends, connect=lambda *_: supervisor))
+        spec = worker.Spec(device="cpu", threads=torch.get_num_threads(), precision="fp32", compute="eager", **words)
+        worker.Worker(spec).serve()
+        assert any(isinstance(message, Ready) for message in supervisor.sent), supervisor.sent
+        answers = {message.id: message for message in frontends.sent if isinstance(message, Done | Failed)}
+        assert len(answers) == len(frontends.sent), "exactly one answer each"
+        return lane, answers
+
+    return run
+
+
+def ask(id: int, deadline: float = 1e9, alone: bool = False) -> Run:
+    return Run(id, 1.0, deadline, ("scores",), alone)
+
+
+def test_on_a_gpu_the_second_batch_is_launched_before_the_first_lands(play: Play):
+    lane, answers = play([ask(1), ask(2), ask(3), ask(4), ask(5)])
+    assert lane.journal == ["launch 1 2", "launch 3 4", "land 1 2", "launch 5", "land 3 4", "land 5"]
+    assert all(isinstance(answer, Done) for answer in answers.values()) and len(answers) == 5
+
+
+def test_on_the_cpu_each_lands_before_the_next(play: Play):
+    lane, _ = play([ask(1), ask(2), ask(3)], depth=1)
+    assert lane.journal == ["launch 1 2", "land 1 2", "launch 3", "land 3"]
+
+
+def test_a_batch_lands_at_once_when_nothing_waits(play: Play):
+    lane, _ = play([ask(1)], [], [], [ask(2)])
+    assert lane.journal == ["launch 1", "land 1", "launch 2", "land 2"]
+
+
+def test_what_comes_while_a_batch_runs_is_launched_first(play: Play):
+    lane, _ = play([ask(1)], [ask(2)])
+    assert lane.journal == ["launch 1", "launch 2", "land 1", "land 2"]
+
+
+def test_a_death_would_blame_both_batches_and_the_stall_counts_from_the_older(play: Play):
+    lane, _ = play([ask(1), ask(2), ask(3), ask(4)])
+    first, second, landing, last = lane.readings
+    assert set(first.running) == {1, 2}
+    assert set(second.running) == set(landing.running) == {1, 2, 3, 4}
+    assert second.busy_since == landing.busy_since == first.busy_since
+    assert set(last.running) == {3, 4}
+    assert last.busy_since == landing.busy_since + 2 * LAUNCH_S + LAND_S, "it had the device only since the first one landed"
+    assert lane.box.read().running == ()
+
+
+def test_answers_leave_before_the_device_is_waited_for_again(play: Play):
+    lane, _ = play([ask(1), ask(2, alone=True), ask(3), ask(4)])
+    assert lane.journal == ["launch 1 3", "land 1 3", "launch 2", "land 2", "launch 4", "land 4"]
+    assert lane.answered == [0, 0, 2, 2, 3, 3]
+
+
+def test_queue_and_run_seconds_add_up(play: Play):
+    _, answers = play([ask(1), ask(2), ask(3)])
+    assert (answers[1].queue_s, answers[1].run_s) == (0.0, 2 * LAUNCH_S + LAND_S)
+    assert (answers[3].queue_s, answers[3].run_s) == (2 * LAUNCH_S + LAND_S, LAND_S)
+    assert (answers[1].batch, answers[3].batch) == (2, 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_that_fails_harms_neither_its_neighbours_nor_the_other_batch(play: Play):
+    _, answers = play([ask(1), ask(13), ask(3), ask(4)])
+    assert {id for id, answer in answers.items() if isinstance(answer, Failed)} == {13}
+    assert len(answers) == 4
+
+
+def test_a_suspect_has_the_device_for_itself(play: Play):
+    lane, _ = play([ask(1), ask(2, alone=True), ask(3, alone=True), ask(4)])
+    assert lane.journal == ["launch 1 4", "land 1 4", "launch 2", "land 2", "launch 3", "land 3"]
+    assert [len(reading.running) for reading in lane.readings[2:]] == [1, 1, 1, 1]
+
+
+def test_stop_answers_both_batches_and_what_came_with_it(play: Play):
+    lane, answers = play([ask(1), ask(2), ask(3)], [Stop(), ask(4)], [ask(5)])
+    assert set(answers) == {1, 2, 3, 4, 5}
+    assert lane.journal[:2] == ["launch 1 2", "launch 3 4"]
+
+
+def test_what_was_cancelled_or_is_late_is_not_launched(play: Play):
+    lane, answers = play([ask(1), ask(2), ask(3), ask(4, deadline=99.0), Cancel(3)])
+    assert lane.journal == ["launch 1 2", "land 1 2"]
+    assert set(answers) == {1, 2, 4} and answers[4].code == "deadline"

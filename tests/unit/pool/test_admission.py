@@ -1,0 +1,56 @@
+"""Refused early, with a time that is true."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.errors import TooBusy
+from app.pool.admission import Admission
+
+
+def queue(held: int, pace_s: float = 0.1) -> Admission:
+    admission = Admission("toy", held=held)
+    admission.answered(pace_s * 8, 8)
+    return admission
+
+
+def refused(admission: Admission, inputs: int = 1, *, room: int = 100, allowed_s: float = 30.0, workers: float = 1.0) -> TooBusy:
+    with pytest.raises(TooBusy) as caught:
+        admission.check(inputs, room=room, allowed_s=allowed_s, workers=workers)
+    return caught.value
+
+
+def test_whoever_finds_nobody_before_him_enters():
+    queue(0, pace_s=9.0).check(500, room=100, allowed_s=0.1, workers=1.0)
+
+
+def test_a_full_queue_refuses_and_tells_when_there_is_room():
+    error = refused(queue(100), inputs=21)
+    assert "100 inputs wait and the queue holds 100" in error.detail
+    assert error.retry_after_s == pytest.approx(2.1)
+    queue(79).check(21, room=100, allowed_s=30.0, workers=1.0)
+
+
+def test_what_would_be_late_is_refused_and_told_when_it_would_not():
+    error = refused(queue(59), allowed_s=2.0)  # 60 x 0.1 s = 6 s against 0.8 x 2 s
+    assert error.retry_after_s == pytest.approx(6.0 - 1.6)
+    served = round(error.retry_after_s / 0.1)
+    queue(59 - served).check(1, room=100, allowed_s=2.0, workers=1.0)
+
+
+def test_two_workers_answer_twice_as_fast():
+    queue(59).check(1, room=100, allowed_s=4.0, workers=2.0)
+    refused(queue(59), allowed_s=4.0, workers=1.0)
+
+
+def test_the_pace_follows_what_batches_take():
+    admission = Admission("toy")
+    admission.answered(0.8, 8)
+    assert admission.pace_s == pytest.approx(0.1)
+    for _ in range(200):
+        admission.answered(0.8, 16)
+    assert admission.pace_s == pytest.approx(0.05, rel=0.01)
+
+
+def test_before_the_first_answer_only_the_room_counts():
+    Admission("toy", held=50).check(1, room=100, allowed_s=0.01, workers=1.0)
