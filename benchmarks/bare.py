@@ -44,6 +44,7 @@ class Bare:
         self.program = resolve(TASKS[self.card.task].program)(self.card, self.files)
         self.codec = make_codec(self.card, self.files, self.program.describe(module))
         self.compute = self._compute(module, home, told["meta"]["compute"])
+        devices.leave_cores_to(self.compute.engine)
         self._runner = Runner(self.compute, self.program, lambda *_: None)
 
     def _compute(self, module: torch.nn.Module, home: Path, choice: dict[str, Any]) -> Compute:

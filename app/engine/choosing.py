@@ -2,7 +2,8 @@
 
 Measuring and compiling happen in a process of its own at low priority (`python -m app.engine.choosing`, its order on stdin), so
 that no request waits for a compiler and nothing of it stays in the worker's memory. What it made lies in
-`$HEARTH_HOME/compute/<model>-<key>/`: one file per compiled network and, written last, `choice.json`.
+`$HEARTH_HOME/compute/<model>-<key>/`: one file per compiled network, what proves them right without the module, and, written
+last, `choice.json`. So the next worker of this model begins with them (`engine/kept.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import torch
 from app import __version__
 from app.card import Card, ModuleSource
 from app.engine import device
+from app.engine.agreement import agree, probes
 from app.engine.compute import (
     Compute,
     Engine,
@@ -45,21 +47,19 @@ from app.engine.compute import (
 )
 from app.engine.loader import load
 from app.engine.runner import Runner
-from app.errors import HearthError, ModelFailed
+from app.errors import ModelFailed
 from app.logs import configure, log
 from app.process import command, die_with_parent, set_name
 from app.settings import Settings
 from app.tasks import TASKS, card_samples, make_codec, resolve
-from app.tasks.base import Arrays, Output, Program
+from app.tasks.base import Arrays, Program
 
 _COMPANY = 8  # samples in the larger of the two batches that are timed
-_ROUNDS = 5
-# bf16 against fp32 on 43 labelled photographs: ResNet-18, ResNet-50 and MobileNetV2 move a probability by up to 0.06, and change
-# the best class of four pictures altogether, where fp32 holds the two within 0.03 of each other.
-_SCORES = 0.06
-_TIE = 0.03
-_UNDECIDED = 0.5  # a frame whose best token has less than half of the probability is decided by rounding
-_COSINE = 0.999
+_BARREN_ROUNDS = 5
+_MOST_S = 60.0
+
+
+Key = tuple[Engine, Precision]
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -102,47 +102,6 @@ def chosen(order: Order) -> Choice:
     return msgspec.json.decode((folder / "choice.json").read_bytes(), type=Choice)
 
 
-def agree(expected: Sequence[Output], got: Sequence[Output | HearthError]) -> str:
-    """Empty if the outputs mean the same (best class, its probability, an embedding's direction, tokens); else what differs."""
-    for want, have in zip(expected, got, strict=True):
-        if isinstance(have, HearthError):
-            return have.detail
-        if "scores" in want:
-            moved = float(np.abs(want["scores"] - have["scores"]).max())
-            if moved > _SCORES or want["scores"][have["scores"].argmax()] < want["scores"].max() - _TIE:
-                return f"scores differ by {moved:.3f}"
-        if "embedding" in want:
-            lengths = np.linalg.norm(want["embedding"]) * np.linalg.norm(have["embedding"])
-            cosine = float(want["embedding"] @ have["embedding"] / max(float(lengths), 1e-12))
-            if cosine < _COSINE:
-                return f"cosine {cosine:.5f}"
-        if "token_ids" in want and _spoken(want["token_ids"]) != _spoken(have["token_ids"]):
-            decided = want["token_scores"] >= _UNDECIDED
-            if (want["token_ids"] != have["token_ids"])[decided].any():
-                return "another transcript"
-    return ""
-
-
-def probes(samples: Sequence[Arrays]) -> list[Arrays]:
-    """The card's samples, and what is like them: other lengths, other pictures."""
-    found = list(samples)
-    for sample in samples:
-        for name, array in sample.items():
-            if array.ndim == 1 and len(array) >= 8:
-                found.append(sample | {name: array[: len(array) * 2 // 3].copy()})
-            elif array.ndim == 3:
-                found += [
-                    sample | {name: np.ascontiguousarray(array[::-1])},
-                    sample | {name: (array // 2 + 40).astype(array.dtype)},
-                ]
-    return found
-
-
-def _spoken(ids: np.ndarray) -> list[int]:
-    """CTC's collapse: repeats count once."""
-    return [int(id) for id, before in zip(ids, [-1, *ids[:-1]], strict=True) if id != before]
-
-
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -180,10 +139,10 @@ class _Trial:
         """What it makes of all probes in one batch."""
         return Runner(compute, self._program, lambda *_: None).run(self._probes)
 
-    def candidates(self) -> dict[tuple[Engine, Precision], Callable[[], Compute]]:
+    def candidates(self) -> dict[Key, Callable[[], Compute]]:
         """What may be tried, by how it is made."""
         names = list(self._reference.networks)
-        found: dict[tuple[Engine, Precision], Callable[[], Compute]] = {("eager", "fp32"): lambda: self._reference}
+        found: dict[Key, Callable[[], Compute]] = {("eager", "fp32"): lambda: self._reference}
         if torch.ops.mkldnn._is_mkldnn_bf16_supported():
             found["eager", "bf16"] = lambda: eager(self._program, deepcopy(self._module), precision="bf16")
         for precision in openvino_precisions():
@@ -214,7 +173,7 @@ class _Trial:
 
     def choose(self) -> Choice:
         """Build, compare, time in turns, and keep the fastest in the geometric mean of one sample and several."""
-        able: dict[tuple[Engine, Precision], Compute] = {}
+        able: dict[Key, Compute] = {}
         measured: dict[str, Any] = {}
         for key, make in self.candidates().items():
             try:
@@ -232,20 +191,38 @@ class _Trial:
         why = f"fastest of {len(times)} that agree with eager fp32, of {len(measured)} tried"
         return Choice(best[0], best[1], why, measured)
 
-    def _times(self, able: dict[tuple[Engine, Precision], Compute]) -> dict[tuple[Engine, Precision], tuple[float, float]]:
-        """Seconds for one sample and for several: the best of a few rounds, all candidates in each round."""
+    def _times(self, able: dict[Key, Compute]) -> dict[Key, tuple[float, float]]:
+        """Seconds for one sample and for several: the best of as many rounds as it takes, all candidates in each round.
+
+        Others may want the cores meanwhile. So it ends when the last rounds have found no better times, not after a fixed count.
+        """
         one = self._samples[:1]
         batches = [one, one * _COMPANY]
         best = {key: [float("inf")] * 2 for key in able}
-        for _ in range(_ROUNDS):
+        started, barren = time.monotonic(), 0
+        while barren < _BARREN_ROUNDS and time.monotonic() - started < _MOST_S:
+            barren += 1
             for key, compute in able.items():
                 for size, batch in enumerate(batches):
-                    collated = self._program.collate(batch)
-                    started = time.perf_counter()
-                    with torch.inference_mode():
-                        self._program.forward(compute.networks, collated)
-                    best[key][size] = min(best[key][size], time.perf_counter() - started)
+                    seconds = self._seconds(compute, batch)
+                    if seconds < 0.95 * best[key][size]:
+                        barren = 0
+                    best[key][size] = min(best[key][size], seconds)
         return {key: (alone, several) for key, (alone, several) in best.items()}
+
+    def _seconds(self, compute: Compute, samples: Sequence[Arrays]) -> float:
+        collated = self._program.collate(samples)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            self._program.forward(compute.networks, collated)
+        return time.perf_counter() - started
+
+    def prove(self) -> None:
+        """Keep what the module said of the probes, and of itself."""
+        said = {f"{row}.{name}": array for row, output in enumerate(self._expected) for name, array in output.items()}
+        np.savez(self._folder / "proof.npz", **said)
+        about = {"networks": list(self._reference.networks), "meta": self._program.describe(self._module)}
+        (self._folder / "module.json").write_bytes(msgspec.json.encode(about))
 
 
 def make(order: Order) -> Choice:
@@ -255,8 +232,11 @@ def make(order: Order) -> Choice:
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     beside.mkdir(parents=True)
     try:
-        choice = _Trial(order, beside).choose()
+        trial = _Trial(order, beside)
+        choice = trial.choose()
         tidy(beside, choice.engine, choice.precision)
+        if choice.engine != "eager":
+            trial.prove()
         (beside / "choice.json").write_bytes(msgspec.json.encode(choice))
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)

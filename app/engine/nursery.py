@@ -8,6 +8,7 @@ no exit status of a child that was killed while it was starting, and leaves the 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -112,6 +113,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _PRELOAD:
         import_module(name)
+    with contextlib.suppress(ImportError):  # an extra
+        import_module("openvino")
     gc.collect()
     gc.freeze()  # a child's collections then leave the shared pages alone (gc.freeze, Python docs)
     Nursery(socket.socket(fileno=int(sys.argv[1]))).serve()

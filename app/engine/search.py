@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from app.engine.choosing import Choice, Order, agree, chosen, probes
+from app.engine.agreement import agree, probes
+from app.engine.choosing import Choice, Order, chosen
 from app.engine.compute import Compute, compiled, eager
 from app.engine.runner import Runner
 from app.errors import ModelFailed

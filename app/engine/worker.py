@@ -24,9 +24,10 @@ from app import metrics
 from app.card import Card
 from app.engine import device as devices
 from app.engine.batcher import Batcher, Waiting
-from app.engine.choosing import Order
+from app.engine.choosing import Choice, Order
 from app.engine.compute import eager
 from app.engine.graphs import graphed, measured
+from app.engine.kept import kept
 from app.engine.loader import load
 from app.engine.runner import Pending, Runner
 from app.engine.search import Search
@@ -115,32 +116,44 @@ class Worker:
         return self._stopping and not self._held and time.monotonic() - self._last_word > _LINGER_S
 
     def _load(self) -> None:
-        """Eager at once; what computes faster is looked for beside the service and exchanged when it has agreed."""
+        """What an earlier start compiled; else eager at once, and what computes faster is looked for beside the service."""
         device = devices.settle(self._spec.device, self._spec.threads)
         files = {name: Path(path) for name, path in self._spec.files.items()}
-        module = load(self._card, files)
         program: Program = resolve(TASKS[self._card.task].program)(self._card, files)
+        limits = self._card.limits
         self._batcher = Batcher(
-            max_batch=self._card.limits.max_batch,
-            max_cost=self._card.limits.max_cost,
-            max_wait_s=self._card.limits.max_wait_ms / 1000,
-            padded=program.padded,
+            max_batch=limits.max_batch, max_cost=limits.max_cost, max_wait_s=limits.max_wait_ms / 1000, padded=program.padded
         )
-        compute = eager(program, module, str(device))
-        if device.type == "cuda":
-            compute = graphed(compute, self._card.limits.max_batch)
-        self._runner = Runner(compute, program, self._seen.stage)
-        self._meta = program.describe(module) | {"compute": {"engine": "eager", "precision": "fp32"}}
-        samples = [sample.arrays for sample in card_samples(self._card, make_codec(self._card, files, self._meta))]
-        self._warm_up(samples)
-        if device.type == "cuda":  # what comes twice gets a graph
-            self._warm_up(samples[:1])
-            self._warm_up(samples[:1])
-            self._meta["compute"] |= {"measured": measured(compute)}
+
+        def samples(meta: dict[str, Any]) -> list[Arrays]:
+            return [sample.arrays for sample in card_samples(self._card, make_codec(self._card, files, meta))]
+
+        searching = device.type == "cpu" and (self._spec.compute, self._spec.precision) != ("eager", "fp32")
+        if searching and (known := kept(self._order(), program, samples)):
+            self._runner = Runner(known.compute, program, self._seen.stage)
+            self._meta = known.meta
+            self._computes_by(known.choice)
+        else:
+            module = load(self._card, files)
+            compute = eager(program, module, str(device))
+            if device.type == "cuda":
+                compute = graphed(compute, limits.max_batch)
+            self._runner = Runner(compute, program, self._seen.stage)
+            self._meta = program.describe(module) | {"compute": {"engine": "eager", "precision": "fp32"}}
+            found = samples(self._meta)
+            self._warm_up(found)
+            if device.type == "cuda":  # what comes twice gets a graph
+                self._warm_up(found[:1])
+                self._warm_up(found[:1])
+                self._meta["compute"] |= {"measured": measured(compute)}
+            if searching and found:
+                self._search = Search(self._order(), program, module, found)
         self._supervisor.send(Ready(self._meta))
         self._box.beat(time.monotonic(), 0)
-        if samples and device.type == "cpu" and (self._spec.compute, self._spec.precision) != ("eager", "fp32"):
-            self._search = Search(self._order(), program, module, samples)
+
+    def _computes_by(self, choice: Choice) -> None:
+        devices.leave_cores_to(choice.engine)
+        self._meta["compute"] = msgspec.to_builtins(choice)
 
     def _order(self) -> Order:
         wanted = self._card.serving.precision if self._spec.precision == "auto" else self._spec.precision
@@ -156,7 +169,7 @@ class Worker:
             self._meta["compute"] |= {"why": search.why}
         else:
             self._runner.compute, choice = search.found
-            self._meta["compute"] = msgspec.to_builtins(choice)
+            self._computes_by(choice)
         self._worked = time.monotonic()  # eager's weights may now be free
         self._supervisor.send(Ready(self._meta))
 

@@ -14,7 +14,8 @@ import torch
 
 from app.card import About, Card, ModuleSource
 from app.engine import choosing
-from app.engine.choosing import Choice, Order, agree, chosen, make, probes
+from app.engine.agreement import agree, probes
+from app.engine.choosing import Choice, Order, chosen, make
 from app.engine.compute import Compute
 from app.errors import ModelFailed
 
@@ -130,6 +131,9 @@ class Trial:
     def __init__(self, order: Order, folder: Path) -> None:
         self.folder = folder
 
+    def prove(self) -> None:
+        (self.folder / "proof.npz").touch()
+
     def choose(self) -> Choice:
         (self.folder / "image.xml").touch()
         (self.folder / "image.fp32.pt2").mkdir()
@@ -149,7 +153,7 @@ class TestMaking:
     def test_the_choice_lies_beside_what_it_needs_and_nothing_else(self, order, trial):
         trial(with_engine("openvino"))
         make(order)
-        assert {path.name for path in order.folder().iterdir()} == {"choice.json", "image.xml"}
+        assert {path.name for path in order.folder().iterdir()} == {"choice.json", "image.xml", "proof.npz"}
 
     def test_eager_needs_nothing(self, order, trial):
         assert make(order) == EAGER

@@ -1,0 +1,64 @@
+"""Compiled networks of an earlier start. A worker begins with them, without the module, once they say of the probes what it said.
+
+That takes half a second and half the memory. Whatever is not as it should be, the worker begins eagerly and has it made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from app.engine.agreement import agree, probes
+from app.engine.choosing import Choice, Order
+from app.engine.compute import Compute, compiled
+from app.engine.runner import Runner
+from app.errors import ModelFailed
+from app.logs import log
+from app.tasks.base import Arrays, Output, Program
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a worker needs to begin."""
+
+    compute: Compute
+    choice: Choice
+    meta: dict[str, Any]
+
+
+def kept(order: Order, program: Program, samples: Callable[[dict[str, Any]], list[Arrays]]) -> Kept | None:
+    """The compiled networks for this order, if there are any and they still say what the module said.
+
+    `samples`: from what the module told of itself (`Program.describe`) to the card's samples.
+    """
+    folder = order.folder()
+    try:
+        choice = msgspec.json.decode((folder / "choice.json").read_bytes(), type=Choice)
+        if choice.engine == "eager":
+            return None
+        about = msgspec.json.decode((folder / "module.json").read_bytes())
+        compute = compiled(choice.engine, choice.precision, folder, about["networks"], order.threads)
+        got = Runner(compute, program, lambda *_: None).run(probes(samples(about["meta"])))
+        if difference := agree(_said(folder, len(got)), got):
+            raise ModelFailed(f"{choice.engine} {choice.precision} no longer agrees with eager: {difference}")
+    except FileNotFoundError:
+        return None
+    except Exception:  # noqa: BLE001  whatever it is, eager does not need it
+        log.exception("the compiled networks in %s are of no use; beginning eagerly", folder)
+        (folder / "choice.json").unlink(missing_ok=True)
+        return None
+    return Kept(compute, choice, about["meta"])
+
+
+def _said(folder: Path, rows: int) -> list[Output]:
+    outputs: list[Output] = [{} for _ in range(rows)]
+    with np.load(folder / "proof.npz", allow_pickle=False) as proof:
+        for key, array in proof.items():
+            row, _, name = key.partition(".")
+            outputs[int(row)][name] = array
+    return outputs

@@ -1,0 +1,93 @@
+"""A worker begins with what was compiled before, if it still says what the module said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from app.card import About, Card, ModuleSource
+from app.engine import kept as kept_module
+from app.engine.choosing import Choice, Order
+from app.engine.compute import Compute
+from app.engine.kept import kept
+from tests.unit.engine.test_choosing import Toy
+
+torch = pytest.importorskip("torch")
+META = {"dimensions": 2}
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Order:
+    card = Card(
+        name="toy",
+        folder=tmp_path,
+        task="text-embedding",
+        source=ModuleSource(kind="module", entry="T"),
+        about=About(licence="x"),
+    )
+    return Order(card.model_dump_json(), {}, 2, "auto", "auto", str(tmp_path))
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the compiled network gives; its calls are noted."""
+    calls: list[Any] = []
+
+    def network(x: Any) -> Any:
+        calls.append(x)
+        return torch.cat([x, 2 * x], 1)
+
+    def read(engine: Any, precision: Any, folder: Path, names: Any, threads: int) -> Compute:
+        return Compute(engine, precision, dict.fromkeys(names, network), torch.device("cpu"))
+
+    monkeypatch.setattr(kept_module, "compiled", read)
+    return calls
+
+
+def samples(meta: dict[str, Any]) -> list[Any]:
+    assert meta == META
+    return [{"x": np.array(3.0)}]
+
+
+def write(order: Order, said: list[float], engine: str = "openvino") -> Path:
+    folder = order.folder()
+    folder.mkdir(parents=True)
+    np.savez(folder / "proof.npz", **{"0.embedding": np.array(said, np.float32)})
+    (folder / "module.json").write_bytes(msgspec.json.encode({"networks": ["net"], "meta": META}))
+    (folder / "choice.json").write_bytes(msgspec.json.encode(Choice(engine, "bf16", "fastest", {})))
+    return folder
+
+
+def test_it_is_taken_after_it_has_computed_the_probes(order, compiled):
+    write(order, [3.0, 6.0])
+    found = kept(order, Toy(), samples)
+    assert found is not None
+    assert (found.choice.engine, found.meta) == ("openvino", META)
+    assert len(compiled) == 1
+
+
+def test_without_a_choice_there_is_nothing(order, compiled):
+    assert kept(order, Toy(), samples) is None
+
+
+def test_a_choice_of_eager_needs_the_module(order, compiled):
+    folder = write(order, [3.0, 6.0], engine="eager")
+    assert kept(order, Toy(), samples) is None
+    assert (folder / "choice.json").exists()
+
+
+def test_what_says_something_else_is_made_anew(order, compiled):
+    folder = write(order, [3.0, -6.0])
+    assert kept(order, Toy(), samples) is None
+    assert not (folder / "choice.json").exists()
+
+
+def test_what_cannot_be_read_is_made_anew(order, compiled):
+    folder = write(order, [3.0, 6.0])
+    (folder / "proof.npz").write_bytes(b"torn")
+    assert kept(order, Toy(), samples) is None
+    assert not (folder / "choice.json").exists()
