@@ -30,7 +30,7 @@ from app.engine.graphs import graphed, measured
 from app.engine.kept import kept
 from app.engine.loader import load
 from app.engine.runner import Pending, Runner
-from app.engine.search import Search
+from app.engine.search import Search, lowered
 from app.errors import HearthError, ModelFailed
 from app.logs import log
 from app.tasks import TASKS, card_samples, make_codec, resolve
@@ -135,30 +135,36 @@ class Worker:
             self._computes_by(known.choice)
         else:
             module = load(self._card, files)
-            compute = eager(program, module, str(device))
+            self._meta = program.describe(module)
+            found = samples(self._meta)
+            compute, choice = eager(program, module, str(device)), Choice("eager", "fp32", "", {})
             if device.type == "cuda":
+                if self._precision() == "auto":
+                    compute, choice = lowered(program, module, found, str(device))
                 compute = graphed(compute, limits.max_batch)
             self._runner = Runner(compute, program, self._seen.stage)
-            self._meta = program.describe(module) | {"compute": {"engine": "eager", "precision": "fp32"}}
-            found = samples(self._meta)
             self._warm_up(found)
             if device.type == "cuda":  # what comes twice gets a graph
                 self._warm_up(found[:1])
                 self._warm_up(found[:1])
-                self._meta["compute"] |= {"measured": measured(compute)}
+                choice = msgspec.structs.replace(choice, measured=measured(compute))
+            self._computes_by(choice)
             if searching and found:
                 self._search = Search(self._order(), program, module, found)
         self._supervisor.send(Ready(self._meta))
         self._box.beat(time.monotonic(), 0)
 
     def _computes_by(self, choice: Choice) -> None:
+        """Tell it. Without a reason the search for it still runs."""
         devices.leave_cores_to(choice.engine)
-        self._meta["compute"] = msgspec.to_builtins(choice)
+        self._meta["compute"] = {name: value for name, value in msgspec.to_builtins(choice).items() if value}
 
     def _order(self) -> Order:
-        wanted = self._card.serving.precision if self._spec.precision == "auto" else self._spec.precision
         spec = self._spec
-        return Order(spec.card, spec.files, torch.get_num_threads(), wanted, spec.compute, spec.home)
+        return Order(spec.card, spec.files, torch.get_num_threads(), self._precision(), spec.compute, spec.home)
+
+    def _precision(self) -> str:
+        return self._card.serving.precision if self._spec.precision == "auto" else self._spec.precision
 
     def _exchange(self) -> None:
         """Take what the search found, between two batches."""
@@ -166,7 +172,7 @@ class Worker:
             return
         search, self._search = self._search, None
         if search.found is None:
-            self._meta["compute"] |= {"why": search.why}
+            self._meta["compute"] = self._meta["compute"] | {"why": search.why}
         else:
             self._runner.compute, choice = search.found
             self._computes_by(choice)

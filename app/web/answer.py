@@ -23,7 +23,7 @@ from app.tasks.base import Codec, Decoded
 
 T = TypeVar("T")
 
-_PATIENCE_S = 0.05  # answers that come sooner need no watch over their client's connection
+_PATIENCE_S = 0.2  # answers that come sooner need no watch over their client's connection
 
 
 @dataclass(frozen=True, slots=True)

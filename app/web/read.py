@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
@@ -66,12 +67,20 @@ async def _files(form: FormData, max_inputs: int) -> list[tuple[str | None, byte
 
 def read_query(request: Request, model: type[M]) -> M:
     """The query as `model`. Raises RequestValidationError naming each parameter that is wrong or unknown."""
+    if not request.scope["query_string"]:
+        defaults: M = _defaults(model)
+        return defaults
     try:
-        return model.model_validate(dict(request.query_params) if request.scope["query_string"] else {})
+        return model.model_validate(dict(request.query_params))
     except ValidationError as error:
         raise RequestValidationError(
             [{**one, "loc": ("query", *one["loc"])} for one in error.errors(include_url=False)]
         ) from error
+
+
+@cache
+def _defaults(model: type[BaseModel]) -> Any:
+    return model()
 
 
 async def read_json(request: Request, model: type[M]) -> M:

@@ -69,7 +69,8 @@ class ImageCodec:
         if self._labels and len(self._labels) != len(scores):
             raise ModelFailed(f"the model gave {len(scores)} scores for {len(self._labels)} labels; mend its labels.txt")
         best = np.argsort(-scores, kind="stable")[:top_k]
-        return {"predictions": [{"label": self._label(i), "index": int(i), "score": float(scores[i])} for i in best]}
+        pairs = zip(best.tolist(), scores[best].tolist(), strict=True)
+        return {"predictions": [{"label": self._label(i), "index": i, "score": score} for i, score in pairs]}
 
     def _label(self, index: int) -> str:
         return self._labels[index] if self._labels else str(index)
