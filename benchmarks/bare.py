@@ -44,7 +44,7 @@ class Bare:
         self.program = resolve(TASKS[self.card.task].program)(self.card, self.files)
         self.codec = make_codec(self.card, self.files, self.program.describe(module))
         self.compute = self._compute(module, home, told["meta"]["compute"])
-        devices.leave_cores_to(self.compute.engine)
+        devices.leave_cores_to(self.compute.engine, told["meta"]["compute"].get("threads", 0))
         self._runner = Runner(self.compute, self.program, lambda *_: None)
 
     def _compute(self, module: torch.nn.Module, home: Path, choice: dict[str, Any]) -> Compute:
@@ -57,7 +57,8 @@ class Bare:
         if engine == "eager":
             return eager(self.program, module, self.device, precision)
         names = list(self.program.networks(module))
-        return compiled(engine, precision, _folder(self.card.name, home, choice), names, torch.get_num_threads())
+        threads = choice.get("threads") or torch.get_num_threads()
+        return compiled(engine, precision, _folder(self.card.name, home, choice), names, threads)
 
     def decode(self, item: bytes | str) -> list[Arrays]:
         """As the frontend does."""

@@ -57,6 +57,7 @@ from app.tasks.base import Arrays, Program
 _COMPANY = 8  # samples in the larger of the two batches that are timed
 _BARREN_ROUNDS = 5
 _MOST_S = 60.0
+_HARDLY_FASTER = 1.2
 
 
 Key = tuple[Engine, Precision]
@@ -88,6 +89,8 @@ class Choice(msgspec.Struct, frozen=True):
     precision: Precision
     why: str
     measured: dict[str, Any]
+    threads: int = 0
+    """0: as many as the worker has by its settings."""
 
 
 def chosen(order: Order) -> Choice:
@@ -189,7 +192,23 @@ class _Trial:
             measured[" ".join(key)] = {"alone_ms": round(1000 * alone, 2), f"batch_of_{_COMPANY}_ms": round(1000 * several, 2)}
         best = min(times, key=lambda key: sqrt(times[key][0] * times[key][1]))
         why = f"fastest of {len(times)} that agree with eager fp32, of {len(measured)} tried"
-        return Choice(best[0], best[1], why, measured)
+        threads = self._threads(best, able.get(best, self._reference))
+        return Choice(best[0], best[1], why, measured, threads)
+
+    def _threads(self, key: Key, many: Compute) -> int:
+        """One, where more are hardly faster: what they spend on each other, frontends can use. Inductor's are baked in."""
+        engine, precision = key
+        if self._order.threads == 1 or engine == "inductor":
+            return self._order.threads
+        one = many if engine == "eager" else compiled(engine, precision, self._folder, list(many.networks), 1)
+        best = {1: [float("inf")] * 2, self._order.threads: [float("inf")] * 2}
+        for _ in range(_BARREN_ROUNDS):
+            for threads, compute in ((1, one), (self._order.threads, many)):
+                torch.set_num_threads(threads)
+                for size, batch in enumerate((self._samples[:1], self._samples[:1] * _COMPANY)):
+                    best[threads][size] = min(best[threads][size], self._seconds(compute, batch))
+        alone, several = (best[1][size] / best[self._order.threads][size] for size in (0, 1))
+        return 1 if sqrt(alone * several) < _HARDLY_FASTER else self._order.threads
 
     def _times(self, able: dict[Key, Compute]) -> dict[Key, tuple[float, float]]:
         """Seconds for one sample and for several: the best of as many rounds as it takes, all candidates in each round.

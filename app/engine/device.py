@@ -35,12 +35,14 @@ def settle(device: str, threads: int | None) -> torch.device:
     return chosen
 
 
-def leave_cores_to(engine: str) -> None:
+def leave_cores_to(engine: str, threads: int) -> None:
     """OpenVINO computes with threads of its own. OpenMP's, which PyTorch wakes for what little is left to it, would spin beside
     them for milliseconds: 6 % of MiniLM's time went into the pooling of its vectors, and more into waiting for the cores.
     """
     if engine == "openvino":
         torch.set_num_threads(1)
+    elif threads:
+        torch.set_num_threads(threads)
 
 
 def keep_memory() -> None:

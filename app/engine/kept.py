@@ -42,7 +42,7 @@ def kept(order: Order, program: Program, samples: Callable[[dict[str, Any]], lis
         if choice.engine == "eager":
             return None
         about = msgspec.json.decode((folder / "module.json").read_bytes())
-        compute = compiled(choice.engine, choice.precision, folder, about["networks"], order.threads)
+        compute = compiled(choice.engine, choice.precision, folder, about["networks"], choice.threads or order.threads)
         got = Runner(compute, program, lambda *_: None).run(probes(samples(about["meta"])))
         if difference := agree(_said(folder, len(got)), got):
             raise ModelFailed(f"{choice.engine} {choice.precision} no longer agrees with eager: {difference}")

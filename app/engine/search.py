@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 
@@ -30,7 +29,7 @@ def lowered(program: Program, module: torch.nn.Module, samples: list[Arrays], de
 
 
 class Search:
-    """A thread that ends with `found`, or with `why` there is nothing better than eager fp32. The worker polls `done`.
+    """A thread that ends with `found`, or with `why` eager fp32 stays. The worker polls `done`.
 
     It holds the interpreter's lock for moments only: choosing is another process, and compiled networks are read outside of it.
     """
@@ -58,17 +57,15 @@ class Search:
 
     def _look(self) -> None:
         choice = chosen(self._order)
-        if (choice.engine, choice.precision) == ("eager", "fp32"):
-            self.why = choice.why
-            return
-        reference = eager(self._program, self._module)
-        if choice.engine == "eager":
+        reference = compute = eager(self._program, self._module)
+        if choice.engine != "eager":
+            folder, threads = self._order.folder(), choice.threads or self._order.threads
+            compute = compiled(choice.engine, choice.precision, folder, list(reference.networks), threads)
+        elif choice.precision != "fp32":
             compute = eager(self._program, deepcopy(self._module), precision=choice.precision)
-        else:
-            folder: Path = self._order.folder()
-            compute = compiled(choice.engine, choice.precision, folder, list(reference.networks), self._order.threads)
-        batch = probes(self._samples)
-        expected = Runner(reference, self._program, lambda *_: None).run(batch)
-        if difference := agree(expected, Runner(compute, self._program, lambda *_: None).run(batch)):  # type: ignore[arg-type]
-            raise ModelFailed(f"{choice.engine} {choice.precision} no longer agrees with eager: {difference}")
+        if compute is not reference:
+            batch = probes(self._samples)
+            expected = Runner(reference, self._program, lambda *_: None).run(batch)
+            if difference := agree(expected, Runner(compute, self._program, lambda *_: None).run(batch)):  # type: ignore[arg-type]
+                raise ModelFailed(f"{choice.engine} {choice.precision} no longer agrees with eager: {difference}")
         self.found = compute, choice

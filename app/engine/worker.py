@@ -156,7 +156,7 @@ class Worker:
 
     def _computes_by(self, choice: Choice) -> None:
         """Tell it. Without a reason the search for it still runs."""
-        devices.leave_cores_to(choice.engine)
+        devices.leave_cores_to(choice.engine, choice.threads)
         self._meta["compute"] = {name: value for name, value in msgspec.to_builtins(choice).items() if value}
 
     def _order(self) -> Order:
