@@ -3,9 +3,11 @@
     cli.py            8   hearth serve | pull | models | predict | tune | bench
     main.py           7   settings → catalogue → supervisor; the only place where things are wired
     web/              6   speaks HTTP: a route → read.py → answer.py; edge.py around all; problems.py: codes → statuses
-    pool/             5   base.py: the waist · client.py: the frontends' side · supervisor.py, roster.py, processes.py: the other
+    pool/             5   base.py: the waist · client.py, admission.py: the frontends' side · supervisor.py, roster.py,
+                          processes.py: the other
     tuning/           5   trainer.py: a generator of progress · command.py: recipe and card in, weights out
-    engine/           4   in a worker: worker.py → batcher.py → runner.py → lane.py; loader, graphs, device; nursery.py forks it
+    engine/           4   in a worker: worker.py → batcher.py → runner.py → compute.py, lane.py; what computes: kept.py,
+                          search.py, choosing.py, agreement.py; loader, graphs, device; nursery.py forks it
     catalogue.py      3   models/*/card.toml → cards
     weights.py        3   shipped file, package, folder or download.py → files
     tasks/            2   codec.py (bytes ⇄ arrays), program.py (arrays ⇄ module), dataset.py (files → samples), per modality

@@ -204,9 +204,8 @@ class _Trial:
         best = {1: [float("inf")] * 2, self._order.threads: [float("inf")] * 2}
         for _ in range(_BARREN_ROUNDS):
             for threads, compute in ((1, one), (self._order.threads, many)):
-                torch.set_num_threads(threads)
                 for size, batch in enumerate((self._samples[:1], self._samples[:1] * _COMPANY)):
-                    best[threads][size] = min(best[threads][size], self._seconds(compute, batch))
+                    best[threads][size] = min(best[threads][size], self._seconds(compute, batch, threads))
         alone, several = (best[1][size] / best[self._order.threads][size] for size in (0, 1))
         return 1 if sqrt(alone * several) < _HARDLY_FASTER else self._order.threads
 
@@ -223,13 +222,14 @@ class _Trial:
             barren += 1
             for key, compute in able.items():
                 for size, batch in enumerate(batches):
-                    seconds = self._seconds(compute, batch)
+                    seconds = self._seconds(compute, batch, self._order.threads)
                     if seconds < 0.95 * best[key][size]:
                         barren = 0
                     best[key][size] = min(best[key][size], seconds)
         return {key: (alone, several) for key, (alone, several) in best.items()}
 
-    def _seconds(self, compute: Compute, samples: Sequence[Arrays]) -> float:
+    def _seconds(self, compute: Compute, samples: Sequence[Arrays], threads: int) -> float:
+        device.leave_cores_to(compute.engine, threads)  # as in service
         collated = self._program.collate(samples)
         started = time.perf_counter()
         with torch.inference_mode():

@@ -17,22 +17,21 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from app.process import die_with_parent, set_name
 
-_PRELOAD = (
-    "torch",
+_FOR_ALL = ("torch", "app.engine.worker", "app.tasks.image.program", "app.tasks.text.program", "app.tasks.speech.program")
+# 130 MB and two seconds: only once a worker is asked for that has nothing compiled to begin with (`engine/kept.py`).
+_FOR_MODULES = (
     "safetensors.torch",
     "torchvision.models",
     "transformers.models.auto.modeling_auto",
     "transformers.models.bert.modeling_bert",
     "transformers.models.wav2vec2.modeling_wav2vec2",
-    "app.engine.worker",
-    "app.tasks.image.program",
-    "app.tasks.text.program",
-    "app.tasks.speech.program",
 )
 
 
@@ -43,6 +42,7 @@ class Nursery:
         self._control = control
         self._names: dict[int, str] = {}
         self._unread = b""
+        self._missing: tuple[str, ...] = _FOR_MODULES
 
     def serve(self) -> None:
         """Run until the supervisor closes its end."""
@@ -69,6 +69,9 @@ class Nursery:
         return bool(data)
 
     def _fork(self, spec: dict[str, Any]) -> None:
+        if self._missing and not _has_compiled(spec):
+            _preload(self._missing)
+            self._missing = ()
         pid = os.fork()
         if pid == 0:
             _live(spec, self._control)
@@ -84,6 +87,19 @@ class Nursery:
 
     def _tell(self, **words: Any) -> None:
         self._control.sendall(json.dumps(words).encode() + b"\n")
+
+
+def _preload(names: Iterable[str]) -> None:
+    for name in names:
+        import_module(name)
+    gc.collect()
+    gc.freeze()  # a child's collections then leave the shared pages alone (gc.freeze, Python docs)
+
+
+def _has_compiled(spec: dict[str, Any]) -> bool:
+    """It very likely begins with compiled networks. If not, it imports by itself what it needs: slower, not wrong."""
+    model = spec["name"].rpartition(".")[0]
+    return any(Path(spec["home"], "compute").glob(f"{model}-*/module.json"))
 
 
 def _live(spec: dict[str, Any], control: socket.socket) -> None:
@@ -111,12 +127,9 @@ def main() -> None:
     die_with_parent()
     set_name("hearth nursery")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in _PRELOAD:
-        import_module(name)
     with contextlib.suppress(ImportError):  # an extra
         import_module("openvino")
-    gc.collect()
-    gc.freeze()  # a child's collections then leave the shared pages alone (gc.freeze, Python docs)
+    _preload(_FOR_ALL)
     Nursery(socket.socket(fileno=int(sys.argv[1]))).serve()
 
 

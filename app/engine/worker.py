@@ -151,6 +151,7 @@ class Worker:
             self._computes_by(choice)
             if searching and found:
                 self._search = Search(self._order(), program, module, found)
+        devices.give_back()
         self._supervisor.send(Ready(self._meta))
         self._box.beat(time.monotonic(), 0)
 

@@ -48,6 +48,7 @@ class Directory:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._known: dict[str, Known] = {}
+        self._defaults: dict[str, Known] = {}  # by task, as far as they were asked for since the last table
 
     def __getitem__(self, name: str) -> Known:
         """The model `name`. Raises UnknownModel naming the known ones."""
@@ -61,6 +62,7 @@ class Directory:
 
     def update(self, table: Table) -> None:
         """Take in a new table; a codec whose card, files or meta changed is made anew when it is next needed."""
+        self._defaults.clear()
         for name, entry in table.models.items():
             known = self._known.get(name)
             if known is None or known.entry.card != entry.card:
@@ -84,8 +86,11 @@ class Directory:
         return known, known.codec
 
     def _default(self, task: str) -> Known:
+        if known := self._defaults.get(task):
+            return known
         for known in self:
             if known.entry.default and known.card.task == task:
+                self._defaults[task] = known
                 return known
         if not self._known:
             raise Loading("the server is starting; come back in a moment", retry_after_s=1.0)

@@ -43,8 +43,8 @@ def test_the_nursery_opens_no_context_and_its_children_can():
     program = """
 import os, sys
 from importlib import import_module
-from app.engine.nursery import _PRELOAD
-for name in _PRELOAD:
+from app.engine.nursery import _FOR_ALL, _FOR_MODULES
+for name in (*_FOR_ALL, *_FOR_MODULES):
     import_module(name)
 import torch
 from app.engine.device import available
