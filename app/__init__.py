@@ -7,7 +7,7 @@
                           processes.py: the other
     tuning/           5   trainer.py: a generator of progress · command.py: recipe and card in, weights out
     engine/           4   in a worker: worker.py → batcher.py → runner.py → compute.py, lane.py; what computes: kept.py,
-                          search.py, choosing.py, agreement.py; loader, graphs, device; nursery.py forks it
+                          search.py, choosing.py, order.py, agreement.py; loader, graphs, device; nursery.py forks it
     catalogue.py      3   models/*/card.toml → cards
     weights.py        3   shipped file, package, folder or download.py → files
     tasks/            2   codec.py (bytes ⇄ arrays), program.py (arrays ⇄ module), dataset.py (files → samples), per modality

@@ -24,12 +24,12 @@ def agree(expected: Sequence[Output], got: Sequence[Output | HearthError]) -> st
             return have.detail
         if "scores" in want:
             moved = float(np.abs(want["scores"] - have["scores"]).max())
-            if moved > _SCORES or want["scores"][have["scores"].argmax()] < want["scores"].max() - _TIE:
+            if not moved <= _SCORES or want["scores"][have["scores"].argmax()] < want["scores"].max() - _TIE:
                 return f"scores differ by {moved:.3f}"
         if "embedding" in want:
             lengths = np.linalg.norm(want["embedding"]) * np.linalg.norm(have["embedding"])
             cosine = float(want["embedding"] @ have["embedding"] / max(float(lengths), 1e-12))
-            if cosine < _COSINE:
+            if not cosine >= _COSINE:
                 return f"cosine {cosine:.5f}"
         if "token_ids" in want and _spoken(want["token_ids"]) != _spoken(have["token_ids"]):
             decided = want["token_scores"] >= _UNDECIDED

@@ -9,10 +9,8 @@ last, `choice.json`. So the next worker of this model begins with them (`engine/
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -20,7 +18,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from importlib.metadata import PackageNotFoundError, version
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,6 @@ import msgspec
 import numpy as np
 import torch
 
-from app import __version__
 from app.card import Card, ModuleSource
 from app.engine import device
 from app.engine.agreement import agree, probes
@@ -46,6 +42,7 @@ from app.engine.compute import (
     tidy,
 )
 from app.engine.loader import load
+from app.engine.order import KEY, Choice, Order
 from app.engine.runner import Runner
 from app.errors import ModelFailed
 from app.logs import configure, log
@@ -58,39 +55,10 @@ _COMPANY = 8  # samples in the larger of the two batches that are timed
 _BARREN_ROUNDS = 5
 _MOST_S = 60.0
 _HARDLY_FASTER = 1.2
+_KEPT_PER_MODEL = 4  # e.g. fp32 and auto, for two versions of a model
 
 
 Key = tuple[Engine, Precision]
-
-
-class Order(msgspec.Struct, frozen=True):
-    """What to choose for. `precision` and `engine` may leave only one possibility."""
-
-    card: str
-    files: dict[str, str]
-    threads: int
-    precision: str
-    engine: str
-    home: str
-
-    def folder(self) -> Path:
-        """Where the result lies: a new place whenever model, libraries, processor or wishes change."""
-        stamps = [(name, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for name, path in sorted(self.files.items())]
-        libraries = [_version(name) for name in ("torch", "transformers", "openvino")]
-        known = [self.card, stamps, self.threads, self.precision, self.engine, __version__, libraries, _processor()]
-        key = hashlib.sha256(msgspec.json.encode(known)).hexdigest()[:16]
-        return Path(self.home) / "compute" / f"{Card.model_validate_json(self.card).name}-{key}"
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """The outcome, as `GET /models/{name}` shows it."""
-
-    engine: Engine
-    precision: Precision
-    why: str
-    measured: dict[str, Any]
-    threads: int = 0
-    """0: as many as the worker has by its settings."""
 
 
 def chosen(order: Order) -> Choice:
@@ -103,21 +71,6 @@ def chosen(order: Order) -> Choice:
         if made.returncode != 0:
             raise ModelFailed(f"choosing what computes ended with status {made.returncode}; see the log")
     return msgspec.json.decode((folder / "choice.json").read_bytes(), type=Choice)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return "".join(line for line in lines if line.startswith(("model name", "flags", "Features")))[:10_000]
 
 
 class _Trial:
@@ -236,10 +189,12 @@ class _Trial:
             self._program.forward(compute.networks, collated)
         return time.perf_counter() - started
 
-    def prove(self) -> None:
-        """Keep what the module said of the probes, and of itself."""
+    def prove(self, *, compiled: bool) -> None:
+        """Keep what the module said of the probes and, if it is not needed any more, of itself."""
         said = {f"{row}.{name}": array for row, output in enumerate(self._expected) for name, array in output.items()}
         np.savez(self._folder / "proof.npz", **said)
+        if not compiled:
+            return
         about = {"networks": list(self._reference.networks), "meta": self._program.describe(self._module)}
         (self._folder / "module.json").write_bytes(msgspec.json.encode(about))
 
@@ -254,14 +209,24 @@ def make(order: Order) -> Choice:
         trial = _Trial(order, beside)
         choice = trial.choose()
         tidy(beside, choice.engine, choice.precision)
-        if choice.engine != "eager":
-            trial.prove()
+        if (choice.engine, choice.precision) != ("eager", "fp32"):
+            trial.prove(compiled=choice.engine != "eager")
         (beside / "choice.json").write_bytes(msgspec.json.encode(choice))
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return choice
+
+
+def sweep(root: Path, model: str) -> None:
+    """Remove what killed processes left half made, and what this model has not used for longest. For the lock's holder."""
+    for part in root.glob(".*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+    made = sorted(root.glob(f"{model}-*/choice.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for choice in made[_KEPT_PER_MODEL - 1 :]:
+        if choice.parent.name[: -KEY - 1] == model:
+            shutil.rmtree(choice.parent, ignore_errors=True)
 
 
 def main() -> None:
@@ -277,6 +242,7 @@ def main() -> None:
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep(root, Card.model_validate_json(order.card).name)
         if not (order.folder() / "choice.json").exists():
             choice = make(order)
             log.info("%s: %s %s, %s", order.folder().name, choice.engine, choice.precision, choice.why)

@@ -5,7 +5,9 @@ That takes half a second and half the memory. Whatever is not as it should be, t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ import msgspec
 import numpy as np
 
 from app.engine.agreement import agree, probes
-from app.engine.choosing import Choice, Order
 from app.engine.compute import Compute, compiled
+from app.engine.order import Choice, Order
 from app.engine.runner import Runner
 from app.errors import ModelFailed
 from app.logs import log
@@ -39,20 +41,29 @@ def kept(order: Order, program: Program, samples: Callable[[dict[str, Any]], lis
     folder = order.folder()
     try:
         choice = msgspec.json.decode((folder / "choice.json").read_bytes(), type=Choice)
-        if choice.engine == "eager":
-            return None
-        about = msgspec.json.decode((folder / "module.json").read_bytes())
-        compute = compiled(choice.engine, choice.precision, folder, about["networks"], choice.threads or order.threads)
-        got = Runner(compute, program, lambda *_: None).run(probes(samples(about["meta"])))
-        if difference := agree(_said(folder, len(got)), got):
-            raise ModelFailed(f"{choice.engine} {choice.precision} no longer agrees with eager: {difference}")
     except FileNotFoundError:
         return None
+    if choice.engine == "eager":
+        return None
+    try:
+        about = msgspec.json.decode((folder / "module.json").read_bytes())
+        compute = compiled(choice.engine, choice.precision, folder, about["networks"], choice.threads or order.threads)
+        still_agrees(folder, compute, program, samples(about["meta"]))
+        with suppress(OSError):
+            os.utime(folder / "choice.json")  # `choosing.sweep` removes what was not used for longest
     except Exception:  # noqa: BLE001  whatever it is, eager does not need it
         log.exception("the compiled networks in %s are of no use; beginning eagerly", folder)
-        (folder / "choice.json").unlink(missing_ok=True)
+        with suppress(OSError):  # a home that cannot be written to
+            (folder / "choice.json").unlink()
         return None
     return Kept(compute, choice, about["meta"])
+
+
+def still_agrees(folder: Path, compute: Compute, program: Program, samples: list[Arrays]) -> None:
+    """Raise ModelFailed unless `compute` says of the probes what the module said when the choice was made."""
+    got = Runner(compute, program, lambda *_: None).run(probes(samples))
+    if difference := agree(_said(folder, len(got)), got):
+        raise ModelFailed(f"{compute.engine} {compute.precision} no longer agrees with eager: {difference}")
 
 
 def _said(folder: Path, rows: int) -> list[Output]:

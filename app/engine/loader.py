@@ -94,7 +94,7 @@ def _transformers(card: Card, folder: Path) -> torch.nn.Module:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32, "attn_implementation": "sdpa"}
+    options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
     if card.task == "speech-recognition":
         return cast(torch.nn.Module, transformers.AutoModelForCTC.from_pretrained(folder, **options))
     model = transformers.AutoModel.from_pretrained(folder, **options)

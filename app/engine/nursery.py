@@ -70,8 +70,11 @@ class Nursery:
 
     def _fork(self, spec: dict[str, Any]) -> None:
         if self._missing and not _has_compiled(spec):
-            _preload(self._missing)
-            self._missing = ()
+            missing, self._missing = self._missing, ()
+            try:
+                _preload(missing)
+            except Exception:  # noqa: BLE001  whoever needs it fails alone and says why; the other workers live on
+                traceback.print_exc()
         pid = os.fork()
         if pid == 0:
             _live(spec, self._control)

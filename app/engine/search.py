@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import threading
 from copy import deepcopy
+from pathlib import Path
 
 import torch
 
+from app.card import Card
 from app.engine.agreement import agree, probes
-from app.engine.choosing import Choice, Order, chosen
-from app.engine.compute import Compute, compiled, eager
+from app.engine.choosing import chosen
+from app.engine.compute import Compute, eager
+from app.engine.kept import kept, still_agrees
+from app.engine.loader import load
+from app.engine.order import Choice, Order
 from app.engine.runner import Runner
 from app.errors import ModelFailed
 from app.logs import log
@@ -31,15 +36,16 @@ def lowered(program: Program, module: torch.nn.Module, samples: list[Arrays], de
 class Search:
     """A thread that ends with `found`, or with `why` eager fp32 stays. The worker polls `done`.
 
-    It holds the interpreter's lock for moments only: choosing is another process, and compiled networks are read outside of it.
+    It never calls the module that serves: a module is not made for two callers at once. And it holds the interpreter's lock for
+    moments only: choosing is another process, and compiled networks are read outside of it.
     """
 
-    def __init__(self, order: Order, program: Program, module: torch.nn.Module, samples: list[Arrays]) -> None:
-        self.found: tuple[Compute, Choice] | None = None
+    def __init__(self, order: Order, program: Program, samples: list[Arrays]) -> None:
+        self.found: tuple[Compute | None, Choice] | None = None
+        """None for the compute: what serves is the choice."""
         self.why = ""
         self._order = order
         self._program = program
-        self._module = module
         self._samples = samples
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
         self._thread.start()
@@ -50,22 +56,22 @@ class Search:
 
     def _run(self) -> None:
         try:
-            self._look()
+            choice = chosen(self._order)
+            self.found = self._made(choice), choice
         except Exception as error:  # noqa: BLE001  whatever it is, the model goes on as it is
             self.why = f"eager, because the search for something faster failed: {error}"
             log.exception("the search for a faster engine failed; eager fp32 stays")
 
-    def _look(self) -> None:
-        choice = chosen(self._order)
-        reference = compute = eager(self._program, self._module)
-        if choice.engine != "eager":
-            folder, threads = self._order.folder(), choice.threads or self._order.threads
-            compute = compiled(choice.engine, choice.precision, folder, list(reference.networks), threads)
-        elif choice.precision != "fp32":
-            compute = eager(self._program, deepcopy(self._module), precision=choice.precision)
-        if compute is not reference:
-            batch = probes(self._samples)
-            expected = Runner(reference, self._program, lambda *_: None).run(batch)
-            if difference := agree(expected, Runner(compute, self._program, lambda *_: None).run(batch)):  # type: ignore[arg-type]
-                raise ModelFailed(f"{choice.engine} {choice.precision} no longer agrees with eager: {difference}")
-        self.found = compute, choice
+    def _made(self, choice: Choice) -> Compute | None:
+        if (choice.engine, choice.precision) == ("eager", "fp32"):
+            return None
+        if choice.engine == "eager":
+            files = {name: Path(path) for name, path in self._order.files.items()}
+            module = load(Card.model_validate_json(self._order.card), files)
+            compute = eager(self._program, module, precision=choice.precision)
+            still_agrees(self._order.folder(), compute, self._program, self._samples)
+            return compute
+        known = kept(self._order, self._program, lambda _: self._samples)
+        if known is None:
+            raise ModelFailed("what was compiled cannot be used; the log says why")
+        return known.compute

@@ -24,11 +24,11 @@ from app import metrics
 from app.card import Card
 from app.engine import device as devices
 from app.engine.batcher import Batcher, Waiting
-from app.engine.choosing import Choice, Order
 from app.engine.compute import eager
 from app.engine.graphs import graphed, measured
 from app.engine.kept import kept
 from app.engine.loader import load
+from app.engine.order import Choice, Order
 from app.engine.runner import Pending, Runner
 from app.engine.search import Search, lowered
 from app.errors import HearthError, ModelFailed
@@ -37,7 +37,7 @@ from app.tasks import TASKS, card_samples, make_codec, resolve
 from app.tasks.base import Arrays, Program
 from app.wire.blackbox import BlackBox
 from app.wire.messages import Cancel, Done, Failed, Hello, LoadFailed, Ready, Run, Stop
-from app.wire.sockets import Endpoint, wait
+from app.wire.sockets import Endpoint, hand_over, wait
 
 _PULSE_S = 0.5  # how often an idle worker shows that it lives
 _REST_S = 3.0  # idle for so long: what malloc kept goes back to the kernel
@@ -150,7 +150,7 @@ class Worker:
                 choice = msgspec.structs.replace(choice, measured=measured(compute))
             self._computes_by(choice)
             if searching and found:
-                self._search = Search(self._order(), program, module, found)
+                self._search = Search(self._order(), program, found)
         devices.give_back()
         self._supervisor.send(Ready(self._meta))
         self._box.beat(time.monotonic(), 0)
@@ -175,7 +175,8 @@ class Worker:
         if search.found is None:
             self._meta["compute"] = self._meta["compute"] | {"why": search.why}
         else:
-            self._runner.compute, choice = search.found
+            compute, choice = search.found
+            self._runner.compute = compute or self._runner.compute
             self._computes_by(choice)
         self._worked = time.monotonic()  # eager's weights may now be free
         self._supervisor.send(Ready(self._meta))
@@ -263,6 +264,7 @@ class Worker:
                 self._answer(sample, result, began - sample.arrived, now - began, len(batch))
         self._frontends.flush()
         self._seen.batch(len(batch), cost, [began - sample.arrived for sample in batch])
+        self._last_word = time.monotonic()  # what came while the device ran is still to be read
 
     def _answer(self, sample: Waiting, output: Arrays, queue_s: float, run_s: float, batch: int) -> None:
         held = self._held.pop(sample.id)
@@ -284,3 +286,4 @@ def main(spec: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Worker(msgspec.convert(spec, Spec)).serve()
+    hand_over()

@@ -10,22 +10,24 @@ from dataclasses import dataclass
 
 from app.errors import TooBusy
 
-_SMOOTHING = 0.05  # weight of the newest answer: some twenty of them make the pace
+_SLOWER, _FASTER = 0.05, 0.3  # weight of the newest answer: one slow batch must not make us refuse what would be answered
 _MARGIN = 0.8  # share of the time allowed that the expected wait may fill: batches and arrivals are uneven
 
 
 @dataclass(slots=True)
 class Admission:
-    """One model's queue as one frontend sees it: inputs admitted and not yet answered, and seconds per input."""
+    """One model's queue as one frontend sees it: inputs and samples under way (a long recording makes many), seconds a sample."""
 
     model: str
     held: int = 0
+    sent: int = 0
     pace_s: float = 0.0
 
     def answered(self, run_s: float, batch: int) -> None:
         """A batch of so many took so long: one answer of it came."""
         pace_s = run_s / batch
-        self.pace_s += (pace_s - self.pace_s) * (_SMOOTHING if self.pace_s else 1.0)
+        weight = 1.0 if not self.pace_s else _FASTER if pace_s < self.pace_s else _SLOWER
+        self.pace_s += (pace_s - self.pace_s) * weight
 
     def check(self, inputs: int, *, room: int, allowed_s: float, workers: float) -> None:
         """Raise TooBusy, with the seconds until it should fit. `workers`: how many answer this frontend; `room`: its share.
@@ -34,13 +36,15 @@ class Admission:
         """
         if not self.held:
             return
-        if self.held + inputs > room:
-            wait_s = max(1.0, (self.held + inputs - room) * self.pace_s / workers)
+        before = max(self.held, self.sent)
+        asked = min(inputs, max(1, room // 2))  # a request larger than that enters a queue that is half empty
+        if self.held + asked > room:
+            wait_s = max(1.0, (self.held + asked - room) * self.pace_s / workers)
             why = f"{self.held} inputs wait and the queue holds {room}"
         else:
-            expected_s = (self.held + inputs) * self.pace_s / workers
+            expected_s = (before + inputs) * self.pace_s / workers
             if expected_s <= _MARGIN * allowed_s:
                 return
             wait_s = max(1.0, expected_s - _MARGIN * allowed_s)
-            why = f"{self.held} inputs wait, this one would be answered in {expected_s:.1f} s and may take {allowed_s:.1f} s"
+            why = f"{before} inputs wait, this one would be answered in {expected_s:.1f} s and may take {allowed_s:.1f} s"
         raise TooBusy(f"{self.model}: {why}; come back in {wait_s:.0f} s", retry_after_s=wait_s)

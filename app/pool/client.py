@@ -149,13 +149,16 @@ class Client:
     async def _submit(self, model: str, sample: Sample, outputs: tuple[str, ...], deadline: float, worker: str | None) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         flight = self._flights.open(model, _Cargo(sample, outputs, deadline, future))
+        queue = self._directory[model].queue
+        queue.sent += 1
         late = future.get_loop().call_later(deadline - time.monotonic(), self._late, future)
         try:
             self._launch(flight, worker)
             return await future
         finally:
+            queue.sent -= 1
             late.cancel()
-            if flight.worker is not None:
+            if flight.worker is not None and flight.worker in self._load:
                 self._load[flight.worker] -= 1
             if self._flights.close(flight.id) and flight.worker in self._links:
                 self._links[flight.worker].send(Cancel(flight.id))
@@ -214,6 +217,7 @@ class Client:
 
     def _on_died(self, died: Died) -> None:
         if link := self._links.pop(died.worker, None):
+            link.drain()  # an answer may have come before the news of the death, and wait to be read
             link.close()
         self._load.pop(died.worker, None)
         self._answered.pop(died.worker, None)

@@ -9,6 +9,7 @@ import orjson
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app.errors import ClientLeft, HearthError
@@ -67,7 +68,7 @@ def from_error(error: HearthError) -> Problem:
 
 async def on_error(request: Request, error: Exception) -> Response:
     """FastAPI's handler for everything that can be raised."""
-    if isinstance(error, ClientLeft):
+    if isinstance(error, ClientLeft | ClientDisconnect):  # while we worked, or while it was still sending
         return Response(status_code=LEFT)
     response = _respond(error)
     request.state.code = response.code

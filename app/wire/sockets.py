@@ -21,6 +21,8 @@ from app.wire.messages import Message
 Handler = Callable[[str, Message, dict[str, np.ndarray]], None]
 
 _BURST = 8  # envelopes handled before other tasks of the loop get a turn
+_LAST = 1000  # envelopes of a peer that is gone, at most; each may hold many answers
+_LINGER_MS = 1000  # how long what was sent may take to be handed over
 
 
 class Endpoint:
@@ -103,13 +105,22 @@ class Endpoint:
                 self._handler(peer, message, arrays)
         self._loop.call_soon(self._on_readable)
 
+    def drain(self) -> None:
+        """Handle at once everything that has come: the last words of a peer that is gone."""
+        for _ in range(_LAST):
+            if self._handler is None or (envelope := self._envelope()) is None:
+                return
+            peer, letters = envelope
+            for message, arrays in letters:
+                self._handler(peer, message, arrays)
+
     def close(self) -> None:
-        """Stop. What was sent is still handed over for up to a second."""
+        """Stop. What was sent is still handed over for up to a second, if the process lives on or ends with `hand_over`."""
         self.flush()
         if self._loop is not None:
             self._loop.remove_reader(int(self._socket.getsockopt(zmq.FD)))
             self._loop = None
-        self._socket.close(linger=1000)
+        self._socket.close(linger=_LINGER_MS)
 
 
 def wait(endpoints: list[Endpoint], timeout_s: float) -> None:
@@ -119,6 +130,14 @@ def wait(endpoints: list[Endpoint], timeout_s: float) -> None:
         endpoint.flush()
         poller.register(endpoint._socket, zmq.POLLIN)
     poller.poll(int(timeout_s * 1000))
+
+
+def hand_over() -> None:
+    """Wait until what closed endpoints had sent is with their peers, for at most a second. The last thing that a process does.
+
+    `os._exit` ends ZeroMQ's thread with everything else, and only the end of the context waits for it (zmq_ctx_term(3)).
+    """
+    zmq.Context.instance().term()
 
 
 def _open(kind: int) -> zmq.SyncSocket:

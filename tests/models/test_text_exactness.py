@@ -1,7 +1,8 @@
-"""Text embeddings against transformers with mean pooling: the real MiniLM, and tiny BERT and RoBERTa with random weights."""
+"""Text embeddings against transformers with mean pooling: the real MiniLM, and tiny encoders of many kinds, random weights."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from app.catalogue import Catalogue
 from app.engine.compute import eager
@@ -84,32 +85,64 @@ def test_the_answer_ranks_meaning_as_people_do(shared: Path, runner: Runner, cod
     assert np.corrcoef(*ranks)[0, 1] > 0.78
 
 
+PACKED = ["bert", "electra", "distilbert", "roberta", "xlm-roberta", "camembert"]
+PLAIN = ["mpnet", "modernbert"]
+AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet"}
+
+
 def tiny(kind: str) -> Any:
     torch.manual_seed(0)
-    options: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    options |= {"vocab_size": 100, "max_position_embeddings": 64}
-    model = BertModel(BertConfig(**options)) if kind == "bert" else RobertaModel(RobertaConfig(pad_token_id=1, **options))
-    return model.eval()
+    options: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    options |= {"vocab_size": 100, "max_position_embeddings": 64, "pad_token_id": 1 if kind in AFTER_PADDING else 0}
+    if kind == "distilbert":
+        options["hidden_dim"] = options.pop("intermediate_size")
+    if kind == "modernbert":  # a window shorter than the texts, on two layers of three
+        options |= {"local_attention": 8, "bos_token_id": 2, "eos_token_id": 2, "cls_token_id": 2, "sep_token_id": 2}
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **options)).eval()
+    with torch.no_grad():  # fresh weights are so small that a wrong position would hardly show
+        for name, weights in model.named_parameters():
+            if weights.dim() == 2 and "LayerNorm" not in name:
+                weights.normal_(0, 0.3)
+    return model
+
+
+def made(kind: str, folder: Path, pooling: str = "mean") -> TextProgram:
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    return TextProgram(CARD.model_copy(update={"input": {"pooling": pooling}}), {"config.json": folder / "config.json"})
 
 
 def ids(*lengths: int) -> list[Any]:
     return [{"input_ids": np.random.default_rng(n).integers(3, 100, n).astype(np.int64)} for n in lengths]
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_padding_changes_nothing_in_bert_and_roberta(kind: str):
-    model, program, samples = tiny(kind), TextProgram(CARD, {}), ids(3, 20, 7, 50, 1)
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("kind", PACKED + PLAIN)
+def test_each_text_of_a_mixed_batch_gets_what_the_model_says_of_it_alone(kind: str, pooling: str, tmp_path: Path):
+    model, program, samples = tiny(kind), made(kind, tmp_path, pooling), ids(3, 20, 7, 50, 1)
+    assert program.padded == (kind in PLAIN)
+    for batch in ([samples[1]], samples):
+        with torch.inference_mode():
+            together = program.forward(program.networks(model), program.collate(batch))["embedding"]
+            for row, sample in enumerate(batch):
+                hidden = model(input_ids=torch.from_numpy(sample["input_ids"])[None]).last_hidden_state[0]
+                reference = hidden.mean(0) if pooling == "mean" else hidden[0]
+                assert float((together[row] - reference).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", PACKED + PLAIN)
+def test_a_text_may_be_as_long_as_the_model_has_positions(kind: str, tmp_path: Path):
+    model, program = tiny(kind), made(kind, tmp_path)
+    most = program.describe(model)["max_tokens"]
+    assert most == (62 if kind in AFTER_PADDING else 64)
     with torch.inference_mode():
-        together = program.forward(program.networks(model), program.collate(samples))["embedding"]
-        for row, sample in enumerate(samples):
-            reference = model(input_ids=torch.from_numpy(sample["input_ids"])[None]).last_hidden_state[0].mean(0)
-            assert float((together[row] - reference).abs().max()) < 1e-5
-    assert program.describe(model)["max_tokens"] == (64 if kind == "bert" else 62)
+        found = program.forward(program.networks(model), program.collate(ids(most, 5)))["embedding"]
+    assert bool(found.isfinite().all())
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_the_padding_of_cuda_graphs_changes_nothing(kind: str):
-    program, network = TextProgram(CARD, {}), TextProgram(CARD, {}).networks(tiny(kind))["encoder"]
+@pytest.mark.parametrize("kind", PACKED + PLAIN)
+def test_the_padding_of_cuda_graphs_changes_nothing(kind: str, tmp_path: Path):
+    program = made(kind, tmp_path)
+    network: Any = program.networks(tiny(kind))["encoder"]
     batch = program.collate(ids(3, 20, 7, 30, 1, 2))
     arguments = [batch[name] for name in ("input_ids", "positions", "texts")]
     rows, length = arguments[0].shape
@@ -117,15 +150,15 @@ def test_the_padding_of_cuda_graphs_changes_nothing(kind: str):
         torch.nn.functional.pad(argument, (0, 9, 0, 2), value=padding)
         for argument, padding in zip(arguments, network.paddings, strict=True)
     ]
+    real = batch["texts"] < 6
     with torch.inference_mode():
-        assert float((network(*padded)[:rows, :length] - network(*arguments)).abs().max()) < 1e-5
+        assert float((network(*padded)[:rows, :length] - network(*arguments))[real].abs().max()) < 1e-4
 
 
-def test_the_first_token_of_each_packed_text_can_stand_for_it():
-    model, samples = tiny("bert"), ids(3, 20, 7, 50, 1)
-    program = TextProgram(CARD.model_copy(update={"input": {"pooling": "cls"}}), {})
-    with torch.inference_mode():
-        found = program.forward(program.networks(model), program.collate(samples))["embedding"]
-        for row, sample in enumerate(samples):
-            reference = model(input_ids=torch.from_numpy(sample["input_ids"])[None]).last_hidden_state[0, 0]
-            assert float((found[row] - reference).abs().max()) < 1e-5
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_windows_are_not_traced_because_openvino_makes_nan_of_padding_out_of_their_reach(tmp_path: Path):
+    program = made("modernbert", tmp_path)
+    batch = program.collate(ids(3, 20))
+    arguments = tuple(batch[name] for name in ("input_ids", "positions", "texts"))
+    with pytest.raises(NotImplementedError, match="windows"):
+        torch.jit.trace(program.networks(tiny("modernbert"))["encoder"], arguments)

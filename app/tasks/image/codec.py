@@ -24,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MEDIA_TYPES = tuple(f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"))
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_PNG = b"\x89PNG\r\n\x1a\n"
+_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # Pillow takes the header from any chunk before the pixels, and the last one counts
 _TINY = (64).to_bytes(4, "big")  # pixels along a side, as a PNG's header writes it: decoding takes 50 µs
 _MARGIN = 2  # decoded this many times as large as resized or larger; why 2: tests/models/test_image_exactness.py
 _TURNED = range(2, 9)  # EXIF orientations other than upright
@@ -44,7 +44,7 @@ class ImageCodec:
 
     def light(self, item: bytes) -> bool:
         """A PNG whose header says that it is tiny; of other formats, size in bytes says too little."""
-        return item.startswith(_PNG) and max(item[16:20], item[20:24]) <= _TINY and len(item) < 4096
+        return item.startswith(_HEAD) and max(item[16:20], item[20:24]) <= _TINY and len(item) < 4096 and item.count(b"IHDR") == 1
 
     def decode(self, item: bytes) -> Decoded:
         """A picture file → one sample: `pixels` uint8 [H, W, C], cost 1. Turned as its EXIF says, transparency on white."""

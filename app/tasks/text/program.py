@@ -1,11 +1,13 @@
 """Token ids → one vector per text: transformers' encoders with mean or first-token pooling (Sentence-BERT, arXiv:1908.10084).
 
-No padding where lengths differ: texts are packed side by side into rows, each token attends to its own text alone and counts
-positions from its text's start (arXiv:2107.02027). A batch then costs the tokens that it holds.
+No padding where an architecture allows it: texts are packed side by side into rows, each token attends to its own text alone
+and counts positions from its text's start (arXiv:2107.02027). A batch then costs the tokens that it holds. Architectures that
+count positions otherwise (relative bias, rotation, windows along the row) get one text per row, padded.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,11 @@ from app.tasks.text.input import TextInput
 _ROW = 160
 _ROW_PENALTY = 1 / 1500  # what a token of row length adds to each token's cost, from the same figures
 
+# Positions start after the padding id (transformers, create_position_ids_from_input_ids).
+_AFTER_PADDING = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta"})
+# Positions are absolute and `position_ids` alone says them, and a 4-D mask is taken as it is: these may be packed.
+_PACKABLE = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
+
 
 class TextEncoder(nn.Module):
     """A transformers encoder over packed rows."""
@@ -30,9 +37,7 @@ class TextEncoder(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        config: Any = module.config
-        # RoBERTa's positions start after the padding id (transformers, create_position_ids_from_input_ids).
-        self.first_position = int(config.pad_token_id) + 1 if config.model_type == "roberta" else 0
+        self.first_position = _first_position(module.config)
 
     def forward(self, input_ids: Tensor, positions: Tensor, texts: Tensor) -> Tensor:
         """[R, L] each, `texts` the number of the text that a token belongs to → hidden states [R, L, D]."""
@@ -42,22 +47,46 @@ class TextEncoder(nn.Module):
         return hidden
 
 
-class TextProgram:
-    """For BERT, RoBERTa and their kin."""
+class PlainTextEncoder(nn.Module):
+    """Any transformers encoder over rows of one text each, which begin with it. Takes the same three tensors."""
 
-    padded = False
+    paddings = TextEncoder.paddings
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        config: Any = module.config
+        self.padding_id = int(getattr(config, "pad_token_id", None) or 0)
+        self._windowed = getattr(config, "sliding_window", None) is not None
+
+    def forward(self, input_ids: Tensor, positions: Tensor, texts: Tensor) -> Tensor:
+        """[R, L] each; the module counts positions itself, in some architectures by the padding id → hidden states [R, L, D]."""
+        # OpenVINO makes NaN of padding whose window holds no token, and the next layers spread it.
+        if self._windowed and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise NotImplementedError("attention in windows is not traced")
+        mask = (texts == texts[:, :1]).long()
+        ids = input_ids.masked_fill(mask == 0, self.padding_id)
+        hidden: Tensor = self.module(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden
+
+
+class TextProgram:
+    """For every encoder of transformers: BERT, RoBERTa and their kin are packed, others padded."""
 
     def __init__(self, card: Card, files: Files) -> None:
         self._input = TextInput(**card.input)
+        self.padded = "config.json" in files and (
+            json.loads(files["config.json"].read_text(encoding="utf-8")).get("model_type") not in _PACKABLE
+        )
 
     def networks(self, module: nn.Module) -> dict[str, nn.Module]:
         """`encoder`: ids, positions and text numbers, int64 [R, L] → [R, L, D]."""
-        return {"encoder": TextEncoder(module)}
+        return {"encoder": PlainTextEncoder(module) if self.padded else TextEncoder(module)}
 
     def collate(self, samples: Sequence[Arrays]) -> dict[str, Tensor]:
         """`input_ids`, `positions`, `texts` int64 [R, L]: text number B where nothing stands; `lengths`, `starts` int64 [B]."""
         lengths = [len(sample["input_ids"]) for sample in samples]
-        rows, width = pack(lengths)
+        rows, width = ([[index] for index in range(len(lengths))], max(lengths)) if self.padded else pack(lengths)
         ids = torch.zeros(len(rows), width, dtype=torch.int64)
         positions = torch.zeros_like(ids)
         texts = torch.full_like(ids, len(samples))
@@ -90,14 +119,16 @@ class TextProgram:
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`dimensions`, `max_tokens`, `parameters`."""
         config: Any = module.config
-        positions = int(config.max_position_embeddings)
-        if config.model_type == "roberta":  # its positions start after the padding id
-            positions -= int(config.pad_token_id) + 1
+        positions = int(config.max_position_embeddings) - _first_position(config)
         return {
             "dimensions": int(config.hidden_size),
             "max_tokens": min(self._input.max_tokens, positions),
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
         }
+
+
+def _first_position(config: Any) -> int:
+    return int(config.pad_token_id) + 1 if config.model_type in _AFTER_PADDING else 0
 
 
 def pack(lengths: Sequence[int]) -> tuple[list[list[int]], int]:

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from app.card import About, Card, ModuleSource
-from app.engine import choosing
+from app.engine import choosing, order as order_module
 from app.engine.agreement import agree, probes
-from app.engine.choosing import Choice, Order, chosen, make
+from app.engine.choosing import chosen, make
 from app.engine.compute import Compute
+from app.engine.order import Choice, Order
 from app.errors import ModelFailed
 
 EAGER = Choice("eager", "fp32", "the only one", {"eager fp32": {"alone_ms": 1.0}})
@@ -55,6 +56,10 @@ class TestAgreement:
     def test_an_embedding_may_change_its_length_but_not_its_direction(self):
         assert agree(embedding(1, 2, 3), embedding(2, 4, 6)) == ""
         assert agree(embedding(1, 0), embedding(1, 0.1)).startswith("cosine 0.99")
+
+    def test_what_is_no_number_agrees_with_nothing(self):
+        assert agree(embedding(1, 2), embedding(float("nan"), 2)).startswith("cosine nan")
+        assert agree(scores(0.1, 0.9), scores(float("nan"), 0.9)).startswith("scores differ")
 
     def test_an_embedding_of_zeros_is_no_division_by_zero(self):
         assert agree(embedding(0, 0), embedding(1, 0)) == "cosine 0.00000"
@@ -117,9 +122,19 @@ class TestPlace:
         os.utime(order.files["weights"], ns=(1, 1))
         assert len({before, longer, order.folder()}) == 3
 
+    def test_an_edited_network_has_another(self, order, tmp_path):
+        before = order.folder()
+        (tmp_path / "model.py").write_text("class T: ...")
+        assert order.folder() != before
+
+    def test_what_a_card_says_about_itself_changes_nothing(self, order):
+        card = Card.model_validate_json(order.card)
+        told = card.model_copy(update={"about": About(licence="x", title="another")})
+        assert msgspec.structs.replace(order, card=told.model_dump_json()).folder() == order.folder()
+
     def test_another_library_has_another(self, order, monkeypatch):
         before = order.folder()
-        monkeypatch.setattr(choosing, "_version", lambda name: "99")
+        monkeypatch.setattr(order_module, "_version", lambda name: "99")
         assert order.folder() != before
 
 
@@ -131,7 +146,7 @@ class Trial:
     def __init__(self, order: Order, folder: Path) -> None:
         self.folder = folder
 
-    def prove(self) -> None:
+    def prove(self, *, compiled: bool) -> None:
         (self.folder / "proof.npz").touch()
 
     def choose(self) -> Choice:
@@ -270,3 +285,21 @@ class TestCandidates:
         wanted = trial("inductor", openvino=False, precision="fp32")
         wanted._expected = [{"embedding": np.array([1.0], np.float32)}]
         assert wanted.choose().measured["inductor fp32"] == {"differs": "cosine -1.00000"}
+
+
+def test_sweeping_removes_halves_and_what_was_not_used_for_longest(tmp_path):
+    def made(name: str, day: int) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "choice.json").touch()
+        os.utime(tmp_path / name / "choice.json", (day, day))
+        return tmp_path / name
+
+    (tmp_path / ".toy-0.12.part").mkdir()
+    (tmp_path / ".toy-0.12.part" / "image.bin").touch()
+    old, *rest = [made(f"toy-{'0' * 15}{n}", n + 1) for n in range(5)]
+    other = made(f"toy-too-{'0' * 16}", 0)
+    choosing.sweep(tmp_path, "toy")
+    assert not (tmp_path / ".toy-0.12.part").exists()
+    assert not old.exists()
+    assert other.exists(), "another model's"
+    assert [path.exists() for path in rest] == [False, True, True, True], "with the one that is about to be made: four"

@@ -11,9 +11,9 @@ import pytest
 
 from app.card import About, Card, ModuleSource
 from app.engine import kept as kept_module
-from app.engine.choosing import Choice, Order
 from app.engine.compute import Compute
 from app.engine.kept import kept
+from app.engine.order import Choice, Order
 from tests.unit.engine.test_choosing import Toy
 
 torch = pytest.importorskip("torch")
@@ -84,6 +84,23 @@ def test_what_says_something_else_is_made_anew(order, compiled):
     folder = write(order, [3.0, -6.0])
     assert kept(order, Toy(), samples) is None
     assert not (folder / "choice.json").exists()
+
+
+def test_what_is_not_all_there_is_made_anew(order, compiled):
+    folder = write(order, [3.0, 6.0])
+    (folder / "module.json").unlink()
+    assert kept(order, Toy(), samples) is None
+    assert not (folder / "choice.json").exists()
+
+
+def test_in_a_home_that_cannot_be_written_to_eager_begins(order, compiled, monkeypatch):
+    write(order, [3.0, -6.0])
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert kept(order, Toy(), samples) is None
 
 
 def test_what_cannot_be_read_is_made_anew(order, compiled):

@@ -201,6 +201,11 @@ def test_stop_answers_both_batches_and_what_came_with_it(play: Play):
     assert lane.journal[:2] == ["launch 1 2", "launch 3 4"]
 
 
+def test_what_came_during_the_last_batch_is_answered_too(play: Play):
+    _, answers = play([Stop(), ask(1)], [ask(2)], depth=1)
+    assert set(answers) == {1, 2}
+
+
 def test_what_was_cancelled_or_is_late_is_not_launched(play: Play):
     lane, answers = play([ask(1), ask(2), ask(3), ask(4, deadline=99.0), Cancel(3)])
     assert lane.journal == ["launch 1 2", "land 1 2"]

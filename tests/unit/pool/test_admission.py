@@ -38,6 +38,25 @@ def test_what_would_be_late_is_refused_and_told_when_it_would_not():
     queue(59 - served).check(1, room=100, allowed_s=2.0, workers=1.0)
 
 
+def test_a_request_larger_than_the_queue_enters_when_it_is_half_empty():
+    queue(50).check(256, room=100, allowed_s=3600.0, workers=1.0)
+    refused(queue(51), inputs=256, allowed_s=3600.0)
+
+
+def test_the_windows_of_a_long_recording_count():
+    recording = queue(1)
+    recording.sent = 90
+    refused(recording, allowed_s=5.0)
+
+
+def test_one_slow_batch_is_soon_forgotten():
+    admission = Admission("toy")
+    admission.answered(5.0, 1)
+    for _ in range(10):
+        admission.answered(0.1, 1)
+    assert admission.pace_s < 0.3
+
+
 def test_two_workers_answer_twice_as_fast():
     queue(59).check(1, room=100, allowed_s=4.0, workers=2.0)
     refused(queue(59), allowed_s=4.0, workers=1.0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -67,6 +69,27 @@ async def test_a_client_that_leaves_takes_its_sample_along(app, pool):
     await asyncio.wait([task], timeout=5)
     assert task.done()
     assert pool.dropped == 1
+
+
+@pytest.mark.parametrize(
+    ("media", "part"),
+    [(b"image/jpeg", b"x" * 10), (b"multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="file"; ')],
+    ids=["raw", "multipart"],
+)
+async def test_a_client_that_stops_sending_is_no_mistake_of_ours(app, media, part, caplog):
+    messages = [{"type": "http.request", "body": part, "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    with caplog.at_level(logging.INFO, "hearth"):
+        await app(scope("/predict/image", [(b"content-type", media)]), receive, send)
+    assert sent[0]["status"] == 499
+    assert [record.levelname for record in caplog.records] == ["INFO"], "a line of the access log, and no more"
 
 
 async def test_ready_is_what_the_pool_proved(client, pool):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,22 @@ def test_the_limit_of_pixels_counts_what_the_header_says_not_what_would_be_decod
         codec().decode(saved(Image.new("RGB", (1200, 1000)), "JPEG"))
     with pytest.raises(TooLarge, match="is 8000 x 100;"):
         codec().decode(saved(Image.new("RGB", (8000, 100)), "JPEG"))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_only_a_png_that_is_tiny_is_decoded_at_once():
+    tiny, large = (saved(Image.new("1", size), "PNG") for size in ((64, 64), (900, 900)))
+    assert codec().light(tiny)
+    text = large[:8] + chunk(b"tEXt", b"\0\0\0\1\0\0\0\1") + large[8:]
+    headers = tiny[:33] + large[8:]  # signature and header: 33 bytes
+    for raw in (text, headers):
+        assert len(raw) < 4096 and Image.open(io.BytesIO(raw)).size == (900, 900)
+        assert not codec().light(raw)
+    assert not codec().light(large)
+    assert not codec().light(saved(Image.new("1", (64, 65)), "PNG"))
 
 
 @pytest.mark.parametrize(

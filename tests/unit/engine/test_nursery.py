@@ -1,0 +1,34 @@
+"""The nursery forks whoever asks, whatever the libraries do."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from app.engine import nursery
+
+
+def test_a_library_that_cannot_be_loaded_costs_no_other_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    tried: list[str] = []
+
+    def broken(name: str) -> None:
+        tried.append(name)
+        raise OSError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(nursery, "import_module", broken)
+    monkeypatch.setattr(nursery, "os", SimpleNamespace(fork=lambda: 42))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        forks = nursery.Nursery(theirs)
+        for name in ("toy.1", "toy.2"):
+            ours.sendall(json.dumps({"spec": {"name": name, "home": str(tmp_path)}}).encode() + b"\n")
+            assert forks._read()
+            assert json.loads(ours.recv(4096)) == {"forked": name, "pid": 42}
+    assert len(tried) == 1, "it is not tried again for every worker"
+    assert "libcudart" in capsys.readouterr().err

@@ -1,0 +1,47 @@
+"""A frontend's sockets to workers that end: an answer that came is an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import numpy as np
+
+from app.card import Card
+from app.pool.client import Client
+from app.settings import Settings
+from app.tasks.base import Sample
+from app.wire.messages import Died, Done, Entry, Run, Table, Worker
+from app.wire.sockets import Endpoint, address, wait
+
+
+def table(state: str, *workers: Worker) -> Table:
+    card = Card(name="m", folder=Path("/x"), task="text-embedding", source={"kind": "file"}, about={"licence": "x"})
+    return Table({"m": Entry(card.model_dump_json(), state, "", True, True, {}, {"dimensions": 1}, workers)}, 1)
+
+
+async def test_an_answer_that_came_before_the_news_of_the_death_counts(tmp_path: Path):
+    supervisor = Endpoint.listen(address(str(tmp_path), "supervisor"))
+    worker = Endpoint.listen(address(str(tmp_path), "m.1"))
+    client = Client(Settings(), str(tmp_path), 1)
+    client.start()
+    try:
+        client._on_table(table("ready", Worker("m.1", 1, "cpu", "ready", 0)))
+        sample = Sample(arrays={"x": np.ones(1)}, cost=1.0)
+        answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30))
+        await asyncio.sleep(0.05)
+        wait([worker], 5)
+        ((peer, run, _),) = worker.receive()
+        assert isinstance(run, Run)
+        worker.send(Done(run.id, 0.0, 0.0, 1), {"y": np.full(1, 7.0)}, to=peer)
+        worker.close()
+        time.sleep(0.2)  # noqa: ASYNC251  it has come, and the loop had no turn to read it
+        client._on_table(table("unloaded"))
+        client._on_died(Died("m.1", ()))
+        assert (await answer).output["y"] == 7.0
+        assert not client._load and not client._links and not len(client._flights)
+    finally:
+        client.close()
+        worker.close()
+        supervisor.close()
