@@ -54,7 +54,6 @@ from app.tasks.base import Arrays, Program
 _COMPANY = 8  # samples in the larger of the two batches that are timed
 _BARREN_ROUNDS = 5
 _MOST_S = 60.0
-_HARDLY_FASTER = 1.2
 _KEPT_PER_MODEL = 4  # e.g. fp32 and auto, for two versions of a model
 
 
@@ -160,7 +159,7 @@ class _Trial:
                 for size, batch in enumerate((self._samples[:1], self._samples[:1] * _COMPANY)):
                     best[threads][size] = min(best[threads][size], self._seconds(compute, batch, threads))
         alone, several = (best[1][size] / best[self._order.threads][size] for size in (0, 1))
-        return 1 if sqrt(alone * several) < _HARDLY_FASTER else self._order.threads
+        return 1 if sqrt(alone * several) < device.HARDLY_FASTER else self._order.threads
 
     def _times(self, able: dict[Key, Compute]) -> dict[Key, tuple[float, float]]:
         """Seconds for one sample and for several: the best of as many rounds as it takes, all candidates in each round.

@@ -7,9 +7,14 @@ import ctypes
 import gc
 import os
 import sys
+import time
+from collections.abc import Callable
 
 import torch
 
+HARDLY_FASTER = 1.2  # one thread may take so much longer than several
+_QUICK_S = 0.005
+_ROUNDS = 5
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -33,6 +38,21 @@ def settle(device: str, threads: int | None) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
     return chosen
+
+
+def spare_threads(call: Callable[[], object]) -> None:
+    """One thread for a quick model to which more are hardly any help: the second one's spinning would take a frontend's core."""
+    many = torch.get_num_threads()
+    best = {1: float("inf"), many: float("inf")}
+    for threads in (1, many) * _ROUNDS:
+        torch.set_num_threads(threads)
+        started = time.perf_counter()
+        call()
+        best[threads] = min(best[threads], time.perf_counter() - started)
+        if best[threads] > _QUICK_S:
+            torch.set_num_threads(many)
+            return
+    torch.set_num_threads(1 if best[1] < HARDLY_FASTER * best[many] else many)
 
 
 def leave_cores_to(engine: str, threads: int) -> None:

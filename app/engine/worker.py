@@ -118,6 +118,7 @@ class Worker:
     def _load(self) -> None:
         """What an earlier start compiled; else eager at once, and what computes faster is looked for beside the service."""
         device = devices.settle(self._spec.device, self._spec.threads)
+        self._threads = torch.get_num_threads()
         files = {name: Path(path) for name, path in self._spec.files.items()}
         program: Program = resolve(TASKS[self._card.task].program)(self._card, files)
         limits = self._card.limits
@@ -144,6 +145,8 @@ class Worker:
                 compute = graphed(compute, limits.max_batch)
             self._runner = Runner(compute, program, self._seen.stage)
             self._warm_up(found)
+            if device.type == "cpu" and found and self._spec.threads is None:
+                devices.spare_threads(lambda: self._runner.run(found))
             if device.type == "cuda":  # what comes twice gets a graph
                 self._warm_up(found[:1])
                 self._warm_up(found[:1])
@@ -162,7 +165,7 @@ class Worker:
 
     def _order(self) -> Order:
         spec = self._spec
-        return Order(spec.card, spec.files, torch.get_num_threads(), self._precision(), spec.compute, spec.home)
+        return Order(spec.card, spec.files, self._threads, self._precision(), spec.compute, spec.home)
 
     def _precision(self) -> str:
         return self._card.serving.precision if self._spec.precision == "auto" else self._spec.precision
