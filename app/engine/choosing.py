@@ -144,11 +144,14 @@ class _Trial:
             measured[" ".join(key)] = {"alone_ms": round(1000 * alone, 2), f"batch_of_{_COMPANY}_ms": round(1000 * several, 2)}
         best = min(times, key=lambda key: sqrt(times[key][0] * times[key][1]))
         why = f"fastest of {len(times)} that agree with eager fp32, of {len(measured)} tried"
-        threads = self._threads(best, able.get(best, self._reference))
+        quick = times[best][1] < device.QUICK_S
+        threads = self._threads(best, able.get(best, self._reference)) if quick else self._order.threads
         return Choice(best[0], best[1], why, measured, threads)
 
     def _threads(self, key: Key, many: Compute) -> int:
-        """One, where more are hardly faster: what they spend on each other, frontends can use. Inductor's are baked in."""
+        """One for a quick model, if more are hardly faster: what they spend on each other, frontends can use. Inductor's are
+        baked in. (For others it would halve the throughput wherever the measuring was disturbed.)
+        """
         engine, precision = key
         if self._order.threads == 1 or engine == "inductor":
             return self._order.threads

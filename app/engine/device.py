@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 HARDLY_FASTER = 1.2  # one thread may take so much longer than several
-_QUICK_S = 0.005
+QUICK_S = 0.005  # of a batch: a model that takes longer gains by more threads
 _ROUNDS = 5
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -49,7 +49,7 @@ def spare_threads(call: Callable[[], object]) -> None:
         started = time.perf_counter()
         call()
         best[threads] = min(best[threads], time.perf_counter() - started)
-        if best[threads] > _QUICK_S:
+        if best[threads] > QUICK_S:
             torch.set_num_threads(many)
             return
     torch.set_num_threads(1 if best[1] < HARDLY_FASTER * best[many] else many)
