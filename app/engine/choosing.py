@@ -149,8 +149,9 @@ class _Trial:
         return Choice(best[0], best[1], why, measured, threads)
 
     def _threads(self, key: Key, many: Compute) -> int:
-        """One for a quick model, if more are hardly faster: what they spend on each other, frontends can use. Inductor's are
-        baked in. (For others it would halve the throughput wherever the measuring was disturbed.)
+        """One for a quick model, if more are hardly faster: what they spend on each other, frontends can use.
+
+        For others it would halve the throughput wherever the measuring was disturbed. Inductor's are baked in.
         """
         engine, precision = key
         if self._order.threads == 1 or engine == "inductor":
