@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -58,6 +58,7 @@ _KEPT_PER_MODEL = 4  # e.g. fp32 and auto, for two versions of a model
 
 
 Key = tuple[Engine, Precision]
+T = TypeVar("T")
 
 
 def chosen(order: Order) -> Choice:
@@ -139,13 +140,14 @@ class _Trial:
             measured[" ".join(key)] = {"differs": difference} if difference else {}
             if not difference:
                 able[key] = compute
-        times = self._times(able or {("eager", "fp32"): self._reference})
+        many = self._order.threads
+        times = self._times({key: (compute, many) for key, compute in (able or {("eager", "fp32"): self._reference}).items()})
         for key, (alone, several) in times.items():
             measured[" ".join(key)] = {"alone_ms": round(1000 * alone, 2), f"batch_of_{_COMPANY}_ms": round(1000 * several, 2)}
         best = min(times, key=lambda key: sqrt(times[key][0] * times[key][1]))
         why = f"fastest of {len(times)} that agree with eager fp32, of {len(measured)} tried"
         quick = times[best][1] < device.QUICK_S
-        threads = self._threads(best, able.get(best, self._reference)) if quick else self._order.threads
+        threads = self._threads(best, able.get(best, self._reference)) if quick else many
         return Choice(best[0], best[1], why, measured, threads)
 
     def _threads(self, key: Key, many: Compute) -> int:
@@ -157,15 +159,11 @@ class _Trial:
         if self._order.threads == 1 or engine == "inductor":
             return self._order.threads
         one = many if engine == "eager" else compiled(engine, precision, self._folder, list(many.networks), 1)
-        best = {1: [float("inf")] * 2, self._order.threads: [float("inf")] * 2}
-        for _ in range(_BARREN_ROUNDS):
-            for threads, compute in ((1, one), (self._order.threads, many)):
-                for size, batch in enumerate((self._samples[:1], self._samples[:1] * _COMPANY)):
-                    best[threads][size] = min(best[threads][size], self._seconds(compute, batch, threads))
-        alone, several = (best[1][size] / best[self._order.threads][size] for size in (0, 1))
+        times = self._times({1: (one, 1), self._order.threads: (many, self._order.threads)})
+        alone, several = (times[1][size] / times[self._order.threads][size] for size in (0, 1))
         return 1 if sqrt(alone * several) < device.HARDLY_FASTER else self._order.threads
 
-    def _times(self, able: dict[Key, Compute]) -> dict[Key, tuple[float, float]]:
+    def _times(self, able: dict[T, tuple[Compute, int]]) -> dict[T, tuple[float, float]]:
         """Seconds for one sample and for several: the best of as many rounds as it takes, all candidates in each round.
 
         Others may want the cores meanwhile. So it ends when the last rounds have found no better times, not after a fixed count.
@@ -176,9 +174,9 @@ class _Trial:
         started, barren = time.monotonic(), 0
         while barren < _BARREN_ROUNDS and time.monotonic() - started < _MOST_S:
             barren += 1
-            for key, compute in able.items():
+            for key, (compute, threads) in able.items():
                 for size, batch in enumerate(batches):
-                    seconds = self._seconds(compute, batch, self._order.threads)
+                    seconds = self._seconds(compute, batch, threads)
                     if seconds < 0.95 * best[key][size]:
                         barren = 0
                     best[key][size] = min(best[key][size], seconds)

@@ -95,24 +95,22 @@ class Endpoint:
         self._loop.call_soon(self._on_readable)
 
     def _on_readable(self) -> None:
-        if self._loop is None or self._handler is None:
-            return
-        for _ in range(_BURST):
-            if (envelope := self._envelope()) is None:
-                return
-            peer, letters = envelope
-            for message, arrays in letters:
-                self._handler(peer, message, arrays)
-        self._loop.call_soon(self._on_readable)
+        if self._loop is not None and self._handle(_BURST):
+            self._loop.call_soon(self._on_readable)
 
     def drain(self) -> None:
         """Handle at once everything that has come: the last words of a peer that is gone."""
-        for _ in range(_LAST):
+        self._handle(_LAST)
+
+    def _handle(self, most: int) -> bool:
+        """Give up to so many envelopes to the handler. False: no more has come."""
+        for _ in range(most):
             if self._handler is None or (envelope := self._envelope()) is None:
-                return
+                return False
             peer, letters = envelope
             for message, arrays in letters:
                 self._handler(peer, message, arrays)
+        return True
 
     def close(self) -> None:
         """Stop. What was sent is still handed over for up to a second, if the process lives on or ends with `hand_over`."""
