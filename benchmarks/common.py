@@ -23,7 +23,7 @@ import orjson
 import psutil
 
 STARTERS = "cifar-resnet,all-minilm-l6-v2,spoken-digits"
-_LIBRARIES = ("torch", "transformers", "openvino", "fastapi", "uvicorn", "pyzmq")
+_LIBRARIES = ("torch", "transformers", "openvino", "fastapi", "uvicorn")
 _NO_SEARCH_S = 60  # a worker on a GPU that says no reason by then looks for nothing
 
 

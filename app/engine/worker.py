@@ -1,6 +1,6 @@
-"""The worker process: load, ready, then receive → batch → run → reply until told to stop. One thread, one loop.
+"""The worker process: load, ready, then receive → batch → run → reply until told to stop. One loop.
 
-ZeroMQ's own threads take in what comes while the device runs, so the next batch gathers by itself; the loop takes it in
+A thread stands by to take in what comes while the device runs, so the next batch gathers by itself; the loop takes it in
 one gulp between two batches. On CUDA it launches a second batch, if one waits, before it lands the first. The supervisor sees
 the loop's pulse in the black box.
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 
 from app import metrics
@@ -37,7 +36,7 @@ from app.tasks import TASKS, card_samples, make_codec, resolve
 from app.tasks.base import Arrays, Program
 from app.wire.blackbox import BlackBox
 from app.wire.messages import Cancel, Done, Failed, Hello, LoadFailed, Ready, Run, Stop
-from app.wire.sockets import Endpoint, hand_over, wait
+from app.wire.sockets import Endpoint, Standby, wait
 
 _PULSE_S = 0.5  # how often an idle worker shows that it lives
 _REST_S = 3.0  # idle for so long: what malloc kept goes back to the kernel
@@ -94,6 +93,8 @@ class Worker:
         self._box = BlackBox(Path(spec.blackbox))
         self._frontends = Endpoint.listen(spec.address)
         self._supervisor = Endpoint.connect(spec.control, spec.name)
+        self._standby = Standby([self._frontends, self._supervisor])
+        self._ran_s = 0.0  # the last batch
         self._seen = metrics.for_worker(self._card.name, spec.name)
 
     def serve(self) -> None:
@@ -235,7 +236,7 @@ class Worker:
             self._fail(run.id, "too_large", f"the input costs {run.cost:g}, the limit is {limit:g}; send a smaller one")
 
     def _note(self, coming: Sequence[Waiting] = ()) -> None:
-        """Into the black box: everything that the device has or is about to get, since the oldest of it began."""
+        """Into the black box: all that the device has or is about to get, since the oldest of it began."""
         now = time.monotonic()
         ids = [sample.id for launched in self._launched for sample in launched.batch] + [sample.id for sample in coming]
         if ids:
@@ -246,15 +247,18 @@ class Worker:
     def _launch(self, batch: list[Waiting]) -> None:
         began = time.monotonic()
         self._note(coming=batch)
-        pending = self._runner.launch([self._held[sample.id].arrays for sample in batch])
+        with self._standby.during(self._ran_s):
+            pending = self._runner.launch([self._held[sample.id].arrays for sample in batch])
         self._launched.append(_Launched(batch, began, pending))
 
     def _land(self) -> None:
         """Wait for the oldest batch and answer."""
         launched = self._launched.popleft()
         batch, began = launched.batch, launched.began
-        results = self._runner.land(launched.pending)
+        with self._standby.during(self._ran_s):
+            results = self._runner.land(launched.pending)
         now = self._worked = time.monotonic()
+        self._ran_s = now - began
         if self._launched:
             self._launched[0].began = now
         cost = sum(sample.cost for sample in batch)
@@ -276,8 +280,9 @@ class Worker:
             error = ModelFailed(f"this model gives no {missing[0]!r}, only {', '.join(sorted(output))}")
             self._frontends.send(Failed(sample.id, error.code, error.detail), to=held.peer)
             return
-        wanted: dict[str, np.ndarray] = {name: output[name] for name in held.run.outputs}
-        self._frontends.send(Done(sample.id, queue_s, run_s, batch), wanted, to=held.peer)
+        self._frontends.send(
+            Done(sample.id, queue_s, run_s, batch), {name: output[name] for name in held.run.outputs}, to=held.peer
+        )
 
     def _fail(self, id: int, code: str, detail: str) -> None:
         held = self._held.pop(id)
@@ -289,4 +294,3 @@ def main(spec: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Worker(msgspec.convert(spec, Spec)).serve()
-    hand_over()

@@ -1,12 +1,18 @@
-"""Letters ⇄ byte frames: one msgpack header for all, small arrays inside it, each large one as raw memory. Knows no sockets.
+"""Letters ⇄ bytes: envelopes, and the stream cut into envelopes again. Knows no sockets.
 
 A letter is a message and its arrays. What goes to one peer at one moment goes as one envelope: under load that is a batch of
-them, and sending costs the same as for one.
+letters, and sending costs the same as for one. An envelope:
+
+    u64 bytes of the header | u64 bytes of all arrays | header | array | array …
+
+The header is msgpack and holds the small arrays too; large ones follow as raw memory. Each part is padded to eight bytes, so
+that arrays can be used where they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 
@@ -15,14 +21,16 @@ import numpy as np
 
 from app.wire.messages import Message
 
-Frame = bytes | memoryview
+Buffer = bytes | memoryview
 Letter = tuple[Message, Mapping[str, np.ndarray]]
 
-_SMALL = 4096  # bytes: copying so many costs less than a frame of their own
+_SMALL = 4096  # bytes: copying so many costs less than a part of their own
+_PREFIX = struct.Struct("<QQ")
+_ALIGN = 8  # bytes: the largest item of an array
 
 
 class FrameError(ValueError):
-    """The frames are not letters of ours."""
+    """The bytes are not letters of ours."""
 
 
 class _Array(msgspec.Struct, frozen=True, array_like=True):
@@ -30,7 +38,7 @@ class _Array(msgspec.Struct, frozen=True, array_like=True):
     dtype: str
     shape: tuple[int, ...]
     data: bytes | None
-    """None: the next frame holds it."""
+    """None: it follows the header."""
 
 
 class _Letter(msgspec.Struct, frozen=True, array_like=True):
@@ -43,49 +51,71 @@ _decoder = msgspec.msgpack.Decoder(list[_Letter])
 _KINDS = "biuf"  # bool, int, unsigned, float: nothing that could hold an object
 
 
-def pack(letters: Sequence[Letter]) -> list[Frame]:
-    """Return the header and one frame per large array (no copy where an array is contiguous)."""
-    frames: list[Frame] = [b""]
-    frames[0] = _encoder.encode([_Letter(message, _told(arrays, frames)) for message, arrays in letters])
-    return frames
+def pack(letters: Sequence[Letter]) -> list[Buffer]:
+    """Return the envelope in parts: prefix and header, then each large array (no copy where it is contiguous)."""
+    large: list[Buffer] = []
+    header = _encoder.encode([_Letter(message, _told(arrays, large)) for message, arrays in letters])
+    prefix = _PREFIX.pack(len(header), sum(len(part) for part in large))
+    return [prefix + header + _padding(len(header)), *large]
 
 
-def _told(arrays: Mapping[str, np.ndarray], frames: list[Frame]) -> tuple[_Array, ...]:
+def _told(arrays: Mapping[str, np.ndarray], large: list[Buffer]) -> tuple[_Array, ...]:
     told = []
     for name, array in arrays.items():
         if array.nbytes <= _SMALL:
             told.append(_Array(name, array.dtype.str, array.shape, array.tobytes()))
         else:
             told.append(_Array(name, array.dtype.str, array.shape, None))
-            frames.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            large.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            if padding := _padding(array.nbytes):
+                large.append(padding)
     return tuple(told)
 
 
-def unpack(frames: Sequence[Frame]) -> list[tuple[Message, dict[str, np.ndarray]]]:
-    """Read what `pack` wrote. The arrays are read-only views of the frames. Raises FrameError on anything else."""
-    if not frames:
-        raise FrameError("no frames")
+def _padding(size: int) -> bytes:
+    return bytes(-size % _ALIGN)
+
+
+def unpack(envelope: Buffer) -> list[tuple[Message, dict[str, np.ndarray]]]:
+    """Read what `pack` wrote. The arrays are read-only views of the envelope. Raises FrameError on anything else."""
+    rest = memoryview(envelope).toreadonly()
+    if len(rest) < _PREFIX.size:
+        raise FrameError(f"{len(rest)} bytes are not even a prefix")
+    size, large = _PREFIX.unpack(rest[: _PREFIX.size])
+    rest = rest[_PREFIX.size :]
+    if size + -size % _ALIGN + large != len(rest):
+        raise FrameError(f"{size} bytes of header and {large} of arrays announced, {len(rest)} came")
     try:
-        letters = _decoder.decode(frames[0])
+        letters = _decoder.decode(rest[:size])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # msgspec lets the second through for bad UTF-8 in names
         raise FrameError(f"header: {error}") from error
-    announced = sum(array.data is None for letter in letters for array in letter.arrays)
-    if announced != len(frames) - 1:
-        raise FrameError(f"{announced} arrays announced, {len(frames) - 1} frames came")
-    large = iter(frames[1:])
-    return [
-        (letter.message, {a.name: _read(a, next(large) if a.data is None else a.data) for a in letter.arrays})
-        for letter in letters
-    ]
+    reader = _Reader(rest[size + -size % _ALIGN :])
+    found = [(letter.message, {array.name: reader.read(array) for array in letter.arrays}) for letter in letters]
+    if reader.left:
+        raise FrameError(f"{reader.left} bytes belong to no array")
+    return found
 
 
-def _read(spec: _Array, data: Frame) -> np.ndarray:
-    dtype = _dtype(spec.dtype)
-    if dtype is None or any(size < 0 for size in spec.shape):
-        raise FrameError(f"{spec.name}: dtype {spec.dtype!r} with shape {spec.shape} is not allowed")
-    if prod(spec.shape) * dtype.itemsize != len(data):
-        raise FrameError(f"{spec.name}: {len(data)} bytes do not make {spec.dtype} {spec.shape}")
-    return np.frombuffer(data, dtype).reshape(spec.shape)
+class _Reader:
+    """Takes arrays out of an envelope, one behind the other."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self.left = len(data)
+
+    def read(self, spec: _Array) -> np.ndarray:
+        dtype = _dtype(spec.dtype)
+        if dtype is None or any(size < 0 for size in spec.shape):
+            raise FrameError(f"{spec.name}: dtype {spec.dtype!r} with shape {spec.shape} is not allowed")
+        size = prod(spec.shape) * dtype.itemsize
+        data: Buffer | None = spec.data
+        if data is None:
+            start = len(self._data) - self.left
+            data = self._data[start : start + size]
+            self.left = max(0, self.left - size - -size % _ALIGN)
+        if size != len(data):
+            raise FrameError(f"{spec.name}: {len(data)} bytes do not make {spec.dtype} {spec.shape}")
+        return np.frombuffer(data, dtype).reshape(spec.shape)
 
 
 @lru_cache(64)
@@ -96,3 +126,39 @@ def _dtype(text: str) -> np.dtype | None:
     except (TypeError, ValueError, SyntaxError):
         return None
     return dtype if dtype.kind in _KINDS else None
+
+
+class Splitter:
+    """A stream of bytes → envelopes. A large one is read straight to where it will be used."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._begun = memoryview(b"")  # an envelope whose end has not come
+        self._filled = 0
+
+    @property
+    def room(self) -> memoryview | None:
+        """Where the next bytes of an envelope that has begun belong (then call `fill`); None: `feed` whatever comes."""
+        return self._begun[self._filled :] if self._begun else None
+
+    def fill(self, size: int) -> Iterator[memoryview]:
+        """So many bytes were put into `room`. Yields the envelope if they were its last."""
+        self._filled += size
+        if self._filled == len(self._begun):
+            whole, self._begun = self._begun, memoryview(b"")
+            yield whole
+
+    def feed(self, data: bytes) -> Iterator[memoryview]:
+        """Yields the envelopes that end in these bytes."""
+        view = memoryview(self._rest + data if self._rest else data)
+        while len(view) >= _PREFIX.size:
+            header, large = _PREFIX.unpack(view[: _PREFIX.size])
+            size = _PREFIX.size + header + -header % _ALIGN + large
+            if len(view) < size:
+                self._begun, self._filled = np.empty(size, np.uint8).data, len(view)  # a bytearray would be zeroed
+                self._begun[: len(view)] = view
+                view = view[:0]
+                break
+            yield view[:size]
+            view = view[size:]
+        self._rest = bytes(view)

@@ -4,6 +4,7 @@
     worker → frontend       Done, Failed
     child → supervisor      Hello, Ready, LoadFailed, Change
     supervisor → child      Table, Died, Changed, Stop
+    whoever connects        Named
 
 Times are on `time.monotonic()`'s clock, which all processes of one machine share.
 """
@@ -16,7 +17,7 @@ from msgspec import Struct
 
 
 class Run(Struct, tag="run", frozen=True, array_like=True):
-    """Run one sample; its arrays follow as frames."""
+    """Run one sample; its arrays go with it."""
 
     id: int
     cost: float
@@ -33,7 +34,7 @@ class Cancel(Struct, tag="cancel", frozen=True, array_like=True):
 
 
 class Done(Struct, tag="done", frozen=True, array_like=True):
-    """One sample's answer; the outputs that were asked for follow as frames."""
+    """One sample's answer; the outputs that were asked for go with it."""
 
     id: int
     queue_s: float
@@ -49,8 +50,14 @@ class Failed(Struct, tag="failed", frozen=True, array_like=True):
     detail: str
 
 
+class Named(Struct, tag="named", frozen=True, array_like=True):
+    """The first word of whoever connects; the endpoint keeps it for itself."""
+
+    name: str
+
+
 class Hello(Struct, tag="hello", frozen=True, array_like=True):
-    """A child's first word. Its socket identity is its name."""
+    """A child's first word to the supervisor."""
 
     role: Literal["worker", "frontend"]
     pid: int
@@ -127,4 +134,4 @@ class Stop(Struct, tag="stop", frozen=True, array_like=True):
     """Finish what was accepted, then exit."""
 
 
-Message = Run | Cancel | Done | Failed | Hello | Ready | LoadFailed | Change | Table | Died | Changed | Stop
+Message = Run | Cancel | Done | Failed | Hello | Ready | LoadFailed | Change | Table | Died | Changed | Stop | Named

@@ -16,7 +16,6 @@ ONLY_IN = {
     "fastapi": ("app.web",),
     "starlette": ("app.web",),
     "uvicorn": ("app.web",),
-    "zmq": ("app.wire.sockets",),
     "typer": ("app.cli",),
 }
 NOWHERE = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "requests", "sentence_transformers")
@@ -105,8 +104,7 @@ RULES: dict[str, tuple[Rule, list[tuple[str, str]]]] = {
         [
             ("app.pool.client", "from fastapi import Request"),
             ("app.engine.worker", "import starlette.responses"),
-            ("app.wire.frames", "import zmq"),
-            ("app.pool.client", "def late():\n    import zmq.asyncio"),
+            ("app.pool.client", "def late():\n    import fastapi.routing"),
         ],
     ),
     "forbidden modules": (

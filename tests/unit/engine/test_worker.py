@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,6 +122,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
 
         monkeypatch.setattr(runner, "lane_of", lambda _: lane)
         monkeypatch.setattr(worker, "wait", wait)
+        monkeypatch.setattr(worker, "Standby", lambda _: SimpleNamespace(during=lambda _: nullcontext()))
         monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: lane.now))
         monkeypatch.setattr(worker, "Endpoint", SimpleNamespace(listen=lambda _: frontends, connect=lambda *_: supervisor))
         spec = worker.Spec(device="cpu", threads=torch.get_num_threads(), precision="fp32", compute="eager", **words)

@@ -1,60 +1,204 @@
-"""What an endpoint was given to send arrives, even if its process ends at once."""
+"""What an endpoint was given to send arrives: however large, however slow its peer, and even if its process ends at once."""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from app.wire.messages import Done
-from app.wire.sockets import Endpoint, address, wait
+from app.wire.messages import Cancel, Done, Message
+from app.wire.sockets import Endpoint, Standby, address, wait
 from tests.conftest import ROOT
 
+LARGE = np.ones(4_000_000)  # 32 MB: many times what a socket holds
 LAST_WORDS = """
 import os, sys
 import numpy as np
 from app.wire.messages import Done
-from app.wire.sockets import Endpoint, hand_over
+from app.wire.sockets import Endpoint
 
 endpoint = Endpoint.connect(sys.argv[1], "toy.1")
-endpoint.send(Done(7, 0.0, 0.0, 1), {"scores": np.ones(4_000_000)})
+endpoint.send(Done(7, 0.0, 0.0, 1), {"scores": np.ones(int(sys.argv[2]))})
 endpoint.close()
-hand_over()
 os._exit(0)
 """
-MUTE = """
-import sys
-from app.wire.messages import Done
-from app.wire.sockets import Endpoint, hand_over
 
-endpoint = Endpoint.connect(sys.argv[1], "toy.1")
-endpoint.send(Done(7, 0.0, 0.0, 1))
-endpoint.close()
-hand_over()
+TALKER = """
+import os, sys
+import numpy as np
+from app.wire.messages import Cancel
+from app.wire.sockets import Endpoint, wait
+
+listener = Endpoint.listen(sys.argv[1])
+print("listening", flush=True)
+while not list(listener.receive()):
+    wait([listener], 1)
+for number in range(20):
+    listener.send(Cancel(number), {"x": np.zeros(600)}, to="toy.1")
+    listener.flush()
+os._exit(0)
 """
 
 
-def run(program: str, where: str) -> None:
-    subprocess.run([sys.executable, "-c", program, where], cwd=ROOT, check=True, timeout=60)
+@pytest.fixture
+def where(tmp_path: Path) -> str:
+    return address(str(tmp_path), "here")
 
 
-def test_the_last_words_of_a_process_arrive(tmp_path: Path):
-    listener = Endpoint.listen(address(str(tmp_path), "here"))
-    try:
-        run(LAST_WORDS, address(str(tmp_path), "here"))
-        wait([listener], 5)
-        ((peer, message, arrays),) = listener.receive()
-        assert (peer, message) == ("toy.1", Done(7, 0.0, 0.0, 1))
-        assert arrays["scores"].sum() == 4_000_000
-        assert isinstance(arrays["scores"], np.ndarray)
-    finally:
-        listener.close()
+@pytest.fixture
+def listener(where: str) -> Iterator[Endpoint]:
+    endpoint = Endpoint.listen(where)
+    yield endpoint
+    endpoint.close()
 
 
-def test_a_process_whose_peer_is_gone_ends_all_the_same(tmp_path: Path):
+def taken(endpoint: Endpoint, count: int = 1, within_s: float = 10) -> list[tuple[str, Message, dict[str, np.ndarray]]]:
+    """So much of what comes."""
+    found: list[tuple[str, Message, dict[str, np.ndarray]]] = []
+    until = time.monotonic() + within_s
+    while len(found) < count:
+        assert time.monotonic() < until, f"{len(found)} of {count} came"
+        wait([endpoint], 1)
+        found += endpoint.receive()
+    return found
+
+
+def test_the_last_words_of_a_process_arrive(where: str, listener: Endpoint):
+    subprocess.run([sys.executable, "-c", LAST_WORDS, where, "10000"], cwd=ROOT, check=True, timeout=60)
+    ((peer, message, arrays),) = taken(listener)
+    assert (peer, message) == ("toy.1", Done(7, 0.0, 0.0, 1))
+    assert arrays["scores"].sum() == 10_000
+
+
+def test_the_last_words_arrive_when_no_socket_can_hold_them(where: str, listener: Endpoint):
+    speaker = subprocess.Popen([sys.executable, "-c", LAST_WORDS, where, "4000000"], cwd=ROOT)
+    ((_, _, arrays),) = taken(listener, within_s=30)
+    assert arrays["scores"].sum() == 4_000_000
+    assert speaker.wait(10) == 0
+
+
+def test_what_is_said_to_nobody_vanishes(where: str):
+    endpoint = Endpoint.connect(where, "toy.1")
+    endpoint.send(Cancel(1), {"x": LARGE})
+    wait([endpoint], 0)
+    assert list(endpoint.receive()) == []
+    endpoint.close()
+
+
+def test_a_peer_that_went_is_forgotten_but_what_it_said_is_heard(where: str, listener: Endpoint):
+    caller = Endpoint.connect(where, "toy.1")
+    caller.send(Cancel(1))
+    caller.close()
+    assert [message for _, message, _ in taken(listener)] == [Cancel(1)]
+    for _ in range(3):
+        listener.send(Cancel(2), {"x": LARGE}, to="toy.1")
+        assert list(listener.receive()) == []
+
+
+def test_a_name_that_comes_back_takes_over(where: str, listener: Endpoint):
+    first, second = (Endpoint.connect(where, "toy.1") for _ in range(2))
+    second.send(Cancel(1))
+    second.flush()
+    taken(listener)
+    listener.send(Cancel(2), to="toy.1")
+    listener.flush()
+    assert [message for _, message, _ in taken(second)] == [Cancel(2)]
+    assert list(first.receive()) == []
+    first.close()
+    listener.send(Cancel(3), to="toy.1")
+    listener.pump()
+    listener.flush()
+    assert [message for _, message, _ in taken(second)] == [Cancel(3)]
+    second.close()
+
+
+def test_a_peer_that_does_not_read_holds_up_nobody(where: str, listener: Endpoint):
+    deaf, other = Endpoint.connect(where, "deaf"), Endpoint.connect(where, "other")
+    for endpoint in (deaf, other):
+        endpoint.send(Cancel(0))
+        endpoint.flush()
+    taken(listener, 2)
+    for number in range(5):
+        listener.send(Cancel(number), {"x": LARGE}, to="deaf")
+        listener.send(Cancel(number), to="other")
+        listener.flush()
+    assert [message for _, message, _ in taken(other, 5)] == [Cancel(number) for number in range(5)]
+    with Standby([listener]):
+        heard = taken(deaf, 5, within_s=30)
+    assert [message for _, message, _ in heard] == [Cancel(number) for number in range(5)]
+    assert all(len(arrays["x"]) == len(LARGE) for _, _, arrays in heard)
+    for endpoint in (deaf, other):
+        endpoint.close()
+
+
+def test_somebody_stands_by_while_the_owner_computes(where: str, listener: Endpoint):
+    """Nobody calls the listener, and yet its peer gets rid of all that it has to say; and that again and again."""
+    caller = Endpoint.connect(where, "toy.1")
+    standby = Standby([listener])
+    for number in range(3):
+        with standby:
+            caller.send(Cancel(number), {"x": LARGE})
+            until = time.monotonic() + 10
+            while any(connection.unsent for connection in caller._peers.values()) or caller._outbox:
+                assert time.monotonic() < until, "nobody took it in"
+                caller.flush()
+                wait([caller], 0.1)
+                caller.pump()
+        ((_, message, arrays),) = taken(listener)
+        assert message == Cancel(number) and len(arrays["x"]) == len(LARGE)
+    caller.close()
+
+
+def test_a_standby_that_has_nothing_to_do_gives_back_at_once(listener: Endpoint):
+    standby = Standby([listener])
     began = time.monotonic()
-    run(MUTE, address(str(tmp_path), "nobody"))
-    assert time.monotonic() - began < 10
+    for _ in range(100):
+        with standby:
+            pass
+    assert time.monotonic() - began < 5
+
+
+async def test_on_asyncio_both_sides_talk_at_once(where: str, listener: Endpoint):
+    """Each has more to say than a socket holds, and neither waits for the other to finish."""
+    caller = Endpoint.connect(where, "toy.1")
+    heard: dict[str, list[int]] = {"caller": [], "listener": []}
+    done = asyncio.Event()
+
+    def hear(who: str, message: Message, arrays: dict[str, np.ndarray]) -> None:
+        assert isinstance(message, Cancel) and (arrays["x"] == message.id).all()
+        heard[who].append(message.id)
+        if all(len(ids) == 50 for ids in heard.values()):
+            done.set()
+
+    def answer(peer: str, message: Message, arrays: dict[str, np.ndarray]) -> None:
+        hear("listener", message, arrays)
+        listener.send(message, arrays, to=peer)
+
+    listener.attach(answer)
+    caller.attach(lambda _, message, arrays: hear("caller", message, arrays))
+    for number in range(50):
+        caller.send(Cancel(number), {"x": np.full(40_000, number)})
+    await asyncio.wait_for(done.wait(), 30)
+    assert heard["caller"] == heard["listener"] == list(range(50))
+    caller.close()
+
+
+async def test_drain_hears_everything_a_dead_peer_had_said(where: str):
+    talker = subprocess.Popen([sys.executable, "-c", TALKER, where], cwd=ROOT, stdout=subprocess.PIPE)
+    assert talker.stdout is not None and talker.stdout.readline() == b"listening\n"
+    heard: list[Message] = []
+    caller = Endpoint.connect(where, "toy.1")
+    caller.send(Cancel(0))
+    caller.flush()
+    assert talker.wait(10) == 0
+    caller.attach(lambda _, message, __: heard.append(message))
+    caller.drain()
+    caller.close()
+    talker.stdout.close()
+    assert heard == [Cancel(number) for number in range(20)]
