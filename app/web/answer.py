@@ -61,9 +61,10 @@ async def serve(request: Request, order: Order) -> Served:
     timeout_s = order.timeout_ms / 1000 if order.timeout_ms else kitchen.settings.timeout_s
     deadline = time.monotonic() + timeout_s
     model, codec = kitchen.pool.find(order.model, order.task)
-    request.state.model = model.card.name
+    state = request.scope["state"]  # what Starlette would wrap anew at each look
+    state["model"] = model.card.name
     with kitchen.pool.admit(model.card.name, len(order.items), deadline):
-        work = [_caught(_one(kitchen, model, codec, order, item, deadline, request.state.timing)) for item in order.items]
+        work = [_caught(_one(kitchen, model, codec, order, item, deadline, state["timing"])) for item in order.items]
         with _Watch(request):
             pairs = [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
     results = [result for _, result in pairs]

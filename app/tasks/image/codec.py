@@ -20,6 +20,9 @@ from app.errors import BadInput, ModelFailed, TooLarge, UnsupportedMedia
 from app.tasks.base import Decoded, Files, Output, Sample, unit
 from app.tasks.image.input import ImageInput
 
+# Of odd metadata, which is not ours to judge. Once and for all: catch_warnings is not made for threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MEDIA_TYPES = tuple(f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"))
 
@@ -48,17 +51,17 @@ class ImageCodec:
 
     def decode(self, item: bytes) -> Decoded:
         """A picture file → one sample: `pixels` uint8 [H, W, C], cost 1. Turned as its EXIF says, transparency on white."""
+        pixels = np.asarray(self._read(item))
+        return Decoded(samples=(Sample(arrays={"pixels": pixels.reshape(*pixels.shape[:2], -1)}, cost=1.0),))
+
+    def _read(self, item: bytes) -> Image.Image:
         picture = self._open(item)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is not ours to judge
-                prepared = self._prepare(picture)
+            return self._prepare(picture)
         except (OSError, SyntaxError, ValueError, TypeError, EOFError, MemoryError, ArithmeticError, IndexError) as error:
             if "truncated" in str(error) or isinstance(error, EOFError):
                 raise BadInput("the picture is truncated: its file ends too early; send the whole file") from error
             raise BadInput(f"the picture is damaged ({error}); send it again, or convert it to JPEG or PNG") from error
-        pixels = np.asarray(prepared)
-        return Decoded(samples=(Sample(arrays={"pixels": pixels.reshape(*pixels.shape[:2], -1)}, cost=1.0),))
 
     def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, top_k: int = 5, normalize: bool = True) -> dict[str, Any]:
         """`scores` [C] → the `top_k` labels, best first; or `embedding` [D], of length 1 if `normalize`."""
@@ -79,9 +82,7 @@ class ImageCodec:
         if not raw:
             raise BadInput("the body is empty; send the bytes of a picture")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                picture = Image.open(io.BytesIO(raw), formats=FORMATS)
+            picture = Image.open(io.BytesIO(raw), formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise self._too_many("more than 179 million pixels") from error  # 2 x PIL.Image.MAX_IMAGE_PIXELS
         except UnidentifiedImageError as error:
@@ -178,5 +179,7 @@ def _crop(picture: Image.Image, side: int) -> Image.Image:
         padded.paste(picture, (left, top))
         picture = padded
         width, height = picture.size
+    if width == height == side:
+        return picture
     top, left = round((height - side) / 2.0), round((width - side) / 2.0)
     return picture.crop((left, top, left + side, top + side))
