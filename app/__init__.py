@@ -11,7 +11,7 @@
     catalogue.py      3   models/*/card.toml → cards
     weights.py        3   shipped file, package, folder or download.py → files
     tasks/            2   codec.py (bytes ⇄ arrays), program.py (arrays ⇄ module), dataset.py (files → samples), per modality
-    wire/             1   messages.py, frames.py, stream.py, sockets.py, blackbox.py
+    wire/             1   messages.py, frames.py, stream.py, sockets.py, standby.py, blackbox.py
     card.py settings.py errors.py metrics.py logs.py process.py    0
 
 A picture's way: web/predict.py → web/answer.py → tasks/image/codec.py → pool/client.py → (socket) → engine/worker.py →

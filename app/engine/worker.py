@@ -36,7 +36,8 @@ from app.tasks import TASKS, card_samples, make_codec, resolve
 from app.tasks.base import Arrays, Program
 from app.wire.blackbox import BlackBox
 from app.wire.messages import Cancel, Done, Failed, Hello, LoadFailed, Ready, Run, Stop
-from app.wire.sockets import Endpoint, Standby, wait
+from app.wire.sockets import Endpoint, wait
+from app.wire.standby import Standby
 
 _PULSE_S = 0.5  # how often an idle worker shows that it lives
 _REST_S = 3.0  # idle for so long: what malloc kept goes back to the kernel
@@ -114,7 +115,8 @@ class Worker:
 
     def _finished(self) -> bool:
         """Told to stop, and what frontends had sent before they heard of it has had time to come and was answered."""
-        return self._stopping and not self._held and time.monotonic() - self._last_word > _LINGER_S
+        over = self._stopping and not self._held and not self._frontends.crowded
+        return over and time.monotonic() - self._last_word > _LINGER_S
 
     def _load(self) -> None:
         """What an earlier start compiled; else eager at once, and what computes faster is looked for beside the service."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from app.card import Card
 from app.errors import Deadline, Poisoned, WorkerLost, from_code
+from app.logs import log
 from app.pool.base import Answer, Model
 from app.pool.directory import Directory, Known, describe
 from app.pool.flights import Flight, Flights
@@ -26,6 +27,7 @@ from app.tasks.base import Codec, Sample
 from app.wire.messages import Cancel, Change, Changed, Died, Done, Failed, Hello, Message, Run, Table
 from app.wire.sockets import Endpoint, address
 
+_AGAIN_S = 1.0  # after which a worker that could not be reached is tried again
 _PROVEN_S = 1.0  # an answer to a real request proves a worker for so long
 _ID_BITS = 40  # a frontend's number stands above its counter: ids are unique among frontends
 
@@ -52,6 +54,7 @@ class Client:
         self._load: Counter[str] = Counter()  # worker → open flights
         self._answered: dict[str, float] = {}  # worker → its last answer
         self._frontends = 1
+        self._table: Table | None = None
         self._changes: dict[int, asyncio.Future[None]] = {}
         self._change_ids = count(1)
         self._probe = Probe()
@@ -198,6 +201,8 @@ class Client:
         elif isinstance(message, Died):
             self._on_died(message)
         elif isinstance(message, Changed) and (future := self._changes.get(message.id)):
+            if future.done():  # whoever asked has left
+                return
             if message.code:
                 future.set_exception(from_code(message.code, message.detail))
             else:
@@ -205,15 +210,32 @@ class Client:
 
     def _on_table(self, table: Table) -> None:
         self._frontends = table.frontends
+        self._table = table
         self._directory.update(table)
-        for entry in table.models.values():
-            for worker in entry.workers:
-                if worker.state == "ready" and worker.name not in self._links:
-                    link = Endpoint.connect(address(self._folder, worker.name), self._name)
-                    link.attach(lambda _, message, arrays, of=worker.name: self._on_answer(of, message, arrays))  # type: ignore[misc]
-                    self._links[worker.name] = link
+        self._connect(table)
         for flight in self._flights.aboard(None):
             self._launch(flight)
+
+    def _connect(self, table: Table) -> None:
+        """A link to every worker that is ready."""
+        ready = [worker.name for entry in table.models.values() for worker in entry.workers if worker.state == "ready"]
+        for name in ready:
+            if name in self._links and not self._links[name].gone:
+                continue
+            try:
+                link = Endpoint.connect(address(self._folder, name), self._name)
+            except OSError as error:
+                log.error("%s cannot be reached for now: %s", name, error)
+                asyncio.get_running_loop().call_later(_AGAIN_S, self._connect_again)
+                continue
+            if old := self._links.get(name):
+                old.close()
+            link.attach(lambda _, message, arrays, of=name: self._on_answer(of, message, arrays))  # type: ignore[misc]
+            self._links[name] = link
+
+    def _connect_again(self) -> None:
+        if self._table is not None:
+            self._on_table(self._table)
 
     def _on_died(self, died: Died) -> None:
         if link := self._links.pop(died.worker, None):

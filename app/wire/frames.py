@@ -27,6 +27,9 @@ Letter = tuple[Message, Mapping[str, np.ndarray]]
 _SMALL = 4096  # bytes: copying so many costs less than a part of their own
 _PREFIX = struct.Struct("<QQ")
 _ALIGN = 8  # bytes: the largest item of an array
+_MOST = (
+    1 << 34
+)  # bytes of an envelope: far above what any limit on bodies lets in, and nothing to ask an allocator for by mistake
 
 
 class FrameError(ValueError):
@@ -149,11 +152,13 @@ class Splitter:
             yield whole
 
     def feed(self, data: bytes) -> Iterator[memoryview]:
-        """Yields the envelopes that end in these bytes."""
+        """Yields the envelopes that end in these bytes. Raises FrameError where no envelope can begin."""
         view = memoryview(self._rest + data if self._rest else data)
         while len(view) >= _PREFIX.size:
             header, large = _PREFIX.unpack(view[: _PREFIX.size])
             size = _PREFIX.size + header + -header % _ALIGN + large
+            if size > _MOST:
+                raise FrameError(f"an envelope of {size} bytes is announced")
             if len(view) < size:
                 self._begun, self._filled = np.empty(size, np.uint8).data, len(view)  # a bytearray would be zeroed
                 self._begun[: len(view)] = view

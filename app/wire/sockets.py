@@ -13,19 +13,17 @@ waits for a core to wake up (280 µs instead of 50; `benchmarks/results/2026-11-
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import select
 import selectors
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 
 import numpy as np
 
-from app.wire.frames import Buffer, Letter, pack, unpack
+from app.logs import log
+from app.wire.frames import Buffer, FrameError, Letter, pack, unpack
 from app.wire.messages import Message, Named
 from app.wire.stream import Connection
 
@@ -33,7 +31,7 @@ Handler = Callable[[str, Message, dict[str, np.ndarray]], None]
 
 _BURST = 8  # envelopes handled before other tasks of the loop get a turn
 _BACKLOG = 128
-_LONG_S = 0.005  # waking a thread costs a hundredth of it
+_FULL_S = 0.01
 _LINGER_S = 1.0  # how long what was sent may take to be handed over
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -48,8 +46,7 @@ class Endpoint:
         self._outbox: dict[str, list[Letter]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handler: Handler | None = None
-        self.crowded = False
-        """More is coming than a socket holds: its buffer was full, or an envelope has begun."""
+        self._handling = False
 
     @classmethod
     def listen(cls, address: str) -> Endpoint:
@@ -64,17 +61,33 @@ class Endpoint:
 
     @classmethod
     def connect(cls, address: str, name: str) -> Endpoint:
-        """Connect; the listener knows this end as `name`. If nobody listens, it is like a peer that is gone."""
-        endpoint = cls()
+        """Connect; the listener knows this end as `name`. If nobody listens, it is like a peer that is gone.
+
+        Raises OSError when this process has no descriptors left.
+        """
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            endpoint = cls()
             stream.connect(address)
-        except OSError:
+        except (FileNotFoundError, ConnectionRefusedError):
             stream.close()
             return endpoint
+        except OSError:
+            stream.close()
+            raise
         endpoint._add(Connection(stream, ""))
         endpoint._write("", pack([(Named(name), {})]))
         return endpoint
+
+    @property
+    def gone(self) -> bool:
+        """Nobody is at the other end."""
+        return not self._peers
+
+    @property
+    def crowded(self) -> bool:
+        """An envelope has begun and not ended: more is coming than a socket holds."""
+        return any(connection.begun for connection in self._peers.values())
 
     def send(self, message: Message, arrays: Mapping[str, np.ndarray] | None = None, *, to: str = "") -> None:
         """Put into the outbox, which goes out when the asyncio loop comes round, or before `receive`, `wait` and `close`.
@@ -100,6 +113,8 @@ class Endpoint:
             self._push(connection)
 
     def _push(self, connection: Connection) -> None:
+        if connection.stream.fileno() < 0:  # its end was heard a moment ago
+            return
         try:
             connection.write()
         except EOFError:
@@ -111,7 +126,6 @@ class Endpoint:
 
     def pump(self) -> None:
         """Take in what has come and hand over what peers have room for again, without waiting."""
-        self.crowded = False
         for key, events in self._selector.select(0):
             connection: Connection | None = key.data
             if connection is None:
@@ -123,10 +137,16 @@ class Endpoint:
                 self._read(connection)
 
     def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+        try:
             connection = Connection(listener.accept()[0], None)
-            self._add(connection)
-            self._read(connection)
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:  # no descriptors are left; whoever knocks goes on knocking
+            log.error("nobody more can be let in for now: %s", error)
+            time.sleep(_FULL_S)
+            return
+        self._add(connection)
+        self._read(connection)
 
     def _add(self, connection: Connection) -> None:
         self._selector.register(connection.stream, _READ, connection)
@@ -145,7 +165,9 @@ class Endpoint:
                         self._peers[message.name] = connection
         except EOFError:
             self._forget(connection)
-        self.crowded |= connection.begun
+        except FrameError as error:
+            log.error("%s talks rubbish and is let go: %s", connection.peer or "somebody", error)
+            self._forget(connection)
 
     def _forget(self, connection: Connection) -> None:
         self._selector.unregister(connection.stream)
@@ -158,28 +180,39 @@ class Endpoint:
         self.flush()
         self.pump()
         while self._inbox:
-            peer, envelope = self._inbox.popleft()
-            for message, arrays in unpack(envelope):
-                yield peer, message, arrays
+            yield from self._next()
+
+    def _next(self) -> list[tuple[str, Message, dict[str, np.ndarray]]]:
+        peer, envelope = self._inbox.popleft()
+        try:
+            return [(peer, message, arrays) for message, arrays in unpack(envelope)]
+        except FrameError as error:
+            log.error("%s sent what is no letter: %s", peer or "the peer", error)
+            return []
 
     def attach(self, handler: Handler) -> None:
         """Call `handler(peer, message, arrays)` on the running asyncio loop for everything that comes."""
         self._loop, self._handler = asyncio.get_running_loop(), handler
         self._loop.add_reader(self.fileno(), self._on_ready)
+        self._loop.call_soon(self.flush)
 
     def _on_ready(self) -> None:
         self.pump()
-        self._handle()
+        if not self._handling:
+            self._handle()
 
     def _handle(self) -> None:
-        for _ in range(_BURST):
-            if self._handler is None or not self._inbox:
-                return
-            peer, envelope = self._inbox.popleft()
-            for message, arrays in unpack(envelope):
-                self._handler(peer, message, arrays)
-        if self._loop is not None and self._inbox:
-            self._loop.call_soon(self._handle)
+        self._handling = False
+        try:
+            for _ in range(_BURST):
+                if self._handler is None or not self._inbox:
+                    break
+                for letter in self._next():
+                    self._handler(*letter)
+        finally:  # whatever a handler raised, the others are heard
+            if self._loop is not None and self._inbox and not self._handling:
+                self._handling = True
+                self._loop.call_soon(self._handle)
 
     def drain(self) -> None:
         """Handle at once everything that has come: the last words of a peer that is gone."""
@@ -189,7 +222,8 @@ class Endpoint:
             if len(self._inbox) == before:
                 break
         while self._inbox and self._handler is not None:
-            self._handle()
+            for letter in self._next():
+                self._handler(*letter)
 
     def fileno(self) -> int:
         """A descriptor that is readable when `pump` has something to do."""
@@ -229,46 +263,3 @@ def wait(endpoints: Sequence[Endpoint], timeout_s: float) -> None:
 def address(folder: str, name: str) -> str:
     """Where the process `name` listens, or "supervisor" for the supervisor."""
     return f"{folder}/{name}"
-
-
-class Standby:
-    """A thread that pumps endpoints while their owner computes (`with standby.during(…):`); both never touch them at once.
-
-    A socket holds two photos, a batch sixty-four: without it, the batch after a long one would be a small one.
-    """
-
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self._endpoints = endpoints
-        self._theirs, self._ours = threading.Lock(), threading.Lock()
-        self._theirs.acquire()
-        self._ours.acquire()
-        self._over = True
-        self._wake, self._woken = socket.socketpair()
-        self._poller = select.poll()
-        for descriptor in (self._woken.fileno(), *(endpoint.fileno() for endpoint in endpoints)):
-            self._poller.register(descriptor, select.POLLIN)
-        threading.Thread(target=self._run, name="standby", daemon=True).start()
-
-    def during(self, expected_s: float) -> AbstractContextManager[None]:
-        """For a computation that will take about so long. A short one needs no help, unless more was coming than sockets hold."""
-        needed = expected_s > _LONG_S or any(endpoint.crowded for endpoint in self._endpoints)
-        return self if needed else contextlib.nullcontext()
-
-    def __enter__(self) -> None:
-        self._over = False
-        self._theirs.release()
-
-    def __exit__(self, *_: object) -> None:
-        self._over = True
-        self._wake.send(b"\0")
-        self._ours.acquire()
-
-    def _run(self) -> None:
-        while True:
-            self._theirs.acquire()
-            while not self._over:
-                self._poller.poll()
-                for endpoint in self._endpoints:
-                    endpoint.pump()
-            self._woken.recv(1)
-            self._ours.release()

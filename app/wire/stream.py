@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 
 from app.wire.frames import Splitter
 
 _CHUNK = 1 << 16  # bytes to ask for where no large envelope has begun
+_GULP = 1 << 22  # bytes read before others get their turn
 _PARTS = 64  # of an envelope per system call; the kernel takes up to 1024 (IOV_MAX)
 
 
@@ -25,8 +27,9 @@ class Connection:
         stream.setblocking(False)
 
     def read(self) -> Iterator[memoryview]:
-        """Yield the envelopes that have come to their end. Raises EOFError when the peer is gone."""
-        while True:
+        """Yield the envelopes that have come to their end. Raises EOFError when the peer is gone, FrameError on rubbish."""
+        taken = 0
+        while taken < _GULP:
             room = self._splitter.room
             try:
                 if room is None:
@@ -44,6 +47,7 @@ class Connection:
             yield from self._splitter.feed(data) if room is None else self._splitter.fill(size)
             if not full:
                 return
+            taken += size
 
     @property
     def begun(self) -> bool:
@@ -58,6 +62,8 @@ class Connection:
             except BlockingIOError:
                 return
             except OSError as error:
+                with suppress(OSError):  # half an envelope may be there: nothing may follow it
+                    self.stream.shutdown(socket.SHUT_WR)
                 raise EOFError from error
             while self.unsent and size >= len(self.unsent[0]):
                 size -= len(self.unsent.popleft())

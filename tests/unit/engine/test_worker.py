@@ -67,6 +67,8 @@ class Paper(Lane):
 class Peer:
     """A socket with a script: what each turn of the loop finds there."""
 
+    crowded = False
+
     def __init__(self, turns: list[list[Message]]) -> None:
         self.turns = turns
         self.sent: list[Message] = []

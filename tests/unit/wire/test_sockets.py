@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.wire.messages import Cancel, Done, Message
-from app.wire.sockets import Endpoint, Standby, address, wait
+from app.wire.frames import pack
+from app.wire.messages import Cancel, Done, Message, Named
+from app.wire.sockets import Endpoint, address, wait
+from app.wire.standby import Standby
 from tests.conftest import ROOT
 
 LARGE = np.ones(4_000_000)  # 32 MB: many times what a socket holds
@@ -202,3 +206,86 @@ async def test_drain_hears_everything_a_dead_peer_had_said(where: str):
     caller.close()
     talker.stdout.close()
     assert heard == [Cancel(number) for number in range(20)]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("rubbish", [b"GET / HTTP/1.1\r\n\r\n", b"\x08" + bytes(15) + b"\xff" * 8, b"\xff" * 400])
+def test_whoever_talks_rubbish_is_let_go(where: str, listener: Endpoint, rubbish: bytes, named: bool):
+    other, rude = Endpoint.connect(where, "other"), socket.socket(socket.AF_UNIX)
+    rude.connect(where)
+    if named:
+        rude.sendall(b"".join(pack([(Named("rude"), {})])))
+    rude.sendall(rubbish)
+    other.send(Cancel(1))
+    other.flush()
+    assert [message for _, message, _ in taken(listener)] == [Cancel(1)]
+    listener.pump()
+    other.send(Cancel(2))
+    other.flush()
+    assert [message for _, message, _ in taken(listener)] == [Cancel(2)]
+    other.close()
+    rude.close()
+
+
+def test_what_fails_while_somebody_stands_by_is_the_owners_to_hear(
+    where: str, listener: Endpoint, monkeypatch: pytest.MonkeyPatch
+):
+    failing = threading.Event()
+
+    def pump() -> None:
+        failing.set()
+        raise OSError("no descriptors")
+
+    def compute() -> None:
+        with standby:
+            Endpoint.connect(where, "toy.1").close()
+            assert failing.wait(10)
+
+    standby = Standby([listener])
+    monkeypatch.setattr(listener, "pump", pump)
+    with pytest.raises(OSError, match="no descriptors"):
+        compute()
+    monkeypatch.undo()
+
+
+async def test_what_a_handler_raises_keeps_nobody_else_from_being_heard(where: str, listener: Endpoint):
+    loop = asyncio.get_running_loop()
+    failures: list[object] = []
+    loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    heard, done = [], asyncio.Event()
+
+    def hear(_: str, message: Message, __: dict[str, np.ndarray]) -> None:
+        assert isinstance(message, Cancel)
+        heard.append(message.id)
+        if len(heard) == 30:
+            done.set()
+        if message.id % 3 == 0:
+            raise ValueError("a handler's own")
+
+    caller = Endpoint.connect(where, "toy.1")
+    for number in range(30):
+        caller.send(Cancel(number))
+        caller.flush()
+    listener.attach(hear)
+    await asyncio.wait_for(done.wait(), 10)
+    await asyncio.sleep(0)
+    assert heard == list(range(30)) and len(failures) == 10
+    caller.close()
+
+
+def test_the_end_of_a_peer_is_heard_before_there_is_room_for_more(
+    where: str, listener: Endpoint, monkeypatch: pytest.MonkeyPatch
+):
+    """As kqueue tells it: reading and writing one after the other, for one and the same connection."""
+    caller = Endpoint.connect(where, "toy.1")
+    caller.send(Cancel(0))
+    caller.flush()
+    taken(listener)
+    listener.send(Cancel(1), {"x": LARGE}, to="toy.1")
+    listener.flush()
+    caller.close()
+    both = [(key, event) for key, _ in listener._selector.select(1) for event in (1, 2)]
+    monkeypatch.setattr(listener._selector, "select", lambda _: both)
+    listener.pump()
+    monkeypatch.undo()
+    assert listener.gone
