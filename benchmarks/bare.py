@@ -14,8 +14,9 @@ import torch
 from app.card import Card
 from app.catalogue import Catalogue
 from app.engine import device as devices
-from app.engine.compute import Compute, compiled, eager
+from app.engine.compute import Compute, compiled
 from app.engine.loader import load
+from app.engine.modules import eager
 from app.engine.runner import Runner
 from app.errors import HearthError
 from app.settings import Settings
@@ -39,7 +40,9 @@ class Bare:
     def __init__(self, name: str, home: Path, told: dict[str, Any]) -> None:
         self.card, self.files = find(name, home)
         settings = Settings.from_environment({"home": home})
-        self.device = str(devices.settle(told["workers"][0]["device"], settings.thread_count()))
+        self.device = told["workers"][0]["device"]
+        devices.keep_memory()
+        devices.settle(self.device, settings.thread_count())
         module = load(self.card, self.files)
         self.program = resolve(TASKS[self.card.task].program)(self.card, self.files)
         self.codec = make_codec(self.card, self.files, self.program.describe(module))

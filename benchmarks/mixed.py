@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import load
-import torch
+import numpy as np
 from bare import Bare, find
 from common import STARTERS, computed_by, home, options, report, serving, settled, table
 from inputs import ask, item, mixed_texts, picture, tokens_of
 
+from app.engine.lane import lane_of
 from app.tasks.base import Arrays
 
 MEGAPIXELS = (0.05, 0.2, 0.2, 0.2, 1.0, 2.0, 12.0, 0.2)  # of eight pictures in turn
@@ -31,29 +32,32 @@ SMALL, LARGE = MEGAPIXELS.index(0.2), MEGAPIXELS.index(12.0)
 CALLERS = 8
 
 
-def padded(samples: Sequence[Arrays]) -> dict[str, torch.Tensor]:
+def padded(samples: Sequence[Arrays]) -> Arrays:
     """What `TextProgram.collate` would make if each text had a row of its own, as long as the longest."""
-    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
-    ids = torch.zeros(len(samples), int(lengths.max()), dtype=torch.int64)
+    lengths = np.array([len(sample["input_ids"]) for sample in samples])
+    ids = np.zeros((len(samples), lengths.max()), np.int64)
     for row, sample in enumerate(samples):
-        ids[row, : lengths[row]] = torch.from_numpy(sample["input_ids"].copy())
-    places = torch.arange(ids.shape[1]).expand_as(ids)
+        ids[row, : lengths[row]] = sample["input_ids"]
+    places = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     real = places < lengths[:, None]
-    texts = torch.where(real, torch.arange(len(samples))[:, None], len(samples))
-    return {"input_ids": ids, "positions": places * real, "texts": texts, "lengths": lengths}
+    rows = np.arange(len(samples))
+    texts = np.where(real, rows[:, None], len(samples))
+    pooling = np.zeros((len(samples), *ids.shape), np.float32)
+    pooling[rows, rows] = real / lengths[:, None]
+    return {"input_ids": ids, "positions": places * real, "texts": texts, "pooling": pooling.reshape(len(samples), -1)}
 
 
 def texts_rate(bare: Bare, texts: Sequence[str], batch: int, seconds: float, collate: Callable[..., Any]) -> float:
     """Texts per second of decode, collate and forward, batches in order of arrival."""
     done, spent, start = 0, 0.0, time.perf_counter()
-    device = bare.compute.device
-    with torch.inference_mode():
+    lane = lane_of(bare.compute)
+    with lane.mode():
         while spent < seconds or done < len(texts):
             turn = [texts[(done + number) % len(texts)] for number in range(batch)]
             collated = collate([sample for text in turn for sample in bare.decode(text)])
-            moved = {name: tensor.to(device) for name, tensor in collated.items()}
-            for result in bare.program.forward(bare.compute.networks, moved).values():
-                result.cpu()
+            found = lane.back(bare.program.forward(bare.compute.networks, lane.there(lane.pinned(collated))))
+            lane.mark().synchronize()
+            lane.arrays(found)
             done, spent = done + batch, time.perf_counter() - start
     return done / spent
 

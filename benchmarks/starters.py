@@ -18,11 +18,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter
 
 from app.catalogue import Catalogue
 from app.engine.loader import load
+from app.engine.modules import eager
+from app.engine.runner import Runner
 from app.settings import Settings
 from app.tasks.image.codec import ImageCodec
 from app.tasks.image.program import ImageProgram
@@ -40,17 +41,15 @@ class Starter:
         files = fetch(card, settings, lambda *_: None)
         self.labels = files["labels.txt"].read_text(encoding="utf-8").splitlines()
         self._codec = ImageCodec(card, files, {})
-        self._program = ImageProgram(card, files)
-        self._networks = self._program.networks(load(card, files))
+        program = ImageProgram(card, files)
+        self._runner = Runner(eager(program, load(card, files)), program, lambda *_: None)
 
-    @torch.inference_mode()
     def answers(self, pictures: Sequence[bytes]) -> list[int]:
         """The best class of each picture."""
         found: list[int] = []
         for start in range(0, len(pictures), 250):
             samples = [self._codec.decode(raw).samples[0].arrays for raw in pictures[start : start + 250]]
-            scores = self._program.forward(self._networks, self._program.collate(samples))["scores"]
-            found += scores.argmax(1).tolist()
+            found += [int(output["scores"].argmax()) for output in self._runner.run(samples)]
         return found
 
 

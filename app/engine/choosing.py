@@ -29,19 +29,10 @@ import torch
 from app.card import Card, ModuleSource
 from app.engine import device
 from app.engine.agreement import agree, probes
-from app.engine.compute import (
-    Compute,
-    Engine,
-    Precision,
-    compile_into,
-    compiled,
-    eager,
-    inductor_precisions,
-    openvino_precisions,
-    record,
-    tidy,
-)
+from app.engine.compute import Compute, Engine, Precision, compiled, openvino_precisions, tidy
+from app.engine.lane import lane_of
 from app.engine.loader import load
+from app.engine.modules import compile_into, eager, inductor_precisions, record
 from app.engine.order import KEY, Choice, Order
 from app.engine.runner import Runner
 from app.errors import ModelFailed
@@ -184,10 +175,10 @@ class _Trial:
 
     def _seconds(self, compute: Compute, samples: Sequence[Arrays], threads: int) -> float:
         device.leave_cores_to(compute.engine, threads)  # as in service
-        collated = self._program.collate(samples)
+        lane, collated = lane_of(compute), self._program.collate(samples)
         started = time.perf_counter()
-        with torch.inference_mode():
-            self._program.forward(compute.networks, collated)
+        with lane.mode():
+            self._program.forward(compute.networks, lane.there(lane.pinned(collated)))
         return time.perf_counter() - started
 
     def prove(self, *, compiled: bool) -> None:
@@ -202,6 +193,7 @@ class _Trial:
 
 def make(order: Order) -> Choice:
     """Choose, and write the choice and its files beside and renamed."""
+    device.keep_memory()
     device.settle("cpu", order.threads)
     folder = order.folder()
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")

@@ -1,4 +1,4 @@
-"""Devices and thread policy."""
+"""Devices, threads and memory. Imports torch only where it is needed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-
-import torch
 
 HARDLY_FASTER = 1.2  # one thread may take so much longer than several
 QUICK_S = 0.005  # of a batch: a model that takes longer gains by more threads
@@ -23,17 +21,30 @@ def available() -> list[str]:
 
     Asks NVML, not the driver (PYTORCH_NVML_BASED_CUDA_CHECK=1), so that no CUDA context is opened in the nursery.
     """
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:  # no driver: seconds of importing torch would say the same
+        return ["cpu"]
+    import torch
+
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
 
 
-def settle(device: str, threads: int | None) -> torch.device:
-    """Make this process ready to compute on `device` with `threads` CPU threads (None: one per core on the CPU, one on CUDA)."""
-    chosen = torch.device(device)
-    keep_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or (cores if chosen.type == "cpu" else 1))
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def settle(device: str, threads: int | None) -> int:
+    """Make this process's PyTorch ready to compute on `device` with `threads` CPU threads (None: one per core on the CPU, one on
+    CUDA). Returns how many.
+    """
+    import torch
+
+    chosen = threads or (cores() if device == "cpu" else 1)
+    torch.set_num_threads(chosen)
+    if device != "cpu":
+        torch.cuda.set_device(device)
         # Exactness before speed: fp32 means fp32 (DESIGN §1), so TF32 stays off.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
@@ -42,6 +53,8 @@ def settle(device: str, threads: int | None) -> torch.device:
 
 def spare_threads(call: Callable[[], object]) -> None:
     """One thread for a quick model to which more are hardly any help: the second one's spinning would take a frontend's core."""
+    import torch
+
     many = torch.get_num_threads()
     best = {1: float("inf"), many: float("inf")}
     for threads in (1, many) * _ROUNDS:
@@ -59,6 +72,8 @@ def leave_cores_to(engine: str, threads: int) -> None:
     """OpenVINO computes with threads of its own. OpenMP's, which PyTorch wakes for what little is left to it, would spin beside
     them for milliseconds: 6 % of MiniLM's time went into the pooling of its vectors, and more into waiting for the cores.
     """
+    if (torch := sys.modules.get("torch")) is None:
+        return
     if engine == "openvino":
         torch.set_num_threads(1)
     elif threads:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from app.engine import device
 from app.engine.agreement import agree, probes
 from app.engine.compute import Compute, compiled
 from app.engine.order import Choice, Order
@@ -46,6 +47,8 @@ def kept(order: Order, program: Program, samples: Callable[[dict[str, Any]], lis
     if choice.engine == "eager":
         return None
     try:
+        if choice.engine == "inductor":
+            device.settle("cpu", order.threads)
         about = msgspec.json.decode((folder / "module.json").read_bytes())
         compute = compiled(choice.engine, choice.precision, folder, about["networks"], choice.threads or order.threads)
         still_agrees(folder, compute, program, samples(about["meta"]))

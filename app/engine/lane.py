@@ -1,16 +1,15 @@
-"""How a batch gets to its device and back, and how one knows that it is back. What is CUDA's stays in this file.
+"""How a batch gets to what computes it and back, and how one knows that it is back. Here for OpenVINO: NumPy's arrays.
 
-On CUDA nothing here waits: copies go from pinned memory on a stream of their own, so that the next batch travels while one
-computes, and a mark (an event) says when everything before it is done. On the CPU the same calls do nothing.
+PyTorch's own lanes, and so everything that is CUDA's, are in `engine/torch_lane.py`.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-import torch
-
-from app.tasks.base import Batch
+from app.engine.compute import Compute
+from app.tasks.base import Arrays, Batch
 
 
 class Mark(Protocol):
@@ -29,14 +28,18 @@ class Past:
 
 
 class Lane:
-    """The CPU's."""
+    """The CPU's, without torch."""
 
     depth = 1
     """Batches that may be under way together."""
 
-    def pinned(self, batch: Batch) -> Batch:
+    def mode(self) -> AbstractContextManager[object]:
+        """What everything else here, and `Program.forward`, happens in."""
+        return nullcontext()
+
+    def pinned(self, arrays: Arrays) -> Batch:
         """The batch in memory that the device can read by itself."""
-        return batch
+        return arrays
 
     def there(self, batch: Batch) -> Batch:
         """The batch on the device, for what is launched from now on. Both must live until a later mark has passed."""
@@ -46,48 +49,30 @@ class Lane:
         """The results in the CPU's memory, once a later mark has passed."""
         return results
 
+    def arrays(self, results: Batch) -> Arrays:
+        """What came back, when that mark has passed."""
+        return results
+
     def mark(self) -> Mark:
         """Behind all that was launched so far."""
         return Past()
 
+    def no_memory(self, error: Exception) -> bool:
+        """It failed for want of memory: fewer samples at once may do."""
+        return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "bad_alloc" in str(error)
 
-class CudaLane(Lane):
-    """A GPU's: the next batch is collated, copied and launched while one computes."""
+    def broken(self, error: Exception) -> bool:
+        """Whatever this process computes from now on will fail, too."""
+        return False
 
-    depth = 2
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def pinned(self, batch: Batch) -> Batch:
-        """Blocks come from torch's caching allocator of pinned memory, which asks the driver for few of them."""
-        return {name: tensor.pin_memory() for name, tensor in batch.items()}
-
-    def there(self, batch: Batch) -> Batch:
-        """Copied on the lane's own stream; what computes waits for the copy on the device, not here."""
-        with torch.cuda.stream(self._copies):
-            moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
-        torch.cuda.current_stream(self._device).wait_stream(self._copies)
-        return moved
-
-    def back(self, results: Batch) -> Batch:
-        """Into pinned memory; what a program made on the CPU stays there."""
-        arrived = {}
-        for name, tensor in results.items():
-            arrived[name] = tensor
-            if tensor.device.type != "cpu":
-                arrived[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-                arrived[name].copy_(tensor, non_blocking=True)
-        return arrived
-
-    def mark(self) -> Mark:
-        """`blocking`: waiting sleeps, because a spinning worker takes a core from the frontends that decode."""
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+    def make_room(self) -> None:
+        """Give back what was kept for later."""
 
 
-def lane_of(device: torch.device) -> Lane:
-    """The lane of a device."""
-    return CudaLane(device) if device.type == "cuda" else Lane()
+def lane_of(compute: Compute) -> Lane:
+    """The lane to what computes."""
+    if compute.engine == "openvino":
+        return Lane()
+    from app.engine.torch_lane import CudaLane, TorchLane
+
+    return CudaLane(compute.device) if compute.device.startswith("cuda") else TorchLane()

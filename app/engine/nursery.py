@@ -1,4 +1,4 @@
-"""The nursery: imports torch and the model libraries once, then forks workers in milliseconds. Never touches CUDA or threads.
+"""The nursery: imports what workers need once, then forks them in milliseconds. Never touches CUDA or threads.
 
 `python -m app.engine.nursery FD` talks JSON lines over the socket FD: it reads `{"spec": …}` and writes `{"forked": name,
 "pid": n}` and `{"exited": name, "status": n}`. It ends with its socket, and its workers end with it.
@@ -24,9 +24,14 @@ from typing import Any
 
 from app.process import die_with_parent, set_name
 
-_FOR_ALL = ("torch", "app.engine.worker", "app.tasks.image.program", "app.tasks.text.program", "app.tasks.speech.program")
-# 130 MB and two seconds: only once a worker is asked for that has nothing compiled to begin with (`engine/kept.py`).
+_FOR_ALL = (
+    "app.engine.worker",
+    *(f"app.tasks.{task}.{part}" for task in ("image", "text", "speech") for part in ("program", "codec")),
+)
+# 650 MB and three seconds: only once a worker is asked for that has nothing compiled to begin with (`engine/kept.py`).
 _FOR_MODULES = (
+    "app.engine.eagerly",
+    "app.engine.search",
     "safetensors.torch",
     "torchvision.models",
     "transformers.models.auto.modeling_auto",

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from app.engine.compute import Compute
 from app.engine.lane import Lane, Mark, Past, lane_of
@@ -38,16 +37,20 @@ class Pending:
 
 
 class Runner:
-    """Runs one model. `compute` may be exchanged between two batches. Up to `depth` may be pending; they land in order."""
+    """Runs one model. Up to `depth` batches may be pending; they land in order."""
 
     def __init__(self, compute: Compute, program: Program, observe: Observe, lane: Lane | None = None) -> None:
-        self.compute = compute
         self.no_room_for = 0
         """How many samples the smallest batch had that ran out of memory in the last `land`; 0: none did."""
         self._program = program
         self._observe = observe
-        self._lane = lane or lane_of(compute.device)
         self._landed = 0.0
+        self.use(compute, lane)
+
+    def use(self, compute: Compute, lane: Lane | None = None) -> None:
+        """Compute by this from now on. Between two batches: none may be pending."""
+        self.compute = compute
+        self._lane = lane or lane_of(compute)
         self.depth = self._lane.depth
 
     def run(self, samples: Sequence[Arrays]) -> list[Output | HearthError]:
@@ -60,7 +63,7 @@ class Runner:
         try:
             self._start(pending)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it must not end the worker
-            pending.failure = _failure(error, samples)
+            pending.failure = self._failure(error, samples)
         pending.mark = self._lane.mark()
         return pending
 
@@ -78,27 +81,27 @@ class Runner:
             if pending.failure is None:
                 return [_checked(output) for output in self._outputs(pending)]
         except Exception as error:  # noqa: BLE001  as above; on CUDA much is only heard of here
-            pending.failure = _failure(error, samples)
+            pending.failure = self._failure(error, samples)
         if isinstance(pending.failure, OutOfMemory):
             self.no_room_for = len(samples)
-            torch.cuda.empty_cache()
+            self._lane.make_room()
         if len(samples) == 1:
             return [pending.failure]
         half = len(samples) // 2
         return [result for part in (samples[:half], samples[half:]) for result in self._land(self.launch(part))]
 
-    @torch.inference_mode()
     def _start(self, pending: Pending) -> None:
         started = time.monotonic()
-        pending.here = self._lane.pinned(self._program.collate(pending.samples))
-        pending.collated = time.monotonic()
-        self._observe("collate", pending.collated - started)
-        pending.there = self._lane.there(pending.here)
-        pending.back = self._lane.back(self._program.forward(self.compute.networks, pending.there))
+        with self._lane.mode():
+            pending.here = self._lane.pinned(self._program.collate(pending.samples))
+            pending.collated = time.monotonic()
+            self._observe("collate", pending.collated - started)
+            pending.there = self._lane.there(pending.here)
+            pending.back = self._lane.back(self._program.forward(self.compute.networks, pending.there))
 
-    @torch.inference_mode()
     def _outputs(self, pending: Pending) -> list[Output]:
-        arrays = {name: tensor.numpy() for name, tensor in pending.back.items()}
+        with self._lane.mode():
+            arrays = self._lane.arrays(pending.back)
         outputs = self._program.split(arrays, pending.samples)
         # A batch launched behind another one runs from that one's landing.
         self._observe("run", time.monotonic() - max(pending.collated, self._landed))
@@ -106,28 +109,17 @@ class Runner:
             raise ModelFailed(f"the model gave {len(outputs)} outputs for {len(pending.samples)} inputs")
         return outputs
 
-
-def _failure(error: Exception, samples: Sequence[Arrays]) -> HearthError:
-    """What the caller hears. Raises what no retry can mend: after a CUDA error other than memory every later call fails too
-    (CUDA runtime API, cudaErrorAssert and its kin), so the process must end; its replacement answers.
-    """
-    if isinstance(error, HearthError):
-        return error.with_traceback(None)
-    if _no_memory(error):
-        return OutOfMemory("this input alone needs more memory than the device has; send a smaller one")
-    if isinstance(error, torch.AcceleratorError):
-        raise error
-    if len(samples) == 1:
-        log.error("the model raised", exc_info=error)
-    return ModelFailed(f"the model raised {type(error).__name__} on this input; the server's log has the details")
-
-
-def _no_memory(error: Exception) -> bool:
-    """PyTorch's allocators for CUDA, for pinned memory and for the CPU, cuBLAS's, and Python's own."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    words = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return any(word in str(error) for word in words)
+    def _failure(self, error: Exception, samples: Sequence[Arrays]) -> HearthError:
+        """What the caller hears. Raises what no retry can mend: then the process must end, and its replacement answers."""
+        if isinstance(error, HearthError):
+            return error.with_traceback(None)
+        if self._lane.no_memory(error):
+            return OutOfMemory("this input alone needs more memory than the device has; send a smaller one")
+        if self._lane.broken(error):
+            raise error
+        if len(samples) == 1:
+            log.error("the model raised", exc_info=error)
+        return ModelFailed(f"the model raised {type(error).__name__} on this input; the server's log has the details")
 
 
 def _checked(output: Output) -> Output | HearthError:

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import threading
-from copy import deepcopy
 from pathlib import Path
 
-import torch
-
 from app.card import Card
-from app.engine.agreement import agree, probes
 from app.engine.choosing import chosen
-from app.engine.compute import Compute, eager
+from app.engine.compute import Compute
 from app.engine.kept import kept, still_agrees
 from app.engine.loader import load
+from app.engine.modules import eager
 from app.engine.order import Choice, Order
-from app.engine.runner import Runner
 from app.errors import ModelFailed
 from app.logs import log
 from app.tasks.base import Arrays, Program
-
-
-def lowered(program: Program, module: torch.nn.Module, samples: list[Arrays], device: str) -> tuple[Compute, Choice]:
-    """bf16 on a device that needs no compiler for it (a GPU), if it agrees with fp32; else fp32. `module` is moved in place."""
-    full = eager(program, module, device)
-    batch = probes(samples)
-    expected = Runner(full, program, lambda *_: None).run(batch)
-    half = eager(program, deepcopy(module), device, "bf16")
-    difference = agree(expected, Runner(half, program, lambda *_: None).run(batch))  # type: ignore[arg-type]
-    if difference or not samples:
-        return full, Choice("eager", "fp32", f"bf16 does not agree with fp32: {difference or 'there is no sample to try'}", {})
-    return half, Choice("eager", "bf16", "agrees with fp32", {})
 
 
 class Search:

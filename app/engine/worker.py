@@ -14,22 +14,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
 
 from app import metrics
 from app.card import Card
 from app.engine import device as devices
 from app.engine.batcher import Batcher, Waiting
-from app.engine.compute import eager
-from app.engine.graphs import graphed, measured
 from app.engine.kept import kept
-from app.engine.loader import load
 from app.engine.order import Choice, Order
 from app.engine.runner import Pending, Runner
-from app.engine.search import Search, lowered
 from app.errors import HearthError, ModelFailed
 from app.logs import log
 from app.tasks import TASKS, card_samples, make_codec, resolve
@@ -38,6 +33,9 @@ from app.wire.blackbox import BlackBox
 from app.wire.messages import Cancel, Done, Failed, Hello, LoadFailed, Ready, Run, Stop
 from app.wire.sockets import Endpoint, wait
 from app.wire.standby import Standby
+
+if TYPE_CHECKING:
+    from app.engine.search import Search
 
 _PULSE_S = 0.5  # how often an idle worker shows that it lives
 _REST_S = 3.0  # idle for so long: what malloc kept goes back to the kernel
@@ -120,9 +118,10 @@ class Worker:
 
     def _load(self) -> None:
         """What an earlier start compiled; else eager at once, and what computes faster is looked for beside the service."""
-        device = devices.settle(self._spec.device, self._spec.threads)
-        self._threads = torch.get_num_threads()
-        files = {name: Path(path) for name, path in self._spec.files.items()}
+        devices.keep_memory()
+        spec, on_cpu = self._spec, self._spec.device == "cpu"
+        self._threads = spec.threads or (devices.cores() if on_cpu else 1)
+        files = {name: Path(path) for name, path in spec.files.items()}
         program: Program = resolve(TASKS[self._card.task].program)(self._card, files)
         limits = self._card.limits
         self._batcher = Batcher(
@@ -132,31 +131,20 @@ class Worker:
         def samples(meta: dict[str, Any]) -> list[Arrays]:
             return [sample.arrays for sample in card_samples(self._card, make_codec(self._card, files, meta))]
 
-        searching = device.type == "cpu" and (self._spec.compute, self._spec.precision) != ("eager", "fp32")
+        searching = on_cpu and (spec.compute, spec.precision) != ("eager", "fp32")
         if searching and (known := kept(self._order(), program, samples)):
             self._runner = Runner(known.compute, program, self._seen.stage)
             self._meta = known.meta
             self._computes_by(known.choice)
-        else:
-            module = load(self._card, files)
-            self._meta = program.describe(module)
-            found = samples(self._meta)
-            compute, choice = eager(program, module, str(device)), Choice("eager", "fp32", "", {})
-            if device.type == "cuda":
-                if self._precision() == "auto":
-                    compute, choice = lowered(program, module, found, str(device))
-                compute = graphed(compute, limits.max_batch)
-            self._runner = Runner(compute, program, self._seen.stage)
-            self._warm_up(found)
-            if device.type == "cpu" and found and self._spec.threads is None:
-                devices.spare_threads(lambda: self._runner.run(found))
-            if device.type == "cuda":  # what comes twice gets a graph
-                self._warm_up(found[:1])
-                self._warm_up(found[:1])
-                choice = msgspec.structs.replace(choice, measured=measured(compute))
-            self._computes_by(choice)
-            if searching and found:
-                self._search = Search(self._order(), program, found)
+        else:  # with torch: 500 MB and two seconds, without which a worker does that has compiled networks
+            from app.engine.eagerly import begin
+            from app.engine.search import Search
+
+            begun = begin(self._card, files, program, samples, spec.device, spec.threads, self._precision(), self._seen.stage)
+            self._runner, self._meta = begun.runner, begun.meta
+            self._computes_by(begun.choice)
+            if searching and begun.samples:
+                self._search = Search(self._order(), program, begun.samples)
         devices.give_back()
         self._supervisor.send(Ready(self._meta))
         self._box.beat(time.monotonic(), 0)
@@ -182,16 +170,11 @@ class Worker:
             self._meta["compute"] = self._meta["compute"] | {"why": search.why}
         else:
             compute, choice = search.found
-            self._runner.compute = compute or self._runner.compute
+            if compute is not None:
+                self._runner.use(compute)
             self._computes_by(choice)
         self._worked = time.monotonic()  # eager's weights may now be free
         self._supervisor.send(Ready(self._meta))
-
-    def _warm_up(self, samples: list[Arrays]) -> None:
-        """The first forward is the slow one, and a model that cannot run its own sample is not ready."""
-        for result in self._runner.run(samples) if samples else []:
-            if isinstance(result, HearthError):
-                raise result
 
     def _turn(self) -> None:
         """Take in what came, drop what is late, launch one batch; land the oldest if no other may or can be launched before."""

@@ -23,8 +23,11 @@ Output = Arrays
 Files = Mapping[str, Path]
 """A model's local files by short name: `model.safetensors`, `tokenizer.json`, `config.json`, `labels.txt` …"""
 
+Batch = dict[str, Any]
+"""The arrays of several samples as what computes takes them: torch.Tensor, or np.ndarray where no torch is needed."""
+
 Networks = Mapping[str, Callable[..., Any]]
-"""A program's tensors → tensors functions by name: modules themselves, or what a compiler made of them."""
+"""A program's functions by name, from a batch's arrays to others of their kind: modules, or what a compiler made of them."""
 
 
 class Sample(Struct, frozen=True, kw_only=True):
@@ -67,7 +70,11 @@ class Codec(Protocol):
 
 
 class Program(Protocol):
-    """arrays ⇄ module, in the worker. Built as `Program(card, files)`. Never moves devices or dtypes: `engine/runner.py` does."""
+    """arrays ⇄ module, in the worker. Built as `Program(card, files)`. Never moves devices or dtypes: `engine/runner.py` does.
+
+    Its module imports no torch: a worker that begins with compiled networks has none, which is 500 MB less. Whatever needs torch
+    stands in the task's `network.py`; what `forward` does itself it does by what tensors and arrays have in common.
+    """
 
     padded: bool
     """A batch costs its length times its dearest sample, because the others are padded; else what its samples cost together."""
@@ -81,12 +88,12 @@ class Program(Protocol):
         """
         ...
 
-    def collate(self, samples: Sequence[Arrays]) -> dict[str, torch.Tensor]:
-        """Join samples into one batch of CPU tensors."""
+    def collate(self, samples: Sequence[Arrays]) -> Arrays:
+        """Join samples into one batch."""
         ...
 
-    def forward(self, networks: Networks, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run the networks. Every output's first dimension is B. Called in inference mode."""
+    def forward(self, networks: Networks, batch: Batch) -> Batch:
+        """Run the networks."""
         ...
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
@@ -96,9 +103,6 @@ class Program(Protocol):
     def describe(self, module: torch.nn.Module) -> dict[str, Any]:
         """What codecs and callers need to know of the module: `labels`, `dimensions`, `max_tokens` … JSON values only."""
         ...
-
-
-Batch = dict[str, "torch.Tensor"]
 
 
 class Dataset(Protocol):

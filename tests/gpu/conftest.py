@@ -11,9 +11,10 @@ import torch
 
 from app.catalogue import Catalogue
 from app.engine.choosing import probes
-from app.engine.compute import Compute, Precision, eager
+from app.engine.compute import Compute, Precision
 from app.engine.device import available
 from app.engine.loader import load
+from app.engine.modules import eager
 from app.engine.runner import Runner
 from app.settings import Settings
 from app.tasks import TASKS, card_samples, make_codec, resolve

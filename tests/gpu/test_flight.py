@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from app.engine.choosing import agree
-from app.engine.compute import eager
+from app.engine.modules import eager
 from app.engine.runner import Runner
 from app.errors import HearthError
 from tests.conftest import ROOT
@@ -77,8 +77,8 @@ class Numbers:
     def networks(self, module: nn.Module) -> dict[str, nn.Module]:
         return {"rows": module}
 
-    def collate(self, samples: Sequence[Any]) -> dict[str, torch.Tensor]:
-        return {"x": torch.tensor([float(sample["x"]) for sample in samples])}
+    def collate(self, samples: Sequence[Any]) -> dict[str, np.ndarray]:
+        return {"x": np.array([float(sample["x"]) for sample in samples], np.float32)}
 
     def forward(self, networks: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"y": networks["rows"](batch["x"])}
@@ -115,7 +115,7 @@ def test_a_lost_device_ends_the_process():
     program = """
 import numpy as np, torch
 from torch import nn
-from app.engine.compute import eager
+from app.engine.modules import eager
 from app.engine.runner import Runner
 from tests.gpu.test_flight import Numbers
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from app.catalogue import Catalogue
-from app.engine.compute import eager
 from app.engine.loader import load
+from app.engine.modules import eager
 from app.engine.runner import Runner
 from app.settings import Settings
 from app.tasks import TASKS, make_codec, resolve

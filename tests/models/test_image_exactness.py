@@ -17,8 +17,8 @@ from torchvision import models
 
 from app.card import Card
 from app.catalogue import Catalogue
-from app.engine.compute import eager
 from app.engine.loader import load
+from app.engine.modules import eager
 from app.engine.runner import Runner
 from app.tasks.image.codec import ImageCodec
 from app.tasks.image.program import ImageProgram
@@ -80,7 +80,7 @@ def test_preprocessing_equals_torchvisions_transforms(shared: Path, name: str):
         (sample,) = codec.decode(path.read_bytes()).samples
         seen: list[torch.Tensor] = []
         probe = torch.nn.Sequential(Spy(seen), torch.nn.Flatten(), torch.nn.Linear(3 * card.input["crop"] ** 2, 1))
-        program.forward(program.networks(probe), program.collate([sample.arrays]))
+        program.forward(program.networks(probe), {"pixels": torch.from_numpy(program.collate([sample.arrays])["pixels"])})
         difference = (seen[0][0] - transforms(as_a_person_sees_it(path))).abs()
         if reduced(path, card.input["resize"]):
             large += 1

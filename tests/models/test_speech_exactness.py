@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from app.card import Card
-from app.engine.compute import eager
+from app.engine.modules import eager
 from app.engine.runner import Runner
+from app.tasks.speech import network
 from app.tasks.speech.audio import read_audio
 from app.tasks.speech.codec import SpeechCodec, cut
 from app.tasks.speech.program import SpeechProgram
@@ -108,10 +109,9 @@ def test_transcripts_equal_the_references(shared: Path, model: tuple[Any, Path, 
 def test_an_answer_does_not_depend_on_its_neighbours(shared: Path, model: tuple[Any, Path, Card]):
     module, folder, card = model
     codec = SpeechCodec(card, {"vocab.json": folder / "vocab.json"}, {})
-    program = SpeechProgram(card, {})
     waves = [codec.decode((shared / "speech" / name).read_bytes()).samples[0].arrays for name in clips()[:8]]
     with torch.inference_mode():
-        together, frames = program.logits(module, program.pad(waves))
+        together, frames = network.logits(module, network.pad(waves))
         for row, sample in enumerate(waves):
             reference = module(torch.from_numpy(sample["waveform"].copy())[None]).logits[0]
             assert len(reference) == frames[row]

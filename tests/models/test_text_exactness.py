@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from app.catalogue import Catalogue
-from app.engine.compute import eager
 from app.engine.loader import load
+from app.engine.modules import eager
 from app.engine.runner import Runner
 from app.settings import Settings
 from app.tasks import make_codec
@@ -115,6 +115,10 @@ def ids(*lengths: int) -> list[Any]:
     return [{"input_ids": np.random.default_rng(n).integers(3, 100, n).astype(np.int64)} for n in lengths]
 
 
+def collated(program: TextProgram, samples: list[Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in program.collate(samples).items()}
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("kind", PACKED + PLAIN)
 def test_each_text_of_a_mixed_batch_gets_what_the_model_says_of_it_alone(kind: str, pooling: str, tmp_path: Path):
@@ -122,7 +126,7 @@ def test_each_text_of_a_mixed_batch_gets_what_the_model_says_of_it_alone(kind: s
     assert program.padded == (kind in PLAIN)
     for batch in ([samples[1]], samples):
         with torch.inference_mode():
-            together = program.forward(program.networks(model), program.collate(batch))["embedding"]
+            together = program.forward(program.networks(model), collated(program, batch))["embedding"]
             for row, sample in enumerate(batch):
                 hidden = model(input_ids=torch.from_numpy(sample["input_ids"])[None]).last_hidden_state[0]
                 reference = hidden.mean(0) if pooling == "mean" else hidden[0]
@@ -135,7 +139,7 @@ def test_a_text_may_be_as_long_as_the_model_has_positions(kind: str, tmp_path: P
     most = program.describe(model)["max_tokens"]
     assert most == (62 if kind in AFTER_PADDING else 64)
     with torch.inference_mode():
-        found = program.forward(program.networks(model), program.collate(ids(most, 5)))["embedding"]
+        found = program.forward(program.networks(model), collated(program, ids(most, 5)))["embedding"]
     assert bool(found.isfinite().all())
 
 
@@ -143,7 +147,7 @@ def test_a_text_may_be_as_long_as_the_model_has_positions(kind: str, tmp_path: P
 def test_the_padding_of_cuda_graphs_changes_nothing(kind: str, tmp_path: Path):
     program = made(kind, tmp_path)
     network: Any = program.networks(tiny(kind))["encoder"]
-    batch = program.collate(ids(3, 20, 7, 30, 1, 2))
+    batch = collated(program, ids(3, 20, 7, 30, 1, 2))
     arguments = [batch[name] for name in ("input_ids", "positions", "texts")]
     rows, length = arguments[0].shape
     padded = [
@@ -158,7 +162,7 @@ def test_the_padding_of_cuda_graphs_changes_nothing(kind: str, tmp_path: Path):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_windows_are_not_traced_because_openvino_makes_nan_of_padding_out_of_their_reach(tmp_path: Path):
     program = made("modernbert", tmp_path)
-    batch = program.collate(ids(3, 20))
+    batch = collated(program, ids(3, 20))
     arguments = tuple(batch[name] for name in ("input_ids", "positions", "texts"))
     with pytest.raises(NotImplementedError, match="windows"):
         torch.jit.trace(program.networks(tiny("modernbert"))["encoder"], arguments)

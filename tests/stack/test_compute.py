@@ -34,3 +34,5 @@ def test_a_choice_is_made_beside_the_service_and_kept(tmp_path: Path):
         again.http.post("/models/digits/unload")
         assert again.http.post("/models/digits/load").json()["state"] == "ready"
         assert compute(again)["engine"] == "openvino"
+        for name, process in again.children().items():
+            assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text(), f"{name} needs no torch, which is 500 MB"

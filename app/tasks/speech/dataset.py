@@ -22,6 +22,7 @@ from torch.nn import functional
 from app.card import Card
 from app.errors import BadInput, HearthError
 from app.tasks.base import Batch
+from app.tasks.speech import network
 from app.tasks.speech.audio import read_audio
 from app.tasks.speech.codec import SpeechCodec
 from app.tasks.speech.program import SpeechProgram
@@ -104,7 +105,7 @@ class SpeechDataset:
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Connectionist temporal classification (Graves et al. 2006)."""
-        logits, frames = self._program.logits(module, batch)
+        logits, frames = network.logits(module, batch)
         return functional.ctc_loss(
             logits.float().log_softmax(-1).transpose(0, 1),
             batch["target"],
@@ -126,9 +127,10 @@ class SpeechDataset:
         """What the server would answer."""
         arrays = self._codec._sample(wave).arrays
         with torch.inference_mode():
-            outputs = self._program.forward(self._program.networks(module), self._program.collate([arrays]))
-        ids, scores = outputs["token_ids"][0].numpy(), outputs["token_scores"][0].numpy()
-        return "".join(letter for letter, *_ in self._codec._letters(ids, scores)).strip()
+            batch = {name: torch.from_numpy(array) for name, array in self._program.collate([arrays]).items()}
+            found = self._program.forward(self._program.networks(module), batch)
+        (output,) = self._program.split({name: tensor.numpy() for name, tensor in found.items()}, [arrays])
+        return "".join(letter for letter, *_ in self._codec._letters(output["token_ids"], output["token_scores"])).strip()
 
     def _digit(self, samples: int, random: np.random.Generator) -> Clip:
         """One digit, as tightly cut as the data set has it, at the speed that fills the time."""
@@ -165,7 +167,7 @@ class SpeechDataset:
         arrays = [self._codec._sample(wave).arrays for wave, _ in clips]
         targets = [self._spell(text) for _, text in clips]
         return {
-            **self._program.pad(arrays),
+            **network.pad(arrays),
             "target": torch.tensor([index for target in targets for index in target]),
             "lengths": torch.tensor([len(target) for target in targets]),
         }

@@ -2,72 +2,31 @@
 
 No padding where an architecture allows it: texts are packed side by side into rows, each token attends to its own text alone
 and counts positions from its text's start (arXiv:2107.02027). A batch then costs the tokens that it holds. Architectures that
-count positions otherwise (relative bias, rotation, windows along the row) get one text per row, padded.
+count positions otherwise (relative bias, rotation, windows along the row) get one text per row, padded. No torch at run time.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from app.card import Card
-from app.tasks.base import Arrays, Files, Networks, Output
+from app.tasks.base import Arrays, Batch, Files, Networks, Output
 from app.tasks.text.input import TextInput
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Rows of several texts are no longer than this: attention's masked part grows with the row, and one long row has no batch to
 # share among threads. MiniLM, tokens/s at rows of 20 · 80 · 160 · 256 · 640: 2354 · 2547 · 2352 · 2134 · 1633 (OpenVINO, bf16).
 _ROW = 160
 _ROW_PENALTY = 1 / 1500  # what a token of row length adds to each token's cost, from the same figures
 
-# Positions start after the padding id (transformers, create_position_ids_from_input_ids).
-_AFTER_PADDING = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta"})
 # Positions are absolute and `position_ids` alone says them, and a 4-D mask is taken as it is: these may be packed.
 _PACKABLE = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
-
-
-class TextEncoder(nn.Module):
-    """A transformers encoder over packed rows."""
-
-    paddings = (0, 0, -1)  # ids, positions, and a text that nobody else belongs to
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.first_position = _first_position(module.config)
-
-    def forward(self, input_ids: Tensor, positions: Tensor, texts: Tensor) -> Tensor:
-        """[R, L] each, `texts` the number of the text that a token belongs to → hidden states [R, L, D]."""
-        together = (texts[:, :, None] == texts[:, None, :])[:, None]
-        places = positions + self.first_position
-        hidden: Tensor = self.module(input_ids=input_ids, position_ids=places, attention_mask=together).last_hidden_state
-        return hidden
-
-
-class PlainTextEncoder(nn.Module):
-    """Any transformers encoder over rows of one text each, which begin with it. Takes the same three tensors."""
-
-    paddings = TextEncoder.paddings
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        config: Any = module.config
-        self.padding_id = int(getattr(config, "pad_token_id", None) or 0)
-        self._windowed = getattr(config, "sliding_window", None) is not None
-
-    def forward(self, input_ids: Tensor, positions: Tensor, texts: Tensor) -> Tensor:
-        """[R, L] each; the module counts positions itself, in some architectures by the padding id → hidden states [R, L, D]."""
-        # OpenVINO makes NaN of padding whose window holds no token, and the next layers spread it.
-        if self._windowed and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            raise NotImplementedError("attention in windows is not traced")
-        mask = (texts == texts[:, :1]).long()
-        ids = input_ids.masked_fill(mask == 0, self.padding_id)
-        hidden: Tensor = self.module(input_ids=ids, attention_mask=mask).last_hidden_state
-        return hidden
 
 
 class TextProgram:
@@ -81,36 +40,36 @@ class TextProgram:
 
     def networks(self, module: nn.Module) -> dict[str, nn.Module]:
         """`encoder`: ids, positions and text numbers, int64 [R, L] → [R, L, D]."""
+        from app.tasks.text.network import PlainTextEncoder, TextEncoder
+
         return {"encoder": PlainTextEncoder(module) if self.padded else TextEncoder(module)}
 
-    def collate(self, samples: Sequence[Arrays]) -> dict[str, Tensor]:
-        """`input_ids`, `positions`, `texts` int64 [R, L]: text number B where nothing stands; `lengths`, `starts` int64 [B]."""
+    def collate(self, samples: Sequence[Arrays]) -> Arrays:
+        """`input_ids`, `positions`, `texts` int64 [R, L]: text number B where nothing stands; `pooling` float32 [B, R * L]: what
+        each token counts for in its text's vector.
+        """
         lengths = [len(sample["input_ids"]) for sample in samples]
         rows, width = ([[index] for index in range(len(lengths))], max(lengths)) if self.padded else pack(lengths)
-        ids = torch.zeros(len(rows), width, dtype=torch.int64)
-        positions = torch.zeros_like(ids)
-        texts = torch.full_like(ids, len(samples))
-        starts = [0] * len(samples)
+        ids, positions = np.zeros((2, len(rows), width), np.int64)
+        texts = np.full_like(ids, len(samples))
+        pooling = np.zeros((len(samples), len(rows) * width), np.float32)
         for row, members in enumerate(rows):
             start = 0
             for member in members:
-                end = start + lengths[member]
-                ids[row, start:end] = torch.from_numpy(samples[member]["input_ids"].copy())
-                positions[row, start:end] = torch.arange(lengths[member])
-                texts[row, start:end] = member
-                starts[member] = row * width + start
-                start = end
-        found = {"input_ids": ids, "positions": positions, "texts": texts}
-        return found | {"lengths": torch.tensor(lengths), "starts": torch.tensor(starts)}
+                length = lengths[member]
+                ids[row, start : start + length] = samples[member]["input_ids"]
+                positions[row, start : start + length] = np.arange(length)
+                texts[row, start : start + length] = member
+                counted = length if self._input.pooling == "mean" else 1
+                first = row * width + start
+                pooling[member, first : first + counted] = 1 / counted
+                start += length
+        return {"input_ids": ids, "positions": positions, "texts": texts, "pooling": pooling}
 
-    def forward(self, networks: Networks, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, networks: Networks, batch: Batch) -> Batch:
         """`embedding` float32 [B, D], not normalised."""
-        hidden = networks["encoder"](batch["input_ids"], batch["positions"], batch["texts"]).flatten(0, 1).float()
-        if self._input.pooling == "cls":
-            return {"embedding": hidden.index_select(0, batch["starts"])}
-        lengths = batch["lengths"]
-        sums = hidden.new_zeros(len(lengths) + 1, hidden.shape[1])  # the last row takes what stands nowhere
-        return {"embedding": sums.index_add(0, batch["texts"].flatten(), hidden)[:-1] / lengths[:, None]}
+        hidden = networks["encoder"](batch["input_ids"], batch["positions"], batch["texts"])
+        return {"embedding": batch["pooling"] @ hidden.reshape(-1, hidden.shape[-1])}
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """One row each."""
@@ -118,17 +77,15 @@ class TextProgram:
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`dimensions`, `max_tokens`, `parameters`."""
+        from app.tasks.text.network import first_position
+
         config: Any = module.config
-        positions = int(config.max_position_embeddings) - _first_position(config)
+        positions = int(config.max_position_embeddings) - first_position(config)
         return {
             "dimensions": int(config.hidden_size),
             "max_tokens": min(self._input.max_tokens, positions),
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
         }
-
-
-def _first_position(config: Any) -> int:
-    return int(config.pad_token_id) + 1 if config.model_type in _AFTER_PADDING else 0
 
 
 def pack(lengths: Sequence[int]) -> tuple[list[list[int]], int]:

@@ -222,7 +222,7 @@ class Toy:
     padded = False
 
     def collate(self, samples: Any) -> Any:
-        return {"x": torch.tensor([float(sample["x"]) for sample in samples])}
+        return {"x": np.array([float(sample["x"]) for sample in samples], np.float32)}
 
     def networks(self, module: Any) -> Any:
         return {"net": module}
@@ -278,7 +278,7 @@ class TestCandidates:
 
     def test_one_that_says_something_else_is_told_and_not_used(self, trial, monkeypatch):
         def other(engine: Any, precision: Any, *_: Any) -> Compute:
-            return Compute(engine, precision, {"net": lambda x: -torch.ones_like(x)}, torch.device("cpu"))
+            return Compute(engine, precision, {"net": lambda x: -torch.ones_like(x)})
 
         monkeypatch.setattr(choosing, "compile_into", lambda *_: None)
         monkeypatch.setattr(choosing, "compiled", other)

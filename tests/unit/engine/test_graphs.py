@@ -115,9 +115,7 @@ def test_a_graph_that_is_no_faster_is_not_used():
     before, replays = len(pair.shapes), paper.replays
     graphs(torch.ones(3, 2))
     assert pair.shapes[before:] == [(3, 2)] and paper.replays == replays
-    assert measured(Compute("eager", "fp32", {"pair": graphs}, torch.device("cpu"))) == {
-        "pair 4x2": {"plain_ms": 2000.0, "graph_ms": 3000.0}
-    }
+    assert measured(Compute("eager", "fp32", {"pair": graphs})) == {"pair 4x2": {"plain_ms": 2000.0, "graph_ms": 3000.0}}
 
 
 def test_where_capturing_raises_the_plain_call_answers_and_it_is_not_tried_again():

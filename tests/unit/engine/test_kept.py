@@ -16,7 +16,6 @@ from app.engine.kept import kept
 from app.engine.order import Choice, Order
 from tests.unit.engine.test_choosing import Toy
 
-torch = pytest.importorskip("torch")
 META = {"dimensions": 2}
 
 
@@ -39,10 +38,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def network(x: Any) -> Any:
         calls.append(x)
-        return torch.cat([x, 2 * x], 1)
+        return np.concatenate([x, 2 * x], 1)
 
     def read(engine: Any, precision: Any, folder: Path, names: Any, threads: int) -> Compute:
-        return Compute(engine, precision, dict.fromkeys(names, network), torch.device("cpu"))
+        return Compute(engine, precision, dict.fromkeys(names, network))
 
     monkeypatch.setattr(kept_module, "compiled", read)
     return calls

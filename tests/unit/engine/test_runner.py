@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine.compute import eager
 from app.engine.lane import Lane
+from app.engine.modules import eager
 from app.engine.runner import Runner
+from app.engine.torch_lane import TorchLane
 from app.errors import HearthError, ModelFailed, OutOfMemory
 
 
@@ -24,8 +25,8 @@ class Doubler:
         self.room = room
         self.sizes: list[int] = []
 
-    def collate(self, samples: Sequence[Any]) -> dict[str, torch.Tensor]:
-        return {"x": torch.tensor([float(sample["x"]) for sample in samples])}
+    def collate(self, samples: Sequence[Any]) -> dict[str, np.ndarray]:
+        return {"x": np.array([float(sample["x"]) for sample in samples], np.float32)}
 
     padded = False
 
@@ -66,7 +67,7 @@ def run(values: list[float], program: Doubler | None = None) -> list[Any]:
     return runner_of(program or Doubler()).run(samples(*values))
 
 
-class Gpu(Lane):
+class Gpu(TorchLane):
     """Computes when it is waited for, as it seems to a caller; has room for so many samples."""
 
     depth = 2

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.engine.search import lowered
+from app.engine.eagerly import lowered
 from tests.unit.engine.test_choosing import Toy
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from app.card import Card
 from app.engine import runner, worker
-from app.engine.lane import Lane
+from app.engine.torch_lane import TorchLane
 from app.wire.blackbox import BlackBox, Reading
 from app.wire.messages import Cancel, Done, Failed, Message, Ready, Run, Stop
 
@@ -36,7 +36,7 @@ class Toy(nn.Module):
 LAUNCH_S, LAND_S = 1.0, 10.0
 
 
-class Paper(Lane):
+class Paper(TorchLane):
     """A lane that keeps a journal. Launching takes a second, a batch ten."""
 
     def __init__(self, depth: int, box: BlackBox, frontends: Peer) -> None:

@@ -49,7 +49,12 @@ def test_unknown_architectures_get_one_text_per_row(kind, tmp_path):
     batch = program.collate([{"input_ids": np.full(length, 7)} for length in (2, 4, 1)])
     assert batch["texts"].tolist() == [[0, 0, 3, 3], [1, 1, 1, 1], [2, 3, 3, 3]]
     assert batch["input_ids"].tolist() == [[7, 7, 0, 0], [7, 7, 7, 7], [7, 0, 0, 0]]
-    assert batch["starts"].tolist() == [0, 4, 8]
+    assert (batch["pooling"] > 0).astype(int).tolist() == [
+        [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+    ]
+    assert batch["pooling"].sum(1).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["bert", "electra", "distilbert", "roberta", "xlm-roberta", "camembert"])
