@@ -11,7 +11,8 @@
                           order.py, agreement.py; device.py; nursery.py forks it
     catalogue.py      3   models/*/card.toml → cards
     weights.py        3   shipped file, package, folder or download.py → files
-    tasks/            2   per modality: codec.py (bytes ⇄ arrays), program.py and network.py (arrays ⇄ module), dataset.py (files → samples)
+    tasks/            2   per modality: codec.py (bytes ⇄ arrays), program.py and network.py (arrays ⇄ module), dataset.py
+                          (files → samples)
     wire/             1   messages.py, frames.py, stream.py, sockets.py, standby.py, blackbox.py
     card.py settings.py errors.py metrics.py logs.py process.py    0
 

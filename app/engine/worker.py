@@ -94,6 +94,7 @@ class Worker:
         self._supervisor = Endpoint.connect(spec.control, spec.name)
         self._standby = Standby([self._frontends, self._supervisor])
         self._ran_s = 0.0  # the last batch
+        self._landed = 0.0  # when it did
         self._seen = metrics.for_worker(self._card.name, spec.name)
 
     def serve(self) -> None:
@@ -244,6 +245,8 @@ class Worker:
             results = self._runner.land(launched.pending)
         now = self._worked = time.monotonic()
         self._ran_s = now - began
+        busy_since = max(self._landed, min(sample.arrived for sample in batch))
+        self._landed, pace_s = now, (now - busy_since) / len(batch)
         if self._launched:
             self._launched[0].began = now
         cost = sum(sample.cost for sample in batch)
@@ -253,21 +256,19 @@ class Worker:
             if isinstance(result, HearthError):
                 self._fail(sample.id, result.code, result.detail)
             else:
-                self._answer(sample, result, began - sample.arrived, now - began, len(batch))
+                self._answer(result, Done(sample.id, began - sample.arrived, now - began, len(batch), pace_s))
         self._frontends.flush()
         self._seen.batch(len(batch), cost, [began - sample.arrived for sample in batch])
         self._last_word = time.monotonic()  # what came while the device ran is still to be read
 
-    def _answer(self, sample: Waiting, output: Arrays, queue_s: float, run_s: float, batch: int) -> None:
-        held = self._held.pop(sample.id)
+    def _answer(self, output: Arrays, done: Done) -> None:
+        held = self._held.pop(done.id)
         missing = [name for name in held.run.outputs if name not in output]
         if missing:
             error = ModelFailed(f"this model gives no {missing[0]!r}, only {', '.join(sorted(output))}")
-            self._frontends.send(Failed(sample.id, error.code, error.detail), to=held.peer)
+            self._frontends.send(Failed(done.id, error.code, error.detail), to=held.peer)
             return
-        self._frontends.send(
-            Done(sample.id, queue_s, run_s, batch), {name: output[name] for name in held.run.outputs}, to=held.peer
-        )
+        self._frontends.send(done, {name: output[name] for name in held.run.outputs}, to=held.peer)
 
     def _fail(self, id: int, code: str, detail: str) -> None:
         held = self._held.pop(id)

@@ -23,9 +23,8 @@ class Admission:
     sent: int = 0
     pace_s: float = 0.0
 
-    def answered(self, run_s: float, batch: int) -> None:
-        """A batch of so many took so long: one answer of it came."""
-        pace_s = run_s / batch
+    def answered(self, pace_s: float) -> None:
+        """One answer came, of a batch whose samples took so long each."""
         weight = 1.0 if not self.pace_s else _FASTER if pace_s < self.pace_s else _SLOWER
         self.pace_s += (pace_s - self.pace_s) * weight
 

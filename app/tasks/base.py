@@ -114,8 +114,8 @@ class Dataset(Protocol):
         """Batches in one epoch."""
         ...
 
-    def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[Batch]:
-        """One epoch of the training part: shuffled and augmented, all randomness from `rng`."""
+    def batches(self, batch_size: int, rng: torch.Generator, epoch: int) -> Iterator[Batch]:
+        """One epoch (counted from 0) of the training part: shuffled and augmented, all randomness from `rng`."""
         ...
 
     def prepare(self, module: torch.nn.Module) -> None:

@@ -21,7 +21,7 @@ from app.engine.loader import build, load
 from app.errors import Invalid
 from app.tasks import TASKS, resolve
 from app.tasks.base import Dataset, Files
-from app.tuning.trainer import Recipe, train
+from app.tuning.trainer import Recipe, Training
 
 _PARTS = ("model.py", "config.json", "vocab.json", "tokenizer.json", "tune.toml")
 """What a tuned model needs of the one that it was made from, where it has it."""
@@ -92,17 +92,16 @@ def tune(
 
 
 def _run(module: torch.nn.Module, dataset: Dataset, recipe: Recipe, console: Console) -> dict[str, float]:
-    """Train with a bar; one line for each measurement. The last measurement."""
-    metrics: dict[str, float] = {}
+    """Train with a bar; one line for each measurement. What was measured of the weights that were kept."""
+    training = Training(module, dataset, recipe)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, refresh_per_second=2) as bar:
         row = bar.add_task("training", total=None)
-        for progress in train(module, dataset, recipe):
+        for progress in training:
             bar.update(row, total=progress.steps, completed=progress.step, description=f"loss {progress.loss:.3f}")
             if progress.metrics:
-                metrics = progress.metrics
-                bar.console.print(f"epoch {progress.epoch:3d}  loss {progress.loss:.3f}  {_words(metrics)}")
-    return metrics
+                bar.console.print(f"epoch {progress.epoch:3d}  loss {progress.loss:.3f}  {_words(progress.metrics)}")
+    return training.metrics
 
 
 def publish(card: Card, module: torch.nn.Module, labels: Sequence[str], metrics: Mapping[str, float], out: Path) -> None:

@@ -1,20 +1,21 @@
-"""Train a module on a dataset: a generator of progress. Prints nothing, reads nothing, knows no command line."""
+"""Train a module on a dataset: one loop that tells its progress. Prints nothing, reads nothing, knows no command line."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from itertools import islice
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import Invalid, ModelFailed
-from app.tasks.base import Dataset
+from app.tasks.base import Batch, Dataset
 
 
 class Recipe(BaseModel):
@@ -38,6 +39,8 @@ class Recipe(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between two measurements; the last epoch is always measured."""
+    patience: Annotated[int, Field(ge=0)] | None = None
+    """Stop after so many measurements without a gain; None: run to the end. The best weights that were measured are kept."""
     seed: int = 0
 
 
@@ -55,66 +58,143 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def train(module: torch.nn.Module, dataset: Dataset, recipe: Recipe) -> Iterator[Progress]:
-    """Train `module` in place and yield after every step. The same recipe, data and machine give the same weights.
-
-    Raises ModelFailed when the loss stops being a number, Invalid when the data does not fill one batch.
+class Training:
+    """One run. Iterate it and it trains `module` in place, a `Progress` after every step. The same recipe, data and machine give
+    the same weights; so does a run that was saved after any step, and restored into a new `Training` of the same.
     """
-    torch.manual_seed(recipe.seed)
-    np.random.seed(recipe.seed)
-    rng = torch.Generator().manual_seed(recipe.seed)
-    optimizer = _optimizer(module, recipe)
-    per_epoch = dataset.steps(recipe.batch_size)
-    steps = per_epoch * recipe.epochs
-    if not steps:
-        raise Invalid(f"the data does not fill one batch of {recipe.batch_size}; lower batch_size or give more data")
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, recipe.warmup))
-    average = _Average(module, recipe.ema)
-    started, step = time.monotonic(), 0
 
-    for epoch in range(1, recipe.epochs + 1):
-        module.train()
-        for batch in dataset.batches(recipe.batch_size, rng):
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
-                loss = dataset.loss(module, batch)
-            step += 1
-            value = loss.item()
-            if not math.isfinite(value):
-                raise ModelFailed(f"the loss became {value} at step {step}; lower learning_rate, or set clip_norm = 1.0")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if recipe.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip_norm)
-            optimizer.step()
-            average.update()
-            rate = float(schedule.get_last_lr()[0])
-            schedule.step()
-            last = step % per_epoch == 0
-            metrics = _measure(average.module, dataset, epoch, recipe) if last else {}
-            pace = (time.monotonic() - started) / step
-            yield Progress(
-                step=step,
-                steps=steps,
-                epoch=epoch,
-                loss=value,
-                learning_rate=rate,
-                samples_per_s=recipe.batch_size / pace,
-                seconds_left=pace * (steps - step),
-                metrics=metrics,
-            )
-    average.keep()
-    module.eval()
+    def __init__(self, module: torch.nn.Module, dataset: Dataset, recipe: Recipe) -> None:
+        """Raises Invalid when the data does not fill one batch."""
+        self.module = module
+        self.metrics: dict[str, float] = {}
+        """Of the weights that the run will end with, as far as it has come."""
+        self._dataset = dataset
+        self._recipe = recipe
+        self._per_epoch = dataset.steps(recipe.batch_size)
+        self._steps = self._per_epoch * recipe.epochs
+        if not self._steps:
+            raise Invalid(f"the data does not fill one batch of {recipe.batch_size}; lower batch_size or give more data")
+        self._seed()
+        self._optimizer = _optimizer(module, recipe)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: _rate(step, self._steps, recipe.warmup))
+        self._average = _Average(module, recipe.ema)
+        self._best: dict[str, torch.Tensor] | None = None
+        self._patience = 0  # measurements since the best one
+        self._step = 0
+        self._epoch_began = self._rng.get_state()
+
+    def _seed(self) -> None:
+        torch.manual_seed(self._recipe.seed)
+        np.random.seed(self._recipe.seed)
+        self._rng = torch.Generator().manual_seed(self._recipe.seed)
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Raises ModelFailed when the loss stops being a number."""
+        recipe, first = self._recipe, self._step
+        started = time.monotonic()
+        while self._step < self._steps and not self._enough():
+            self.module.train()
+            for batch in self._rest_of_epoch():
+                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+                    loss = self._dataset.loss(self.module, batch)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise ModelFailed(
+                        f"the loss became {value} at step {self._step + 1}; lower learning_rate, or set clip_norm = 1.0"
+                    )
+                self._optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                if recipe.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip_norm)
+                self._optimizer.step()
+                self._average.update()
+                rate = float(self._schedule.get_last_lr()[0])
+                self._schedule.step()
+                self._step += 1
+                metrics = self._measure() if self._step % self._per_epoch == 0 else {}
+                pace = (time.monotonic() - started) / (self._step - first)
+                yield Progress(
+                    step=self._step,
+                    steps=self._steps,
+                    epoch=-(-self._step // self._per_epoch),
+                    loss=value,
+                    learning_rate=rate,
+                    samples_per_s=recipe.batch_size / pace,
+                    seconds_left=pace * (self._steps - self._step),
+                    metrics=metrics,
+                )
+        self._average.keep()
+        if self._best is not None:
+            self.module.load_state_dict(self._best)
+        self.module.eval()
+
+    def _rest_of_epoch(self) -> Iterator[Batch]:
+        """The batches that are left of this epoch. Those before are made again and let go: so all randomness is as it was."""
+        epoch, done = divmod(self._step, self._per_epoch)
+        if done:
+            self._rng.set_state(self._epoch_began)
+        else:
+            self._epoch_began = self._rng.get_state()
+        return islice(self._dataset.batches(self._recipe.batch_size, self._rng, epoch), done, None)
+
+    def _measure(self) -> dict[str, float]:
+        """At the end of an epoch: the metrics of the weights that would be kept, and those weights if they are the best."""
+        epoch = self._step // self._per_epoch
+        if epoch % self._recipe.evaluate_every and epoch != self._recipe.epochs:
+            return {}
+        was_training = self._average.module.training
+        self._average.module.eval()
+        with torch.inference_mode():
+            metrics = self._dataset.score(self._average.module)
+        self._average.module.train(was_training)
+        if not self.metrics or better(metrics, self.metrics):
+            self.metrics, self._patience = metrics, 0
+            self._best = {name: value.clone() for name, value in self._average.module.state_dict().items()}
+        else:
+            self._patience += 1
+        return metrics
+
+    def _enough(self) -> bool:
+        return self._recipe.patience is not None and self._patience > self._recipe.patience
+
+    def state(self) -> dict[str, Any]:
+        """All that it takes to go on from here: tensors and plain values, which `torch.load(weights_only=True)` reads."""
+        name, keys, position, gauss, cached = np.random.get_state(legacy=True)
+        return {
+            "step": self._step,
+            "module": self.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": {"last_epoch": self._schedule.last_epoch, "last_lr": self._schedule.get_last_lr()},
+            "average": self._average.state(),
+            "best": self._best,
+            "metrics": self.metrics,
+            "patience": self._patience,
+            "epoch_began": self._epoch_began,
+            "rng": self._rng.get_state(),
+            "torch": torch.get_rng_state(),
+            "numpy": [name, [int(key) for key in keys], int(position), int(gauss), float(cached)],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._step = state["step"]
+        self.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.last_epoch = state["schedule"]["last_epoch"]
+        self._schedule._last_lr = state["schedule"]["last_lr"]
+        self._average.restore(state["average"])
+        self._best, self.metrics, self._patience = state["best"], state["metrics"], state["patience"]
+        self._epoch_began = state["epoch_began"]
+        self._rng.set_state(state["rng"])
+        torch.set_rng_state(state["torch"])
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, np.array(keys, np.uint32), *rest))
 
 
-def _measure(module: torch.nn.Module, dataset: Dataset, epoch: int, recipe: Recipe) -> dict[str, float]:
-    if epoch % recipe.evaluate_every and epoch != recipe.epochs:
-        return {}
-    was_training = module.training
-    module.eval()
-    with torch.inference_mode():
-        metrics = dataset.score(module)
-    module.train(was_training)
-    return metrics
+def better(metrics: Mapping[str, float], than: Mapping[str, float]) -> bool:
+    """By the first one, the headline: an error shall fall, all others rise."""
+    name = next(iter(metrics))
+    return metrics[name] < than[name] if name.endswith("error_rate") else metrics[name] > than[name]
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:
@@ -162,6 +242,16 @@ class _Average:
     def module(self) -> torch.nn.Module:
         """What to measure."""
         return self._copy
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes."""
+        return {"updates": self._updates, "copy": self._copy.state_dict() if self._decay else {}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on averaging."""
+        self._updates = state["updates"]
+        if self._decay:
+            self._copy.load_state_dict(state["copy"])
 
     def keep(self) -> None:
         """Give the module the averaged weights."""

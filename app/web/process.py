@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from app import logs
 from app.pool.client import Client
-from app.process import die_with_parent, set_name
+from app.process import die_with_parent, set_name, take_short_turns
 from app.settings import Settings
 from app.web.server import make_app
 
@@ -26,6 +26,7 @@ _GARBAGE = 10_000  # young objects before cycles among them are looked for: thos
 def main() -> None:
     """Serve until SIGTERM; then finish what was accepted and exit 0."""
     die_with_parent()
+    take_short_turns()
     descriptor, folder, number = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     set_name(f"hearth http {number}")
     settings = Settings.from_environment()

@@ -40,6 +40,8 @@ class Done(Struct, tag="done", frozen=True, array_like=True):
     queue_s: float
     run_s: float
     batch: int
+    pace_s: float
+    """What each sample of its batch took of the worker's time, with everything between two batches."""
 
 
 class Failed(Struct, tag="failed", frozen=True, array_like=True):

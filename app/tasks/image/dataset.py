@@ -47,7 +47,7 @@ class ImageDataset:
         self._train = train
         self._held_out = held_out
         self._augment = augment
-        self._sides = iter(sides)
+        self._sides = sides
         self._label_smoothing = label_smoothing
         self._mean = torch.tensor(wanted.mean).view(1, -1, 1, 1)
         self._std = torch.tensor(wanted.std).view(1, -1, 1, 1)
@@ -75,10 +75,10 @@ class ImageDataset:
         """Batches in one epoch; the last, short one is left out."""
         return len(self._train[1]) // batch_size
 
-    def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[Batch]:
+    def batches(self, batch_size: int, rng: torch.Generator, epoch: int) -> Iterator[Batch]:
         """Shuffled, augmented, normalised: `pixels` float32 [B, C, H, W] channels-last, `target` int64 [B]."""
         pixels, labels = self._train
-        side = next(self._sides, pixels.shape[-1])
+        side = self._sides[epoch] if epoch < len(self._sides) else pixels.shape[-1]
         order = torch.randperm(len(labels), generator=rng)
         for index in order[: self.steps(batch_size) * batch_size].view(-1, batch_size):
             batch = pixels[index].float() / 255

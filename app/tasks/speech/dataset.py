@@ -82,7 +82,7 @@ class SpeechDataset:
         """An epoch hears about as many digits as there are clips."""
         return max(1, round(len(self._train) / ((1 + _MOST_DIGITS) / 2) / batch_size))
 
-    def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[Batch]:
+    def batches(self, batch_size: int, rng: torch.Generator, epoch: int) -> Iterator[Batch]:
         """`waveform`, `samples` as the program collates them; `target` int64 [sum of lengths], `lengths` int64 [B]."""
         random = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
         for _ in range(self.steps(batch_size)):

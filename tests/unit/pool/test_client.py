@@ -34,7 +34,7 @@ async def test_an_answer_that_came_before_the_news_of_the_death_counts(tmp_path:
         wait([worker], 5)
         ((peer, run, _),) = worker.receive()
         assert isinstance(run, Run)
-        worker.send(Done(run.id, 0.0, 0.0, 1), {"y": np.full(1, 7.0)}, to=peer)
+        worker.send(Done(run.id, 0.0, 0.0, 1, 0.0), {"y": np.full(1, 7.0)}, to=peer)
         worker.close()
         time.sleep(0.2)  # noqa: ASYNC251  it has come, and the loop had no turn to read it
         client._on_table(table("unloaded"))

@@ -6,7 +6,9 @@ import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -17,7 +19,7 @@ from app.card import Card
 from app.catalogue import read_card
 from app.errors import BadInput, Invalid, ModelFailed
 from app.tuning.command import publish, read_recipe, told, tune
-from app.tuning.trainer import Progress, Recipe, train
+from app.tuning.trainer import Progress, Recipe, Training, better
 
 CARD = """task    = "image-classification"   # kept
 source  = { kind = "module", entry = "Net" }
@@ -42,7 +44,7 @@ class Clouds:
     def steps(self, batch_size: int) -> int:
         return 64 // batch_size
 
-    def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
+    def batches(self, batch_size: int, rng: torch.Generator, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
         for index in torch.randperm(64, generator=rng).split(batch_size):
             yield {"x": self.points[index], "target": self.target[index]}
 
@@ -59,6 +61,17 @@ class Broken(Clouds):
         return super().loss(module, batch) * float("nan")
 
 
+class Fading(Clouds):
+    """Is best after the second epoch, so it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = iter([0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
+
+    def score(self, module: torch.nn.Module) -> dict[str, float]:
+        return {"accuracy": next(self.told)}
+
+
 def net() -> torch.nn.Module:
     torch.manual_seed(3)
     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -66,7 +79,7 @@ def net() -> torch.nn.Module:
 
 def run(recipe: Recipe) -> tuple[torch.nn.Module, list[Progress]]:
     module = net()
-    return module, list(train(module, Clouds(), recipe))
+    return module, list(Training(module, Clouds(), recipe))
 
 
 @pytest.fixture
@@ -93,6 +106,60 @@ def test_the_same_seed_gives_the_same_weights(options: dict[str, object]) -> Non
     assert not torch.equal(one[0].weight, other[0].weight)
 
 
+class Noisy(Clouds):
+    """Draws from the global generators too, as dropout and augmentation in NumPy do."""
+
+    def loss(self, module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        noise = torch.randn_like(batch["x"]) * float(np.random.default_rng(np.random.randint(1000)).random())
+        return super().loss(module, batch | {"x": functional.dropout(batch["x"] + noise, 0.2)})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"optimizer": "adamw", "ema": 0.9, "clip_norm": 1.0, "evaluate_every": 2}, {"patience": 0, "learning_rate": 1e-9}],
+)
+@pytest.mark.parametrize("after", [1, 3, 4, 6, 11])
+def test_a_run_that_was_killed_after_any_step_ends_with_the_same_weights(
+    options: dict[str, Any], after: int, tmp_path: Path
+) -> None:
+    recipe = Recipe(**{"epochs": 3, "batch_size": 16, **options})
+    whole = Training(net(), Noisy(), recipe)
+    undisturbed = [(one.step, one.loss, one.learning_rate, one.metrics) for one in whole]
+    killed = Training(net(), Noisy(), recipe)
+    for progress in killed:
+        if progress.step == min(after, len(undisturbed)):
+            torch.save(killed.state(), tmp_path / "state.pt")
+            break
+    torch.manual_seed(99)  # another process begins otherwise
+    np.random.seed(99)
+    other = net().apply(lambda part: part.reset_parameters() if isinstance(part, torch.nn.Linear) else None)
+    again = Training(other, Noisy(), recipe)
+    again.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    rest = [(one.step, one.loss, one.learning_rate, one.metrics) for one in again]
+    assert rest == undisturbed[min(after, len(undisturbed)) :]
+    assert again.metrics == whole.metrics
+    for one, other in zip(whole.module.state_dict().values(), again.module.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_best_weights_that_were_measured_are_kept_and_a_run_without_gain_ends() -> None:
+    training = Training(net(), Fading(), Recipe(epochs=9, batch_size=16, patience=2))
+    told_of = list(training)
+    assert [progress.metrics["accuracy"] for progress in told_of if progress.metrics] == [0.5, 0.9, 0.8, 0.7, 0.6]
+    assert training.metrics == {"accuracy": 0.9}
+    reached = Training(net(), Fading(), Recipe(epochs=9, batch_size=16))
+    weights = next(
+        {name: value.clone() for name, value in reached.module.state_dict().items()} for one in reached if one.step == 8
+    )
+    assert all(torch.equal(value, training.module.state_dict()[name]) for name, value in weights.items())
+
+
+def test_errors_shall_fall_and_all_else_rise() -> None:
+    assert better({"word_error_rate": 0.1}, {"word_error_rate": 0.2})
+    assert better({"accuracy": 0.9, "loss": 3.0}, {"accuracy": 0.8})
+    assert not better({"accuracy": 0.8}, {"accuracy": 0.8})
+
+
 def test_progress_counts_to_the_end_and_measures_when_asked() -> None:
     _, told_of = run(Recipe(epochs=3, batch_size=16, evaluate_every=2, warmup=0.25, learning_rate=0.1))
     assert [progress.step for progress in told_of] == list(range(1, 13))
@@ -114,13 +181,13 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights() -
     module = net()
     before = module[0].weight.clone()
     with pytest.raises(ModelFailed, match="loss became nan at step 1; lower learning_rate"):
-        next(train(module, Broken(), Recipe(batch_size=16)))
+        next(iter(Training(module, Broken(), Recipe(batch_size=16))))
     assert torch.equal(module[0].weight, before)
 
 
 def test_too_little_data_for_one_batch_is_said() -> None:
     with pytest.raises(Invalid, match="does not fill one batch of 65; lower batch_size"):
-        next(train(net(), Clouds(), Recipe(batch_size=65)))
+        Training(net(), Clouds(), Recipe(batch_size=65))
 
 
 def test_a_misspelt_field_is_answered_with_the_known_ones(card: Card) -> None:

@@ -56,7 +56,7 @@ def test_only_large_arrays_are_sent_from_where_they_lie():
     assert np.shares_memory(np.frombuffer(parts[1]), BIG)
 
 
-@pytest.mark.parametrize("message", [Cancel(3), Stop(), Table({}, 2), Done(1, 0.1, 0.2, 4), Named("toy.1")])
+@pytest.mark.parametrize("message", [Cancel(3), Stop(), Table({}, 2), Done(1, 0.1, 0.2, 4, 0.1), Named("toy.1")])
 def test_a_message_without_arrays_is_one_part(message):
     assert len(pack([(message, {})])) == 1
     assert unpack(envelope([(message, {})])) == [(message, {})]

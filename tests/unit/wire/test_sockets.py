@@ -28,7 +28,7 @@ from app.wire.messages import Done
 from app.wire.sockets import Endpoint
 
 endpoint = Endpoint.connect(sys.argv[1], "toy.1")
-endpoint.send(Done(7, 0.0, 0.0, 1), {"scores": np.ones(int(sys.argv[2]))})
+endpoint.send(Done(7, 0.0, 0.0, 1, 0.0), {"scores": np.ones(int(sys.argv[2]))})
 endpoint.close()
 os._exit(0)
 """
@@ -76,7 +76,7 @@ def taken(endpoint: Endpoint, count: int = 1, within_s: float = 10) -> list[tupl
 def test_the_last_words_of_a_process_arrive(where: str, listener: Endpoint):
     subprocess.run([sys.executable, "-c", LAST_WORDS, where, "10000"], cwd=ROOT, check=True, timeout=60)
     ((peer, message, arrays),) = taken(listener)
-    assert (peer, message) == ("toy.1", Done(7, 0.0, 0.0, 1))
+    assert (peer, message) == ("toy.1", Done(7, 0.0, 0.0, 1, 0.0))
     assert arrays["scores"].sum() == 10_000
 
 

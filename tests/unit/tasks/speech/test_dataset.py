@@ -73,7 +73,7 @@ def test_words_are_whole_where_the_vocabulary_has_them(archive: Path, card: Card
 @pytest.mark.parametrize("alone", [0.0, 1.0])
 def test_batches_have_one_length_and_repeat_with_their_seed(archive: Path, card: Card, alone: float):
     dataset = SpeechDataset.open(archive, card, alone=alone)
-    first, again = (next(dataset.batches(4, torch.Generator().manual_seed(1))) for _ in range(2))
+    first, again = (next(dataset.batches(4, torch.Generator().manual_seed(1), 0)) for _ in range(2))
     assert first["waveform"].shape[0] == 4
     assert set(first["samples"].tolist()) == {first["waveform"].shape[1]}
     assert (first["waveform"].shape[1] < 10_000) == bool(alone)
