@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from app.errors import TooBusy
 
-_SLOWER, _FASTER = 0.05, 0.3  # weight of the newest answer: one slow batch must not make us refuse what would be answered
+_SLOWER, _FASTER = 0.2, 0.3  # weight of the newest batch: one slow one must not make us refuse what would be answered
 _MARGIN = 0.8  # share of the time allowed that the expected wait may fill: batches and arrivals are uneven
 
 
@@ -23,9 +23,9 @@ class Admission:
     sent: int = 0
     pace_s: float = 0.0
 
-    def answered(self, pace_s: float) -> None:
-        """One answer came, of a batch whose samples took so long each."""
-        weight = 1.0 if not self.pace_s else _FASTER if pace_s < self.pace_s else _SLOWER
+    def answered(self, pace_s: float, batch: int) -> None:
+        """One answer came, of a batch of so many that took so long each."""
+        weight = (_FASTER if pace_s < self.pace_s else _SLOWER) / batch if self.pace_s else 1.0
         self.pace_s += (pace_s - self.pace_s) * weight
 
     def check(self, inputs: int, *, room: int, allowed_s: float, workers: float) -> None:

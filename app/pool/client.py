@@ -257,7 +257,7 @@ class Client:
         if flight is None or flight.cargo.future.done():
             return
         if isinstance(message, Done):
-            self._directory[flight.model].queue.answered(message.pace_s)
+            self._directory[flight.model].queue.answered(message.pace_s, message.batch)
             answer = Answer(output=arrays, queue_s=message.queue_s, run_s=message.run_s, batch=message.batch)
             flight.cargo.future.set_result(answer)
         else:

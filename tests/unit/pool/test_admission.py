@@ -10,7 +10,7 @@ from app.pool.admission import Admission
 
 def queue(held: int, pace_s: float = 0.1) -> Admission:
     admission = Admission("toy", held=held)
-    admission.answered(pace_s)
+    admission.answered(pace_s, 8)
     return admission
 
 
@@ -51,9 +51,9 @@ def test_the_windows_of_a_long_recording_count():
 
 def test_one_slow_batch_is_soon_forgotten():
     admission = Admission("toy")
-    admission.answered(5.0)
+    admission.answered(5.0, 1)
     for _ in range(10):
-        admission.answered(0.1)
+        admission.answered(0.1, 1)
     assert admission.pace_s < 0.3
 
 
@@ -64,10 +64,10 @@ def test_two_workers_answer_twice_as_fast():
 
 def test_the_pace_follows_what_batches_take():
     admission = Admission("toy")
-    admission.answered(0.1)
+    admission.answered(0.1, 8)
     assert admission.pace_s == pytest.approx(0.1)
-    for _ in range(200):
-        admission.answered(0.05)
+    for _ in range(16 * 20):
+        admission.answered(0.05, 16)
     assert admission.pace_s == pytest.approx(0.05, rel=0.01)
 
 
