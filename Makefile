@@ -45,7 +45,7 @@ image: ## build the container image
 # The user's own uv settings (mirrors, local indexes) must not leak into the lock.
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml
 	env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS \
-	  $(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra openvino --universal --python-version 3.11 --upgrade \
+	  $(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra openvino --extra postgres --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --custom-compile-command "make lock" --quiet --output-file requirements.lock $(ARGS)
 
 clean: ## remove .venv, caches and build results (weights and jobs in $HEARTH_HOME stay)

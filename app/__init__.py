@@ -1,11 +1,13 @@
 """Hearth: one PyTorch server for images, text and speech. The map, top floor first; imports only go down.
 
-    cli.py            8   hearth serve | pull | models | predict | tune | bench
+    cli.py            8   hearth serve | pull | models | predict | tune | jobs
+    jobs.py           7   `hearth jobs`
     main.py           7   settings → catalogue → supervisor; the only place where things are wired
     web/              6   speaks HTTP: a route → read.py → answer.py; edge.py around all; problems.py: codes → statuses
     pool/             5   base.py: the waist · client.py, admission.py: the frontends' side · supervisor.py, roster.py,
                           processes.py: the other
-    tuning/           5   trainer.py: a generator of progress · command.py: recipe and card in, weights out
+    tuning/           5   trainer.py: the loop · command.py: `hearth tune` · jobs: spec.py, store.py (database), foreman.py (who
+                          runs when), process.py (the tuner) → archive.py, image.py, features.py
     engine/           4   in a worker: worker.py → batcher.py → runner.py → compute.py, lane.py; with torch: eagerly.py →
                           loader.py, modules.py, torch_lane.py, graphs.py; what computes: kept.py, search.py, choosing.py,
                           order.py, agreement.py; device.py; nursery.py forks it

@@ -14,6 +14,9 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 # and model.safetensors, class chosen by the task).
 Architecture = Annotated[str, Field(pattern=r"^(torchvision:[a-z0-9_]+|transformers)$")]
 
+Classes = Annotated[int, Field(ge=1)] | None
+"""So many outputs has the last linear layer, if not as many as its architecture gives it (a tuned model has its own labels)."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +29,7 @@ class FileSource(_Part):
     path: str = "."
     architecture: Architecture = "transformers"
     sha256: Sha256 | None = None
+    classes: Classes = None
 
 
 class PackageSource(_Part):
@@ -68,6 +72,7 @@ class ModuleSource(_Part):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: str = "weights.safetensors"
     sha256: Sha256 | None = None
+    classes: Classes = None
 
 
 Source = Annotated[
@@ -93,6 +98,8 @@ class Serving(_Part):
 
     precision: Literal["auto", "fp32"] = "auto"
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    resident: bool = False
+    """Start it with the server even if it is nobody's default, as models are that jobs made."""
     preload: bool = True
     """Start it with the server when it is its task's default; others start on `POST /models/{name}/load`."""
 

@@ -1,12 +1,13 @@
-"""The command `hearth`: serve, pull, models, predict, tune."""
+"""The command `hearth`: serve, pull, models, predict, tune, jobs."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="One PyTorch server for images, text and speech.",
 )
 out = Console(highlight=False)
+T = TypeVar("T")
 
 
 def serve(**given: str | None) -> None:
@@ -119,6 +121,39 @@ def tune(
     folder = output or (settings.home / "models" / name if is_packed() else card.folder)
     recipe, options = read_recipe(card, dict(_pair(item) for item in more or ()))
     run(card, data, folder, recipe, out, options=options, start=locate(card, settings) if start else None)
+
+
+jobs = typer.Typer(help="Jobs of a running server: a table of them, or one to watch.")
+app.add_typer(jobs, name="jobs")
+_Url = Annotated[str | None, typer.Option(help="a running server")]
+
+
+@jobs.callback(invoke_without_command=True)
+def all_jobs(context: typer.Context, url: _Url = None) -> None:
+    """List the jobs of a running server."""
+    from app.jobs import show
+
+    if context.invoked_subcommand is None:
+        _ask(lambda base: show(base, out), url)
+
+
+@jobs.command()
+def watch(id: Annotated[str, typer.Argument(help="the job")], url: _Url = None) -> None:
+    """Follow a job to its end."""
+    from app.jobs import watch as run
+
+    raise typer.Exit(0 if _ask(lambda base: run(base, id, out), url) else 1)
+
+
+def _ask(what: Callable[[str], T], url: str | None) -> T:
+    import httpx
+
+    settings = Settings.from_environment()
+    base = url or f"http://{settings.host}:{settings.port}"
+    try:
+        return what(base)
+    except httpx.ConnectError:
+        _stop(f"no server answers at {base}; start one with: hearth serve")
 
 
 def _pair(item: str) -> tuple[str, str]:

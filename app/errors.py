@@ -1,7 +1,7 @@
 """Every way a request can fail, as exceptions that carry meaning. Knows no HTTP: `web/problems.py` maps codes to statuses.
 
     HearthError
-    ├── the caller's   BadInput · UnknownModel · Conflict · TooLarge · UnsupportedMedia · Invalid · Forbidden
+    ├── the caller's   BadInput · UnknownModel · UnknownJob · Conflict · TooLarge · UnsupportedMedia · Invalid · Forbidden
     ├── busy           TooBusy · Loading · Deadline
     └── ours           ModelFailed · Poisoned · OutOfMemory · WorkerLost
 
@@ -42,8 +42,14 @@ class UnknownModel(HearthError):
     code = "unknown_model"
 
 
+class UnknownJob(HearthError):
+    """No job has this id."""
+
+    code = "unknown_job"
+
+
 class Conflict(HearthError):
-    """The model's state or task does not allow this call."""
+    """The model's or job's state, or the model's task, does not allow this call."""
 
     code = "conflict"
 
@@ -118,6 +124,7 @@ ERRORS: dict[str, type[HearthError]] = {
         BadInput,
         Forbidden,
         UnknownModel,
+        UnknownJob,
         Conflict,
         TooLarge,
         UnsupportedMedia,

@@ -55,6 +55,7 @@ async def _run(
     preload = settings.models or tuple(name for name in defaults.values() if catalogue.cards[name].serving.preload)
     if unknown := [name for name in preload if name not in catalogue.cards]:
         raise Invalid(f"HEARTH_MODELS: no model is called {unknown[0]!r}; there are: {', '.join(catalogue.cards)}")
+    preload = tuple(dict.fromkeys([*preload, *(name for name, card in catalogue.cards.items() if card.serving.resident)]))
     for name in reversed(preload):  # a task whose default is not among the chosen models uses the first one that is
         if defaults.get(catalogue.cards[name].task) not in preload:
             defaults[catalogue.cards[name].task] = name
@@ -63,8 +64,8 @@ async def _run(
         await _devices(settings),
     )
 
-    async def find(name: str) -> Files:
-        return await _find(catalogue.cards[name], settings)
+    async def find(card: Card) -> Files:
+        return await _find(card, settings)
 
     await Supervisor(settings, settings.to_environment(), roster, listening, folder, find).run(announce)
 

@@ -50,6 +50,11 @@ class Settings(BaseModel):
     )
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = Field(30.0, description="a request's deadline unless it says timeout_ms")
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(30.0, description="how long SIGTERM waits for what was accepted")
+    database: str = Field("", description="where jobs are kept, as SQLAlchemy writes it; empty: SQLite in HEARTH_HOME")
+    tuners: Annotated[int, Field(ge=1, le=64)] = Field(1, description="jobs that are trained at once")
+    checkpoint_s: Annotated[float, Field(gt=0)] = Field(10.0, description="seconds between two checkpoints of a job")
+    max_jobs: Annotated[int, Field(ge=1)] = Field(32, description="jobs that may be open at once")
+    max_dataset_mb: Annotated[float, Field(gt=0)] = Field(4096.0, description="largest data set of a job, MiB")
     max_body_mb: Annotated[float, Field(gt=0)] = Field(64.0, description="largest request body, MiB")
     max_pixels_mp: Annotated[float, Field(gt=0)] = Field(50.0, description="largest picture, megapixels, read from its header")
     max_audio_min: Annotated[float, Field(gt=0)] = Field(30.0, description="longest recording, minutes")
@@ -105,6 +110,11 @@ class Settings(BaseModel):
     def to_environment(self) -> dict[str, str]:
         """The same settings as variables, for child processes."""
         return {variable(name): _text(getattr(self, name)) for name in type(self).model_fields}
+
+
+def jobs_folder(home: Path) -> Path:
+    """Where jobs keep their data, checkpoints and logs, a folder each; and by default the database of them."""
+    return home / "jobs"
 
 
 def variable(name: str) -> str:

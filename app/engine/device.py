@@ -21,10 +21,6 @@ def available() -> list[str]:
 
     Asks NVML, not the driver (PYTORCH_NVML_BASED_CUDA_CHECK=1), so that no CUDA context is opened in the nursery.
     """
-    try:
-        ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:  # no driver: seconds of importing torch would say the same
-        return ["cpu"]
     import torch
 
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]

@@ -28,6 +28,8 @@ def load(card: Card, files: Files) -> torch.nn.Module:
         module.labels = _published_labels(source)  # type: ignore[assignment]
     elif isinstance(source, FileSource | PackageSource) and source.architecture.startswith("torchvision:"):
         module = _torchvision(source.architecture.partition(":")[2])
+        if isinstance(source, FileSource) and source.classes:
+            give_classes(module, source.classes)
         _give(module, files["weights"], card)
     else:
         module = _transformers(card, files["config.json"].parent)
@@ -55,7 +57,21 @@ def build(card: Card) -> torch.nn.Module:
         network = getattr(python, source.entry)
     except AttributeError as error:
         raise ModelFailed(f"{card.name}: model.py defines no {source.entry!r}; name the class in source.entry") from error
-    return cast(torch.nn.Module, network(**source.arguments))
+    module = cast(torch.nn.Module, network(**source.arguments))
+    return give_classes(module, source.classes) if source.classes else module
+
+
+def give_classes(module: torch.nn.Module, classes: int) -> torch.nn.Module:
+    """Put a fresh last linear layer with so many outputs into an image model, in place."""
+    from app.tasks.image.network import classifier
+
+    last = classifier(module)
+    fresh = torch.nn.Linear(last.in_features, classes, bias=last.bias is not None, device=last.weight.device)
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            if child is last:
+                setattr(parent, name, fresh)
+    return module
 
 
 def _torchvision(entry: str) -> torch.nn.Module:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from app.errors import TooBusy
 
-_SLOWER, _FASTER = 0.2, 0.3  # weight of the newest batch: one slow one must not make us refuse what would be answered
-_MARGIN = 0.8  # share of the time allowed that the expected wait may fill: batches and arrivals are uneven
+_NEWEST = 0.3  # weight of the newest batch
+_FAR = 3.0  # times the usual pace: more is not believed at once, or one slow batch would make us refuse what would be answered
+_MARGIN = 0.75  # share of the time allowed that the expected wait may fill: batches and arrivals are uneven
 
 
 @dataclass(slots=True)
@@ -25,8 +26,9 @@ class Admission:
 
     def answered(self, pace_s: float, batch: int) -> None:
         """One answer came, of a batch of so many that took so long each."""
-        weight = (_FASTER if pace_s < self.pace_s else _SLOWER) / batch if self.pace_s else 1.0
-        self.pace_s += (pace_s - self.pace_s) * weight
+        if not self.pace_s:
+            self.pace_s = pace_s
+        self.pace_s += (min(pace_s, _FAR * self.pace_s) - self.pace_s) * _NEWEST / batch
 
     def check(self, inputs: int, *, room: int, allowed_s: float, workers: float) -> None:
         """Raise TooBusy, with the seconds until it should fit. `workers`: how many answer this frontend; `room`: its share.

@@ -82,6 +82,10 @@ class Pool(Protocol):
         """Load or unload a model; returns when it is `ready`, `failed` or `unloaded`. Idempotent. Raises UnknownModel."""
         ...
 
+    def tune(self) -> None:
+        """A job was written into the database: somebody shall look after it."""
+        ...
+
     async def proven(self, within_s: float) -> dict[str, str]:
         """Preloaded models → "" if each of its workers has answered a real forward in the last second or does so within
         `within_s`, else what is wrong. Truth for `/health/ready`.

@@ -24,7 +24,7 @@ from app.pool.probe import Probe
 from app.settings import Settings
 from app.tasks import card_samples
 from app.tasks.base import Codec, Sample
-from app.wire.messages import Cancel, Change, Changed, Died, Done, Failed, Hello, Message, Run, Table
+from app.wire.messages import Cancel, Change, Changed, Died, Done, Failed, Hello, Message, Run, Table, Tune
 from app.wire.sockets import Endpoint, address
 
 _AGAIN_S = 1.0  # after which a worker that could not be reached is tried again
@@ -115,6 +115,10 @@ class Client:
         finally:
             del self._changes[id]
         return describe(self._directory[name])
+
+    def tune(self) -> None:
+        """A job was written into the database: somebody shall look after it."""
+        self._control.send(Tune())
 
     async def proven(self, within_s: float) -> dict[str, str]:
         """Each preloaded model: "" after a real forward in each of its workers, else what is wrong."""

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from app.logs import log
 from app.process import command, search_path
 from app.settings import inherited_environment
 
@@ -142,6 +143,37 @@ class Frontends:
             await asyncio.wait(waits, timeout=timeout_s)
         for process in list(self._processes):
             _kill(process.pid)
+
+
+class Foreman:
+    """The process that looks after jobs (`tuning/foreman.py`)."""
+
+    def __init__(self, environment: Mapping[str, str], folder: str) -> None:
+        self._environment = environment
+        self._folder = folder
+        self._running = self._closing = False
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(self) -> None:
+        """Keep it alive from now on. Once is enough."""
+        if self._running:
+            return
+        self._running = True
+        while not self._closing:
+            self._process = await asyncio.create_subprocess_exec(
+                *command("app.tuning.foreman", self._folder), env=os_environment(self._environment), start_new_session=True
+            )
+            status = await self._process.wait()
+            if not self._closing:
+                log.warning("the foreman died (status %d); replacing it", status)
+                await asyncio.sleep(1)
+
+    async def close(self) -> None:
+        """End it, and with it the tuners; the next one goes on with them."""
+        self._closing = True
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            await self._process.wait()
 
 
 def os_environment(ours: Mapping[str, str]) -> dict[str, str]:

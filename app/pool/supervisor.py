@@ -16,20 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from app import metrics
+from app.card import Card
+from app.catalogue import Catalogue
 from app.errors import HearthError, UnknownModel
 from app.logs import log
-from app.pool.processes import Frontends, Nursery
-from app.pool.roster import Birth, Roster
-from app.settings import Settings
+from app.pool.processes import Foreman, Frontends, Nursery
+from app.pool.roster import Birth, Roster, Served
+from app.settings import Settings, jobs_folder
 from app.tasks.base import Files
 from app.wire.blackbox import BlackBox
-from app.wire.messages import Change, Changed, Died, Hello, LoadFailed, Message, Ready, Stop
+from app.wire.messages import Adopt, Change, Changed, Died, Hello, LoadFailed, Message, Ready, Stop, Tune
 from app.wire.sockets import Endpoint, address
 
 _WATCH_S = 0.5
 _PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S)
 
-Fetch = Callable[[str], Awaitable[Files]]
+Fetch = Callable[[Card], Awaitable[Files]]
 """Find a model's files, downloading them if they are not here. Raises HearthError."""
 
 
@@ -57,6 +59,7 @@ class Supervisor:
         self._settled = asyncio.Event()
         self._stop = asyncio.Event()
         self._nursery = Nursery(environment, self._on_forked, self._on_exited)
+        self._foreman = Foreman(environment, str(folder))
         self._http = Frontends(environment, listening, str(folder))
         self._seen = metrics.for_supervisor(folder / "metrics")
 
@@ -72,6 +75,8 @@ class Supervisor:
         for name, served in self._roster.models.items():
             if served.preload:
                 self._load(name)
+        if self._settings.database or (jobs_folder(self._settings.home) / "jobs.db").exists():
+            self._spawn(self._foreman.run())
         self._spawn(self._watch())
         self._spawn(self._announce(announce))
         await self._stop.wait()
@@ -86,6 +91,7 @@ class Supervisor:
         log.info("draining: finishing what was accepted, for at most %g s", self._settings.drain_s)
         self._listening.close()
         await self._http.close(self._settings.drain_s)
+        await self._foreman.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -109,7 +115,7 @@ class Supervisor:
     async def _start_workers(self, model: str) -> None:
         self._publish()
         try:
-            files = await self._fetch(model)
+            files = await self._fetch(self._roster.models[model].card)
         except HearthError as error:
             self._give_up(model, error.detail)
             return
@@ -171,8 +177,23 @@ class Supervisor:
                     self._give_up(found[0].card.name, why)
             case Change():
                 self._on_change(peer, message)
+            case Tune():
+                self._spawn(self._foreman.run())
+            case Adopt(model=model):
+                self._adopt(model)
             case _:
                 pass
+
+    def _adopt(self, model: str) -> None:
+        """A tuned model goes into service; its card has just been written."""
+        try:
+            card = Catalogue.read(self._settings.home).named(model)
+        except HearthError as error:
+            log.error("%s cannot be taken into service: %s", model, error.detail)
+            return
+        self._roster.models.setdefault(model, Served(card, default=False, preload=False))
+        if not self._roster.models[model].wanted:
+            self._load(model)
 
     def _on_change(self, peer: str, change: Change) -> None:
         served = self._roster.models.get(change.model)

@@ -157,6 +157,11 @@ class Training:
     def _enough(self) -> bool:
         return self._recipe.patience is not None and self._patience > self._recipe.patience
 
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._step
+
     def state(self) -> dict[str, Any]:
         """All that it takes to go on from here: tensors and plain values, which `torch.load(weights_only=True)` reads."""
         name, keys, position, gauss, cached = np.random.get_state(legacy=True)

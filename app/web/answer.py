@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,8 @@ class Kitchen:
     pool: Pool
     settings: Settings
     decoders: ThreadPoolExecutor
+    stopping: Callable[[], bool] = lambda: False
+    """Whether this process is told to end: streams end then."""
 
 
 class Order(Struct, frozen=True, kw_only=True):

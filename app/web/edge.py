@@ -33,10 +33,14 @@ _SANE_ID = re.compile(r"^[\w.:/+=-]{1,128}$")
 class Edge:
     """The outermost ASGI layer. `direct`: path → endpoint of what is asked by POST and reads its own query and body."""
 
-    def __init__(self, app: FastAPI, direct: Mapping[str, Endpoint], max_body_bytes: int) -> None:
+    def __init__(
+        self, app: FastAPI, direct: Mapping[str, Endpoint], max_body_bytes: int, larger: Mapping[str, int] | None = None
+    ) -> None:
+        """`larger`: paths whose bodies have a limit of their own."""
         self._app = app
         self._direct = direct
         self._max_body_bytes = max_body_bytes
+        self._larger = larger or {}
         self._ids = _ids()
         self._writing = False
 
@@ -67,12 +71,12 @@ class Edge:
             await send(message)
 
         try:
-            if (stated := headers.get(b"content-length", b"0")).isdigit() and int(stated) > self._max_body_bytes:
-                response = from_error(self._too_large())
+            if (stated := headers.get(b"content-length", b"0")).isdigit() and int(stated) > (limit := self._limit(scope)):
+                response = from_error(_too_large(limit))
                 response.headers["Connection"] = "close"
                 await response(scope, receive, sending)
             else:
-                await self._answer(scope, self._counting(receive), sending)
+                await self._answer(scope, self._counting(receive, self._limit(scope)), sending)
         finally:
             tally().in_flight -= 1
             self._note(scope, status, time.monotonic() - started)
@@ -103,22 +107,21 @@ class Edge:
         if tally().in_flight:
             self._write_soon()
 
-    def _counting(self, receive: Receive) -> Receive:
+    def _limit(self, scope: Scope) -> int:
+        return self._larger.get(scope["path"], self._max_body_bytes)
+
+    def _counting(self, receive: Receive, limit: int) -> Receive:
         read = 0
 
         async def receiving() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._max_body_bytes:
-                raise self._too_large()
+            if read > limit:
+                raise _too_large(limit)
             return message
 
         return receiving
-
-    def _too_large(self) -> TooLarge:
-        limit = self._max_body_bytes / 2**20
-        return TooLarge(f"the body is larger than {limit:g} MiB, the limit; send less at once (HEARTH_MAX_BODY_MB sets it)")
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
@@ -127,6 +130,11 @@ class Edge:
         level = logging.INFO if status >= 400 else logging.DEBUG
         if log.isEnabledFor(level):
             log.log(level, "%s %s %d %.1f ms", scope["method"], scope["path"], status, seconds * 1000)
+
+
+def _too_large(limit: int) -> TooLarge:
+    settings = "HEARTH_MAX_BODY_MB, or HEARTH_MAX_DATASET_MB for data sets, sets it"
+    return TooLarge(f"the body is larger than {limit / 2**20:g} MiB, the limit; send less at once ({settings})")
 
 
 def _ids() -> Iterator[str]:

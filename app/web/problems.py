@@ -19,6 +19,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "bad_input": (400, "The input cannot be read"),
     "forbidden": (403, "Not allowed"),
     "unknown_model": (404, "No such model"),
+    "unknown_job": (404, "No such job"),
     "not_found": (404, "No such address"),
     "method_not_allowed": (405, "Wrong method"),
     "conflict": (409, "The model's task or state does not allow this"),

@@ -43,7 +43,7 @@ def main() -> None:
         client.close()
 
     config = uvicorn.Config(
-        make_app(client, settings, lifespan=lifespan),
+        make_app(client, settings, lifespan=lifespan, stopping=lambda: server.should_exit),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -51,7 +51,8 @@ def main() -> None:
         timeout_graceful_shutdown=int(settings.drain_s),
         backlog=2048,
     )
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+    server = uvicorn.Server(config)
+    server.run(sockets=[socket.socket(fileno=descriptor)])
 
 
 if __name__ == "__main__":

@@ -153,6 +153,27 @@ class ModelsAnswer(BaseModel):
     models: list[ModelAnswer]
 
 
+class JobAnswer(BaseModel):
+    """One job."""
+
+    id: str
+    model: str
+    state: Literal["validating", "queued", "running", "succeeded", "failed", "cancelled"]
+    reason: str
+    created: float
+    updated: float
+    spec: dict[str, Any]
+    report: dict[str, Any]
+    progress: dict[str, Any]
+    result: dict[str, Any]
+
+
+class JobsAnswer(BaseModel):
+    """All jobs."""
+
+    jobs: list[JobAnswer]
+
+
 class ProblemAnswer(BaseModel):
     """Every error (RFC 9457)."""
 
@@ -193,3 +214,15 @@ def query_of(model: type[BaseModel]) -> dict[str, Any]:
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI's request body of a route that reads JSON itself."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+def job_body(spec: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI's request body of POST /finetune."""
+    properties = {"spec": spec.model_json_schema(), "dataset": {"type": "string", "format": "binary"}}
+    form = {"type": "object", "required": list(properties), "properties": properties}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": form, "encoding": {"spec": {"contentType": "application/json"}}}},
+        }
+    }

@@ -19,7 +19,7 @@ from app import __version__
 from app.errors import ClientLeft, HearthError
 from app.pool.base import Pool
 from app.settings import Settings, cores
-from app.web import embed, health, models, predict, transcribe
+from app.web import embed, finetune, health, models, predict, transcribe
 from app.web.answer import Kitchen, reply
 from app.web.edge import Edge
 from app.web.problems import on_error
@@ -28,7 +28,9 @@ from app.web.schemas import ProblemAnswer
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def make_app(pool: Pool, settings: Settings, lifespan: Lifespan | None = None) -> Edge:
+def make_app(
+    pool: Pool, settings: Settings, lifespan: Lifespan | None = None, stopping: Callable[[], bool] = lambda: False
+) -> Edge:
     """The whole HTTP side over `pool`."""
     app = FastAPI(
         title="Hearth",
@@ -39,14 +41,15 @@ def make_app(pool: Pool, settings: Settings, lifespan: Lifespan | None = None) -
         redoc_url=None,
     )
     decoders = ThreadPoolExecutor(max_workers=decoder_count(cores(), settings.frontend_count()), thread_name_prefix="decode")
-    app.state.kitchen = Kitchen(pool, settings, decoders)
+    app.state.kitchen = Kitchen(pool, settings, decoders, stopping)
     for kind in (ClientLeft, HearthError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)
-    for part in (predict, embed, transcribe, models, health):
+    for part in (predict, embed, transcribe, models, finetune, health):
         app.include_router(part.router)
     direct = {route.path: route.endpoint for part in (predict, embed, transcribe) for route in part.router.routes}
     _document(app)
-    return Edge(app, direct, int(settings.max_body_mb * 2**20))
+    larger = {"/finetune": int(settings.max_dataset_mb * 2**20)}
+    return Edge(app, direct, int(settings.max_body_mb * 2**20), larger)
 
 
 def decoder_count(cores: int, frontends: int) -> int:

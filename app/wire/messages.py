@@ -2,7 +2,7 @@
 
     frontend → worker       Run, Cancel
     worker → frontend       Done, Failed
-    child → supervisor      Hello, Ready, LoadFailed, Change
+    child → supervisor      Hello, Ready, LoadFailed, Change, Tune, Adopt
     supervisor → child      Table, Died, Changed, Stop
     whoever connects        Named
 
@@ -85,6 +85,16 @@ class Change(Struct, tag="change", frozen=True, array_like=True):
     verb: Literal["load", "unload"]
 
 
+class Tune(Struct, tag="tune", frozen=True, array_like=True):
+    """A frontend has accepted a job: let there be a foreman."""
+
+
+class Adopt(Struct, tag="adopt", frozen=True, array_like=True):
+    """The foreman: a job became this model, whose card lies in the home folder."""
+
+    model: str
+
+
 class Worker(Struct, frozen=True, array_like=True):
     """One worker process in the table. `name` is new for every process, so words from the dead are known as such."""
 
@@ -136,4 +146,6 @@ class Stop(Struct, tag="stop", frozen=True, array_like=True):
     """Finish what was accepted, then exit."""
 
 
-Message = Run | Cancel | Done | Failed | Hello | Ready | LoadFailed | Change | Table | Died | Changed | Stop | Named
+Message = (
+    Run | Cancel | Done | Failed | Hello | Ready | LoadFailed | Change | Table | Died | Changed | Stop | Named | Tune | Adopt
+)

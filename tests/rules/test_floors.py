@@ -11,6 +11,7 @@ FLOORS = {
     "app.__main__": 9,
     "app.cli": 8,
     "app.main": 7,
+    "app.jobs": 7,  # what `hearth jobs` shows
     "app.welcome": 7,  # what `hearth serve` prints once it stands
     "app.web": 6,
     "app.pool": 5,

@@ -54,6 +54,7 @@ class ToyPool:
         self.submitted = asyncio.Event()
         self.verdicts = {"toy": ""}
         self.state = "ready"
+        self.woken = False
 
     def _model(self, task: str = "image-classification") -> Model:
         card = Card(name="toy", folder=Path("/x"), task=task, source={"kind": "file"}, about={"licence": "x"})
@@ -91,6 +92,9 @@ class ToyPool:
             raise Conflict("x")
         self.state = "unloaded" if verb == "unload" else "ready"
         return self._model()
+
+    def tune(self) -> None:
+        self.woken = True
 
     async def proven(self, within_s: float) -> dict[str, str]:
         return self.verdicts

@@ -1,0 +1,217 @@
+"""A folder of pictures that a caller sent → what to train on, and everything that is wrong with it. No torch.
+
+Understood: one folder per class; the same inside `train/` and `val/`; or pictures and a CSV with the columns `file`, `label` and,
+if wanted, `split` (train or val).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.card import Card
+from app.errors import HearthError
+from app.tasks.image.codec import ImageCodec
+
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
+_MOST_TOLD = 100  # problems
+_UNEVEN = 10  # times as many pictures in the largest class as in the smallest, from which on it is told
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing to mend. `where` is a path inside the data set, or a file and line."""
+
+    where: str
+    what: str
+    remedy: str
+
+
+@dataclass(slots=True)
+class Found:
+    """What a data set holds."""
+
+    labels: list[str] = field(default_factory=list)
+    train: list[tuple[Path, int]] = field(default_factory=list)
+    val: list[tuple[Path, int]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    untold: int = 0
+
+    def wrong(self, where: str, what: str, remedy: str) -> None:
+        """Note a problem, up to a bound; the others are counted."""
+        if len(self.problems) < _MOST_TOLD:
+            self.problems.append(Problem(where, what, remedy))
+        else:
+            self.untold += 1
+
+    def report(self) -> dict[str, Any]:
+        """As a job shows it."""
+        counts = {
+            part: {label: sum(target == index for _, target in items) for index, label in enumerate(self.labels)}
+            for part, items in (("train", self.train), ("val", self.val))
+        }
+        problems = [{"where": one.where, "what": one.what, "remedy": one.remedy} for one in self.problems]
+        return {"classes": self.labels, **counts, "warnings": self.warnings, "problems": problems, "more_problems": self.untold}
+
+
+def find(root: Path, validation: float, seed: int) -> Found:
+    """Which pictures there are and what they show. Without a split of its own, that share of each class is kept out."""
+    found = Found()
+    table = next(iter(sorted(root.glob("*.csv"))), None)
+    parts = _of_table(table, root, found) if table else _of_folders(root, found)
+    found.labels = sorted({label for items in parts.values() for _, label in items})
+    index = {label: number for number, label in enumerate(found.labels)}
+    found.train = [(path, index[label]) for path, label in parts["train"]]
+    found.val = [(path, index[label]) for path, label in parts["val"]]
+    if len(found.labels) < 2:
+        found.wrong(
+            ".", f"{len(found.labels)} classes were found", "give at least two: one folder per class, or a CSV of file and label"
+        )
+    elif not parts["val"]:
+        _split(found, validation, seed)
+    _weigh(found)
+    return found
+
+
+def _of_folders(root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
+    parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    split = {path: _SPLITS[path.name.lower()] for path in folders if path.name.lower() in _SPLITS}
+    if split and len(split) == len(folders) and "train" in split.values():
+        for part, name in split.items():
+            parts[name] += _classes(part, root, found)
+    else:
+        parts["train"] = _classes(root, root, found)
+    return parts
+
+
+def _classes(folder: Path, root: Path, found: Found) -> list[tuple[Path, str]]:
+    pictures = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).parts
+        if not path.is_file():
+            continue
+        if len(inside) == 1:
+            found.wrong(
+                str(path.relative_to(root)), "lies in no class folder", "move it into the folder of its class, or leave it out"
+            )
+        elif len(inside) > 2:
+            found.wrong(
+                str(path.relative_to(root)),
+                "lies in a folder inside a class folder",
+                "put a class's pictures straight into its folder",
+            )
+        else:
+            pictures.append((path, inside[0]))
+    return pictures
+
+
+def _of_table(table: Path, root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
+    parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        found.wrong(table.name, f"is no readable CSV ({error})", "save it as CSV in UTF-8")
+        return parts
+    if rows and not {"file", "label"} <= set(rows[0]):
+        found.wrong(
+            f"{table.name}:1", f"its columns are {', '.join(map(str, rows[0]))}", "name them file, label and, if wanted, split"
+        )
+        return parts
+    for line, row in enumerate(rows, 2):
+        name, label = (row["file"] or "").strip(), (row["label"] or "").strip()
+        split = _SPLITS.get((row.get("split") or "train").strip().lower())
+        path = (root / name).resolve()
+        if not label:
+            found.wrong(f"{table.name}:{line}", "has no label", "say what the picture shows")
+        elif split is None:
+            found.wrong(f"{table.name}:{line}", f"split {row.get('split')!r} is unknown", "write train or val")
+        elif not path.is_relative_to(root.resolve()) or not path.is_file():
+            found.wrong(f"{table.name}:{line}", f"{name!r} is not in the archive", "write the path as it is inside the archive")
+        else:
+            parts[split].append((path, label))
+    return parts
+
+
+def _split(found: Found, validation: float, seed: int) -> None:
+    """Stratified and seeded: of each class the same share, at least one."""
+    random = np.random.default_rng(seed)
+    by_class: dict[int, list[Path]] = defaultdict(list)
+    for path, target in found.train:
+        by_class[target].append(path)
+    found.train, found.val = [], []
+    for target, paths in sorted(by_class.items()):
+        if len(paths) < 2:
+            found.wrong(
+                found.labels[target], "has one picture", "give at least two of each class: one to learn from, one to check with"
+            )
+        order = random.permutation(len(paths))
+        kept_out = min(len(paths) - 1, max(1, round(validation * len(paths))))
+        found.val += [(paths[place], target) for place in sorted(order[:kept_out])]
+        found.train += [(paths[place], target) for place in sorted(order[kept_out:])]
+
+
+def _weigh(found: Found) -> None:
+    """What hinders learning without being wrong."""
+    counts = Counter(target for _, target in found.train)
+    for target, label in enumerate(found.labels):
+        if not counts[target]:
+            found.wrong(label, "has no picture to train on", "add some, or take the class out")
+    if counts and max(counts.values()) > _UNEVEN * min(counts.values()):
+        most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+        found.warnings.append(
+            f"uneven classes: {counts[most]} pictures of {found.labels[most]!r}, {counts[least]} of {found.labels[least]!r}"
+        )
+
+
+def decode(found: Found, root: Path, card: Card) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Each readable picture as ("train" or "val", target, pixels as in service). Notes those that are not, and repetitions."""
+    codec = ImageCodec(card, {}, {})
+    seen: dict[str, tuple[str, int]] = {}
+    across = 0
+    for part, items in (("train", found.train), ("val", found.val)):
+        for path, target in items:
+            name = str(path.relative_to(root))
+            raw = path.read_bytes()
+            before = seen.setdefault(hashlib.sha256(raw).hexdigest(), (part, target))
+            if before[1] != target:
+                found.wrong(name, f"is also filed under {found.labels[before[1]]!r}", "keep it in one class")
+            across += before[0] != part
+            try:
+                yield part, target, codec.decode(raw).samples[0].arrays["pixels"]
+            except HearthError as error:
+                found.wrong(name, error.detail, "repair it, or take it out of the data set")
+    if across:
+        found.warnings.append(f"{across} pictures of val are also in train: what is measured is too kind by their share")
+
+
+def prepare(found: Found, root: Path, card: Card, into: Path) -> None:
+    """Decode all once and keep the pixels: `{train,val}.npy` uint8 [N, H, W, C], `{train,val}_targets.npy` int64 [N]."""
+    targets: dict[str, list[int]] = {"train": [], "val": []}
+    sinks: dict[str, Any] = {}
+    for part, target, picture in decode(found, root, card):
+        if part not in sinks:
+            count = len(found.train if part == "train" else found.val)
+            sinks[part] = np.lib.format.open_memmap(into / f"{part}.npy", "w+", np.uint8, (count, *picture.shape))
+        sinks[part][len(targets[part])] = picture
+        targets[part].append(target)
+    for part, sink in sinks.items():
+        sink.flush()
+        np.save(into / f"{part}_targets.npy", np.array(targets[part], np.int64))
+
+
+def prepared(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What `prepare` wrote, mapped into memory: part → pixels and targets."""
+    return {
+        part: (np.load(folder / f"{part}.npy", mmap_mode="c"), np.load(folder / f"{part}_targets.npy"))
+        for part in ("train", "val")
+    }

@@ -1,0 +1,128 @@
+"""An archive that a stranger sent → a folder. Nothing leaves that folder, and no archive grows beyond its limits."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from app.errors import BadInput, TooLarge, UnsupportedMedia
+
+_CHUNK = 1 << 20
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What an archive may unpack to."""
+
+    files: int = 200_000
+    bytes: int = 20 << 30
+    ratio: float = 200.0
+    """Unpacked over packed, once a megabyte is passed: photos stay near 1, text near 10, bombs near 1000."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    name: str
+    is_file: bool
+    open: Callable[[], IO[bytes]]
+
+
+def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
+    """Unpack a zip or tar (plain, gz, bz2, xz) into an empty folder; returns how many files.
+
+    Folders, and what systems add by themselves (`__MACOSX`, dot files), are passed over. Raises UnsupportedMedia for any other
+    file, BadInput naming the member that is damaged, a link or points outside, TooLarge naming the limit.
+    """
+    bounds = bounds or Bounds()
+    packed = archive.stat().st_size
+    files = size = 0
+    with _members(archive) as members:
+        for member in members:
+            parts = _parts(member.name)
+            if not member.is_file or not parts:
+                continue
+            files += 1
+            if files > bounds.files:
+                raise TooLarge(f"the archive holds more than {bounds.files:,} files, the limit")
+            target = into.joinpath(*parts)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with member.open() as source, target.open("xb") as sink:
+                    while chunk := source.read(_CHUNK):
+                        size += len(chunk)
+                        if size > bounds.bytes:
+                            raise TooLarge(f"the archive unpacks to more than {bounds.bytes / 2**30:g} GiB, the limit")
+                        if size > max(1 << 20, bounds.ratio * packed):
+                            raise TooLarge(f"the archive unpacks to more than {bounds.ratio:g} times its size, the limit")
+                        sink.write(chunk)
+            except FileExistsError as error:
+                raise BadInput(f"{member.name} is in the archive twice") from error
+            except (NotADirectoryError, IsADirectoryError) as error:
+                raise BadInput(f"{member.name} is both a file and a folder in the archive") from error
+            except _BROKEN as error:
+                raise BadInput(f"{member.name} is damaged in the archive ({error}); pack it again") from error
+    return files
+
+
+def strip(folder: Path) -> Path:
+    """Past folders that hold nothing but one folder: archives of a folder and of what is in it mean the same."""
+    inside = list(folder.iterdir())
+    while len(inside) == 1 and inside[0].is_dir() and any(path.is_dir() for path in inside[0].iterdir()):
+        folder = inside[0]
+        inside = list(folder.iterdir())
+    return folder
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Of a member's path; empty for what is passed over."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
+        raise BadInput(f"{name} points outside the archive; pack it with plain relative names")
+    if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
+        return ()
+    return path.parts
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[Iterator[_Member]]:
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                yield _of_zip(opened)
+        elif tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as opened_tar:
+                yield _of_tar(opened_tar)
+        else:
+            raise UnsupportedMedia("the data set is neither a zip nor a tar archive; pack it as one of these")
+    except _BROKEN as error:
+        raise BadInput(f"the archive is damaged ({error}); pack it again") from error
+
+
+def _of_zip(archive: zipfile.ZipFile) -> Iterator[_Member]:
+    for info in archive.infolist():
+        if info.flag_bits & 1:
+            raise BadInput(f"{info.filename} is encrypted; pack it without a password")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise BadInput(f"{info.filename} is a link; pack the file itself")
+        yield _Member(info.filename, not info.is_dir(), lambda info=info: archive.open(info))  # type: ignore[misc]
+
+
+def _of_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
+    for info in archive:
+        if not (info.isfile() or info.isdir()):
+            raise BadInput(f"{info.name} is a link or a device; pack the file itself")
+        yield _Member(info.name, info.isfile(), lambda info=info: archive.extractfile(info))  # type: ignore[misc, arg-type]
+
+
+def remove(folder: Path) -> None:
+    """The folder and everything in it, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)

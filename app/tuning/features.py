@@ -1,0 +1,57 @@
+"""Training the head alone: what the rest of the network sees of each picture is computed once, and then only a layer learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from app.tasks.base import Batch
+from app.tasks.image.network import ImageNetwork
+
+_ROWS = 64  # pictures per forward
+
+
+class Features:
+    """A `Dataset` of vectors, for the classifier of an image model."""
+
+    def __init__(
+        self, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], labels: Sequence[str], label_smoothing: float
+    ) -> None:
+        """float32 [N, D] and int64 [N] each."""
+        self.labels = labels
+        self._train = train
+        self._held_out = held_out
+        self._label_smoothing = label_smoothing
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in one epoch; the last, short one is left out."""
+        return len(self._train[1]) // batch_size
+
+    def batches(self, batch_size: int, rng: torch.Generator, epoch: int) -> Iterator[Batch]:
+        """Shuffled: `features` float32 [B, D], `target` int64 [B]."""
+        vectors, targets = self._train
+        order = torch.randperm(len(targets), generator=rng)
+        for index in order[: self.steps(batch_size) * batch_size].view(-1, batch_size):
+            yield {"features": vectors[index], "target": targets[index]}
+
+    def prepare(self, module: nn.Module) -> None:
+        """Nothing to know before the first step."""
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return functional.cross_entropy(module(batch["features"]), batch["target"], label_smoothing=self._label_smoothing)
+
+    def score(self, module: nn.Module) -> dict[str, float]:
+        """Top-1 accuracy on what was kept out."""
+        vectors, targets = self._held_out
+        return {"accuracy": float((module(vectors).argmax(1) == targets).float().mean())}
+
+
+@torch.inference_mode()
+def features(network: ImageNetwork, pixels: Tensor) -> Tensor:
+    """uint8 [N, H, W, C] → what the classifier sees, float32 [N, D]."""
+    seen = [network(pixels[start : start + _ROWS])[1] for start in range(0, len(pixels), _ROWS)]
+    return torch.cat(seen).clone()

@@ -1,0 +1,120 @@
+"""The foreman: a process that gives every open job a tuner, one after the other. `python -m app.tuning.foreman FOLDER`. No torch.
+
+What is to be done stands in the database and the jobs' folders alone, so it can be killed at any moment: its tuners die with it,
+and the next foreman starts them again where they were.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from app.logs import configure, log
+from app.process import command, die_with_parent, set_name
+from app.settings import Settings, jobs_folder
+from app.tuning.job import OPEN, Job
+from app.tuning.store import Store
+from app.wire.messages import Adopt
+from app.wire.sockets import Endpoint, address, wait
+
+_LOOK_S = 0.25
+_TRIES = 3  # deaths of a job's tuner without a step done in between
+
+
+@dataclass(slots=True)
+class _Tuner:
+    step: int
+    process: subprocess.Popen[bytes]
+
+
+class Foreman:
+    """Looks at the database a few times a second, and does what is to be done."""
+
+    def __init__(self, settings: Settings, store: Store, supervisor: Endpoint) -> None:
+        self._settings = settings
+        self._store = store
+        self._supervisor = supervisor
+        self._tuners: dict[str, _Tuner] = {}
+        self._deaths: Counter[str] = Counter()
+
+    def turn(self) -> None:
+        """One look."""
+        self._reap()
+        jobs = {job.id: job for job in reversed(self._store.all(OPEN))}  # the oldest first
+        for id, tuner in self._tuners.items():
+            if id not in jobs:  # cancelled: it should end by itself within a step, and shall
+                tuner.process.terminate()
+        for phase, states, most in (("check", ("validating",), 1), ("train", ("queued", "running"), self._settings.tuners)):
+            busy = sum(1 for id in self._tuners if id in jobs and jobs[id].state in states)
+            for job in [job for job in jobs.values() if job.state in states and job.id not in self._tuners][
+                : max(0, most - busy)
+            ]:
+                self._start(job, phase)
+
+    def _start(self, job: Job, phase: str) -> None:
+        with (jobs_folder(self._settings.home) / job.id / "log.txt").open("ab") as sink:
+            process = subprocess.Popen(
+                command("app.tuning.process", job.id, phase), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
+            )
+        self._tuners[job.id] = _Tuner(job.progress.get("step", 0), process)
+
+    def _reap(self) -> None:
+        for id, tuner in list(self._tuners.items()):
+            status = tuner.process.poll()
+            if status is None:
+                continue
+            del self._tuners[id]
+            job = next(iter(job for job in self._store.all() if job.id == id), None)
+            if job is None:
+                continue
+            if job.state == "succeeded":
+                log.info("job %s became %s", id, job.model)
+                self._supervisor.send(Adopt(job.model))
+            elif job.state in OPEN and status != 0:
+                self._count(job, tuner, status)
+
+    def _count(self, job: Job, tuner: _Tuner, status: int) -> None:
+        """It will be started again, unless it dies over and over at the same place."""
+        reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        log.warning("the tuner of job %s died (%s)", job.id, reason)
+        self._deaths[job.id] = 1 if job.progress.get("step", 0) > tuner.step else self._deaths[job.id] + 1
+        if self._deaths[job.id] >= _TRIES:
+            hint = "; it may have had too little memory: lower batch_size" if status == -signal.SIGKILL else ""
+            self._store.move(job.id, "failed", reason=f"its process died {_TRIES} times at the same place ({reason}){hint}")
+
+    def stop(self) -> None:
+        """End the tuners; they will be started again."""
+        for tuner in self._tuners.values():
+            tuner.process.kill()
+            tuner.process.wait()
+
+
+def main() -> None:
+    """Entry of the process."""
+    die_with_parent()
+    set_name("hearth foreman")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
+    stopping: list[Any] = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+    settings = Settings.from_environment()
+    configure(settings)
+    supervisor = Endpoint.connect(address(sys.argv[1], "supervisor"), f"foreman.{os.getpid()}")
+    foreman = Foreman(settings, Store.of(settings.home, settings.database), supervisor)
+    while not stopping:
+        foreman.turn()
+        wait([supervisor], _LOOK_S)
+        if supervisor.gone:
+            break
+        for _ in supervisor.receive():
+            pass
+    foreman.stop()
+    supervisor.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""A job and its states. Plain values; `store.py` keeps them."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any, Literal
+
+State = Literal["validating", "queued", "running", "succeeded", "failed", "cancelled"]
+OPEN: tuple[State, ...] = ("validating", "queued", "running")
+DONE: tuple[State, ...] = ("succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row."""
+
+    id: str
+    model: str
+    state: State
+    reason: str
+    created: float
+    updated: float
+    spec: dict[str, Any]
+    report: dict[str, Any]
+    """What was found in the data: classes, counts, problems, warnings."""
+    progress: dict[str, Any]
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a job. Numbers rise."""
+
+    number: int
+    kind: str
+    at: float
+    data: dict[str, Any]
+
+
+def new_id() -> str:
+    """A name that no other job has."""
+    return secrets.token_hex(6)

@@ -1,0 +1,49 @@
+"""What a caller asks for when a model is to be tuned. Checked here, before anything else happens. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.card import Name
+
+Method = Literal["full", "head"]
+
+
+class Spec(BaseModel):
+    """`spec` of POST /finetune. What is not given is chosen by task and method (`fill`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"example": {"name": "photos", "base": "resnet18"}})
+
+    name: Name = Field(description="the model that it becomes")
+    base: str = Field(description="the model to start from")
+    method: Method = Field("full", description="full: all weights learn; head: only the classifier does")
+    start: Literal["weights", "fresh"] = Field("weights", description="go on from the base model's weights, or from random ones")
+    epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    optimizer: Literal["sgd", "adamw"] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=100)] | None = None
+    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+    patience: Annotated[int, Field(ge=0)] | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+    augment: bool | None = Field(None, description="turn, zoom and recolour the pictures")
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share kept out, where the data does not say itself")
+    seed: int = 0
+
+
+_FULL = {"epochs": 8, "batch_size": 32, "optimizer": "sgd", "learning_rate": 0.01, "label_smoothing": 0.1, "augment": True}
+_HEAD = {"epochs": 60, "batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "augment": False, "patience": 10}
+_FRESH = {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05, "augment": True}
+_ALL = {"weight_decay": 5e-4, "warmup": 0.15, "label_smoothing": 0.0, "ema": 0.0, "precision": "fp32"}
+
+
+def filled(spec: Spec) -> Spec:
+    """The spec with every field set that its method wants: what a job shows, and what repeats it."""
+    chosen = _FRESH if spec.start == "fresh" else _HEAD if spec.method == "head" else _FULL
+    given = {name: value for name, value in spec.model_dump().items() if value is not None}
+    return Spec(**(_ALL | chosen | given))

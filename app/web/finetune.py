@@ -1,0 +1,229 @@
+"""Jobs: POST /finetune, GET /finetune, /finetune/{id}, …/events, …/log · POST …/cancel, …/resume · DELETE /finetune/{id}."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+
+from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge
+from app.settings import jobs_folder
+from app.tasks import TASKS
+from app.tuning.archive import remove
+from app.tuning.job import DONE, OPEN, Job, new_id
+from app.tuning.spec import Spec, filled
+from app.web.answer import Kitchen, reply
+from app.web.schemas import JobAnswer, JobsAnswer, job_body, problems
+
+if TYPE_CHECKING:
+    from app.tuning.store import Store
+
+router = APIRouter(prefix="/finetune", tags=["finetune"])
+_LOOK_S = 0.25  # between two looks for events
+_BEAT_S = 10.0  # after which a silent stream says that it lives
+_LOG_BYTES = 1 << 20
+_NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobAnswer,
+    openapi_extra=job_body(Spec),
+    responses=problems(400, 404, 409, 413, 422, 503),
+    summary="Tune a model on your data",
+)
+async def submit(request: Request) -> Response:
+    """Multipart: `spec`, JSON, and `dataset`, a zip or tar. The job is checked, queued and run; follow its events."""
+    kitchen = _kitchen(request)
+    try:
+        form = await request.form(max_files=2, max_fields=2)
+    except MultiPartException as error:
+        raise BadInput(f"the body is no multipart form ({error.message}); send the parts spec and dataset") from error
+    try:
+        spec = filled(_spec(await _text(form.get("spec"))))
+        dataset = form.get("dataset")
+        if not isinstance(dataset, UploadFile):
+            raise BadInput("the part 'dataset' is missing; send the archive as a file (curl -F dataset=@photos.zip)")
+        _fits(kitchen, spec)
+        job = await asyncio.to_thread(_accept, kitchen, spec, dataset)
+    finally:
+        await form.close()
+    kitchen.pool.tune()
+    answer = reply(_told(job))
+    answer.status_code = 202
+    answer.headers["Location"] = f"/finetune/{job.id}"
+    return answer
+
+
+@router.get("", response_model=JobsAnswer, summary="All jobs, newest first")
+async def jobs(request: Request) -> Response:
+    """Without their events."""
+    return reply({"jobs": [_told(job) for job in await asyncio.to_thread(_store(request).all)]})
+
+
+@router.get("/{id}", response_model=JobAnswer, responses=problems(404), summary="One job")
+async def job(request: Request, id: str) -> Response:
+    """State and reason, what was found in the data, how far it has come, and what it takes to repeat it."""
+    return reply(_told(await asyncio.to_thread(_store(request).get, id)))
+
+
+@router.get("/{id}/events", responses=problems(404), summary="Follow a job", response_class=StreamingResponse)
+async def events(request: Request, id: str) -> Response:
+    """Server-sent events: `state`, `progress`. Goes on after `Last-Event-ID`; ends when the job does."""
+    store = _store(request)
+    await asyncio.to_thread(store.get, id)
+    last = request.headers.get("last-event-id", "0")
+    if not last.isdigit():
+        raise Invalid(f"Last-Event-ID is {last!r}; send the number of the last event that you saw")
+    stream = _stream(store, _kitchen(request), id, int(last))
+    return StreamingResponse(stream, media_type="text/event-stream", headers=_NO_EVENTS)
+
+
+async def _stream(store: Store, kitchen: Kitchen, id: str, after: int) -> AsyncIterator[bytes]:
+    spoke = time.monotonic()
+    while not kitchen.stopping():
+        over = (await asyncio.to_thread(store.get, id)).state in DONE  # asked first: what happened before is told below
+        for event in await asyncio.to_thread(store.events, id, after):
+            after, spoke = event.number, time.monotonic()
+            data = orjson.dumps(event.data | {"at": event.at})
+            yield b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.kind.encode(), data)
+        if over:
+            return
+        if time.monotonic() - spoke > _BEAT_S:
+            spoke = time.monotonic()
+            yield b": still at it\n\n"
+        await asyncio.sleep(_LOOK_S)
+
+
+@router.get("/{id}/log", responses=problems(404), summary="What its process wrote", response_class=PlainTextResponse)
+async def log(request: Request, id: str) -> Response:
+    """The last megabyte, as text."""
+    await asyncio.to_thread(_store(request).get, id)
+    return PlainTextResponse(await asyncio.to_thread(_tail, _folder(request, id) / "log.txt"))
+
+
+@router.post("/{id}/cancel", response_model=JobAnswer, responses=problems(404, 409), summary="Stop a job")
+async def cancel(request: Request, id: str) -> Response:
+    """Answers at once; its process stops within a step. `resume` goes on from its last checkpoint."""
+    store = _store(request)
+    if not await asyncio.to_thread(store.move, id, "cancelled", reason="cancelled by a caller"):
+        state = (await asyncio.to_thread(store.get, id)).state
+        raise Conflict(f"job {id} is {state} already")
+    return reply(_told(await asyncio.to_thread(store.get, id)))
+
+
+@router.post("/{id}/resume", response_model=JobAnswer, responses=problems(404, 409), summary="Go on with a job")
+async def resume(request: Request, id: str) -> Response:
+    """A failed or cancelled job is queued again, and goes on from its last checkpoint."""
+    store = _store(request)
+    if not await asyncio.to_thread(store.move, id, "validating", only_from=("failed", "cancelled")):
+        state = (await asyncio.to_thread(store.get, id)).state
+        raise Conflict(f"job {id} is {state}; only failed and cancelled jobs can be resumed")
+    _kitchen(request).pool.tune()
+    return reply(_told(await asyncio.to_thread(store.get, id)))
+
+
+@router.delete("/{id}", status_code=204, responses=problems(404, 409), summary="Forget a job")
+async def delete(request: Request, id: str) -> Response:
+    """Its data, checkpoints and log are removed; the model that it became stays."""
+    await asyncio.to_thread(_store(request).delete, id)
+    await asyncio.to_thread(remove, _folder(request, id))
+    return Response(status_code=204)
+
+
+def _spec(text: str) -> Spec:
+    try:
+        return Spec.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "spec"
+        if first["type"] == "extra_forbidden":
+            raise Invalid(f"spec: unknown field {field!r}; known: {', '.join(Spec.model_fields)}") from error
+        raise Invalid(f"spec: {field}: {first['msg']}") from error
+
+
+async def _text(part: Any) -> str:
+    if isinstance(part, UploadFile):
+        return (await part.read()).decode("utf-8", "replace")
+    if part is None:
+        raise BadInput("""the part 'spec' is missing; send JSON (curl -F 'spec={"name": "photos", "base": "resnet18"}')""")
+    return str(part)
+
+
+def _fits(kitchen: Kitchen, spec: Spec) -> None:
+    """Raise what can be known before the data is looked at."""
+    known = {model.card.name: model.card for model in kitchen.pool.models()}
+    if spec.base not in known:
+        raise Invalid(f"spec: base: no model is called {spec.base!r}; there are: {', '.join(sorted(known))}")
+    if spec.name in known:
+        raise Conflict(f"a model called {spec.name!r} is there already; choose another name")
+    if TASKS[known[spec.base].task].dataset is None or known[spec.base].task != "image-classification":
+        tunable = ", ".join(sorted(name for name, card in known.items() if card.task == "image-classification"))
+        raise Invalid(f"spec: base: models for {known[spec.base].task} cannot be tuned over HTTP yet; one of: {tunable}")
+
+
+def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
+    store = _open(kitchen)
+    waiting = store.all(OPEN)
+    if len(waiting) >= kitchen.settings.max_jobs:
+        raise TooBusy(
+            f"{len(waiting)} jobs are open, the limit is {kitchen.settings.max_jobs}; come back later", retry_after_s=60
+        )
+    if any(job.model == spec.name for job in waiting):
+        raise Conflict(f"a job that makes {spec.name!r} is open already; choose another name, or cancel that one")
+    id = new_id()
+    folder = jobs_folder(kitchen.settings.home) / id
+    folder.mkdir(parents=True)
+    try:
+        with (folder / "dataset").open("wb") as sink:
+            shutil.copyfileobj(dataset.file, sink, 1 << 20)
+        if not (folder / "dataset").stat().st_size:
+            raise BadInput("the part 'dataset' is empty; send a zip or tar archive")
+        return store.add(id, spec.model_dump())
+    except BaseException as error:
+        remove(folder)
+        if isinstance(error, OSError) and error.errno == 28:
+            raise TooLarge("the server's disk is full; make room in HEARTH_HOME, or send less") from error
+        raise
+
+
+def _told(job: Job) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in job.__slots__}
+
+
+def _kitchen(request: Request) -> Kitchen:
+    kitchen: Kitchen = request.app.state.kitchen
+    return kitchen
+
+
+def _store(request: Request) -> Store:
+    return _open(_kitchen(request))
+
+
+def _open(kitchen: Kitchen) -> Store:
+    from app.tuning.store import Store  # 15 MB, for those who have jobs
+
+    return Store.of(kitchen.settings.home, kitchen.settings.database)
+
+
+def _folder(request: Request, id: str) -> Path:
+    return jobs_folder(_kitchen(request).settings.home) / id
+
+
+def _tail(path: Path) -> str:
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LOG_BYTES))
+        return file.read().decode("utf-8", "replace")

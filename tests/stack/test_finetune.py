@@ -1,0 +1,177 @@
+"""Jobs over HTTP: from an archive to a model that answers, whatever is killed in between."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from tests.stack.conftest import Server, picture, wait_for, write_toys
+
+SETTINGS = {"HEARTH_MODELS": "toy", "HEARTH_CHECKPOINT_S": "0.1", "HEARTH_THREADS": "1"}
+QUICK = {"base": "toy", "epochs": 12, "batch_size": 8, "augment": False, "learning_rate": 0.1}
+
+
+def shades(count: int = 24) -> bytes:
+    """Dark pictures and bright ones, all different."""
+    random, out = np.random.default_rng(0), io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for label, low in (("dark", 0), ("bright", 150)):
+            for number in range(count):
+                raw = io.BytesIO()
+                Image.fromarray(random.integers(low, low + 100, (8, 8, 3), np.uint8)).save(raw, "PNG")
+                archive.writestr(f"shades/{label}/{number}.png", raw.getvalue())
+    return out.getvalue()
+
+
+def submit(server: Server, name: str, data: bytes | None = None, **spec: Any) -> httpx.Response:
+    parts = {"spec": (None, json.dumps(QUICK | {"name": name} | spec)), "dataset": ("d.zip", shades() if data is None else data)}
+    return server.http.post("/finetune", files=parts)
+
+
+def job(server: Server, id: str) -> dict[str, Any]:
+    found: dict[str, Any] = server.http.get(f"/finetune/{id}").json()
+    return found
+
+
+def ended(server: Server, id: str, seconds: float = 90) -> dict[str, Any]:
+    wait_for(lambda: job(server, id)["state"] in ("succeeded", "failed", "cancelled"), seconds)
+    return job(server, id)
+
+
+def tuners(server: Server) -> dict[str, psutil.Process]:
+    return {name: process for name, process in server.children().items() if name.startswith("hearth tune")}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    home = tmp_path_factory.mktemp("home")
+    write_toys(home)
+    with Server(home, **SETTINGS) as server:
+        yield server
+
+
+def test_from_an_archive_to_a_model_that_answers(server: Server):
+    answer = submit(server, "shades")
+    assert answer.status_code == 202, answer.text
+    id = answer.json()["id"]
+    assert answer.headers["location"] == f"/finetune/{id}"
+    told: list[tuple[str, dict[str, Any]]] = []
+    with server.http.stream("GET", f"/finetune/{id}/events", timeout=90) as stream:
+        kind = ""
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                kind = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                told.append((kind, json.loads(line.removeprefix("data: "))))
+    states = [data["state"] for kind, data in told if kind == "state"]
+    assert states == ["validating", "queued", "running", "succeeded"], server.http.get(f"/finetune/{id}/log").text
+    assert [data["epoch"] for kind, data in told if data.get("metrics")] == list(range(1, 13))
+    done = job(server, id)
+    assert done["result"]["metrics"]["accuracy"] == 1.0
+    assert done["report"]["train"] == {"bright": 19, "dark": 19} and done["report"]["val"] == {"bright": 5, "dark": 5}
+    assert done["spec"]["seed"] == 0 and done["spec"]["optimizer"] == "sgd" and done["result"]["versions"]["torch"]
+    wait_for(lambda: server.http.get("/models/shades").json().get("state") == "ready", 60)
+    best = server.predict(picture(240, 240, 240), model="shades").json()["results"][0]["predictions"][0]
+    assert best["label"] == "bright"
+    assert server.predict(picture(9, 9, 9), model="shades").json()["results"][0]["predictions"][0]["label"] == "dark"
+    assert "going on" not in server.http.get(f"/finetune/{id}/log").text
+    numbers = server.http.get(f"/finetune/{id}/events", headers={"Last-Event-ID": "3"}).text
+    assert "validating" not in numbers and "succeeded" in numbers
+    assert server.http.delete(f"/finetune/{id}").status_code == 204
+    assert server.http.get(f"/finetune/{id}").json()["code"] == "unknown_job"
+    assert server.predict(picture(9, 9, 9), model="shades").status_code == 200
+
+
+def test_only_the_head_learns(server: Server):
+    id = submit(server, "head-only", method="head", epochs=60, learning_rate=0.02).json()["id"]
+    assert ended(server, id)["result"]["metrics"]["accuracy"] == 1.0
+
+
+def test_what_is_wrong_with_the_data_is_told_at_once(server: Server):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("a/1.png", picture(1, 2, 3))
+        archive.writestr("a/2.png", b"no picture")
+        archive.writestr("b/1.png", picture(3, 2, 1))
+        archive.writestr("stray.png", picture(0, 0, 0))
+    failed = ended(server, submit(server, "wrong", out.getvalue()).json()["id"])
+    assert failed["state"] == "failed" and "and" in failed["reason"]
+    assert {"stray.png", "b"} <= {problem["where"] for problem in failed["report"]["problems"]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "data", "status", "words"),
+    [
+        ({"base": "nobody"}, None, 422, "no model is called 'nobody'"),
+        ({"base": "toy-speech"}, None, 422, "cannot be tuned over HTTP yet"),
+        ({"epochs": 0}, None, 422, "spec: epochs"),
+        ({"epoch": 3}, None, 422, "unknown field 'epoch'"),
+        ({"name": "toy"}, None, 409, "is there already"),
+        ({"name": "../up"}, None, 422, "spec: name"),
+        ({}, b"", 400, "is empty"),
+    ],
+)
+def test_what_cannot_be_is_refused(server: Server, spec: dict[str, Any], data: bytes | None, status: int, words: str):
+    answer = submit(server, **({"name": "refused", "data": data} | spec))
+    assert answer.status_code == status and words in answer.json()["detail"], answer.text
+
+
+def test_parts_that_are_missing_are_named(server: Server):
+    assert (
+        "the part 'dataset' is missing"
+        in server.http.post("/finetune", files={"spec": (None, '{"name": "x", "base": "toy"}')}).text
+    )
+    assert "the part 'spec' is missing" in server.http.post("/finetune", files={"dataset": ("x", b"x")}).text
+    assert server.http.post("/finetune", json={}).status_code == 400
+    assert server.http.get("/finetune/nope/events").json()["code"] == "unknown_job"
+
+
+def test_cancel_answers_at_once_and_resume_goes_on(server: Server):
+    id = submit(server, "long", epochs=10_000).json()["id"]
+    wait_for(lambda: job(server, id)["progress"].get("step", 0) > 20, 60)
+    assert server.http.post(f"/finetune/{id}/cancel").json()["state"] == "cancelled"
+    wait_for(lambda: not tuners(server), 5)
+    assert server.http.post(f"/finetune/{id}/cancel").status_code == 409
+    reached = job(server, id)["progress"]["step"]
+    assert server.http.post(f"/finetune/{id}/resume").json()["state"] == "validating"
+    wait_for(lambda: job(server, id)["progress"]["step"] > reached, 60)
+    assert "going on from step" in server.http.get(f"/finetune/{id}/log").text
+    server.http.post(f"/finetune/{id}/cancel")
+
+
+def weights(home: Path, name: str) -> str:
+    return hashlib.sha256((home / "models" / name / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path: Path):
+    write_toys(tmp_path)
+    spec: dict[str, Any] = {"epochs": 400, "ema": 0.9, "learning_rate": 0.01}
+    with Server(tmp_path, **SETTINGS) as server:
+        assert ended(server, submit(server, "quiet", **spec).json()["id"])["state"] == "succeeded"
+        id = submit(server, "shaken", **spec).json()["id"]
+        wait_for(lambda: job(server, id)["progress"].get("step", 0) > 50, 60)
+        os.kill(next(iter(tuners(server).values())).pid, signal.SIGKILL)
+        reached = job(server, id)["progress"]["step"]
+        wait_for(lambda: job(server, id)["progress"]["step"] > reached or job(server, id)["state"] != "running", 60)
+        os.kill(server.children()["hearth foreman"].pid, signal.SIGKILL)
+        wait_for(lambda: not tuners(server), 5)
+        os.kill(server.process.pid, signal.SIGKILL)  # the supervisor, and with it everything
+        server.process.wait()
+    with Server(tmp_path, **SETTINGS) as server:
+        done = ended(server, id)
+        assert done["state"] == "succeeded", done
+        assert weights(tmp_path, "quiet") == weights(tmp_path, "shaken")
+        wait_for(lambda: server.http.get("/models/shaken").json().get("state") == "ready", 60)
+        assert server.http.get("/models/quiet").json()["state"] == "ready", "what a job made is there after a restart"

@@ -1,0 +1,135 @@
+"""Pictures as callers send them: what is understood, and everything that is wrong with it, at once."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.card import Card
+from app.tasks.image.folders import find, prepare, prepared
+
+CARD = Card(
+    name="toy",
+    folder=Path("/nowhere"),
+    task="image-classification",
+    source={"kind": "module", "entry": "Toy"},
+    input={"resize": (8, 8), "crop": 8},
+    about={"licence": "x"},
+)
+
+
+def png(shade: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (9, 9), (shade, shade, shade)).save(out, "PNG")
+    return out.getvalue()
+
+
+def lay(root: Path, **counts: int) -> Path:
+    """So many pictures in each folder, all different."""
+    for number, (folder, count) in enumerate(counts.items()):
+        place = root / folder.replace("__", "/")
+        place.mkdir(parents=True)
+        for index in range(count):
+            (place / f"{index:03}.png").write_bytes(png(number * 100 + index))
+    return root
+
+
+def test_class_folders_are_split_by_class_and_seed(tmp_path: Path):
+    root = lay(tmp_path, cats=10, dogs=20)
+    found, again, other = (find(root, 0.2, seed) for seed in (1, 1, 2))
+    assert found.labels == ["cats", "dogs"] and not found.problems and not found.warnings
+    assert found.report()["train"] == {"cats": 8, "dogs": 16} and found.report()["val"] == {"cats": 2, "dogs": 4}
+    assert found.val == again.val != other.val
+    assert not {path for path, _ in found.val} & {path for path, _ in found.train}
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "test"])
+def test_a_split_of_its_own_is_kept(tmp_path: Path, name: str):
+    root = lay(tmp_path, train__cats=3, train__dogs=3, **{f"{name}__cats": 1, f"{name}__dogs": 2})
+    assert find(root, 0.5, 0).report()["val"] == {"cats": 1, "dogs": 2}
+
+
+def test_pictures_and_a_table(tmp_path: Path):
+    lay(tmp_path, all=4)
+    (tmp_path / "labels.csv").write_text(
+        "file,label,split\nall/000.png,a,\nall/001.png,b,train\nall/002.png,a,val\nall/003.png,b,test\n"
+    )
+    found = find(tmp_path, 0.5, 0)
+    assert found.report()["train"] == {"a": 1, "b": 1} == found.report()["val"]
+
+
+def test_a_table_is_told_line_by_line(tmp_path: Path):
+    lay(tmp_path, all=2)
+    rows = [
+        "file,label,split",
+        "all/000.png,a,train",
+        "all/009.png,a,train",
+        "all/001.png,,",
+        "../x.png,b,",
+        "all/001.png,b,later",
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    told = {problem.where: problem.what for problem in find(tmp_path, 0.5, 0).problems}
+    assert told["labels.csv:3"] == "'all/009.png' is not in the archive"
+    assert told["labels.csv:4"] == "has no label"
+    assert told["labels.csv:5"] == "'../x.png' is not in the archive"
+    assert told["labels.csv:6"] == "split 'later' is unknown"
+    (tmp_path / "labels.csv").write_text("name,class\nx,y\n")
+    assert "name them file, label" in find(tmp_path, 0.5, 0).problems[0].remedy
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path):
+    root = lay(tmp_path, cats=3, dogs=1)
+    (root / "stray.png").write_bytes(png(1))
+    (root / "cats" / "deep").mkdir()
+    (root / "cats" / "deep" / "x.png").write_bytes(png(2))
+    problems = {problem.where: problem.what for problem in find(root, 0.2, 0).problems}
+    assert problems == {
+        "stray.png": "lies in no class folder",
+        "cats/deep/x.png": "lies in a folder inside a class folder",
+        "dogs": "has one picture",
+    } or problems.keys() >= {"stray.png", "cats/deep/x.png", "dogs"}
+    assert [problem.what for problem in find(lay(tmp_path / "one", cats=3), 0.2, 0).problems] == ["1 classes were found"]
+
+
+def test_problems_are_bounded_and_the_rest_is_counted(tmp_path: Path):
+    root = lay(tmp_path, cats=2, dogs=2)
+    for number in range(130):
+        (root / f"{number}.png").write_bytes(b"x")
+    report = find(root, 0.5, 0).report()
+    assert (len(report["problems"]), report["more_problems"]) == (100, 30)
+
+
+def test_uneven_classes_are_told(tmp_path: Path):
+    assert "uneven classes: 40 pictures of 'dogs', 2 of 'cats'" in find(lay(tmp_path, cats=3, dogs=50), 0.2, 0).warnings
+
+
+def test_pixels_are_kept_as_in_service(tmp_path: Path):
+    root, into = lay(tmp_path / "data", cats=5, dogs=5), tmp_path / "into"
+    into.mkdir()
+    found = find(root, 0.2, 0)
+    prepare(found, root, CARD, into)
+    assert not found.problems
+    (pixels, targets), (held_out, _) = prepared(into)["train"], prepared(into)["val"]
+    assert pixels.shape == (8, 8, 8, 3) and pixels.dtype == np.uint8 and held_out.shape == (2, 8, 8, 3)
+    assert sorted(targets.tolist()) == [0] * 4 + [1] * 4
+    assert {int(picture[0, 0, 0]) // 100 for picture in pixels[targets == 1]} == {1}
+
+
+def test_unreadable_and_repeated_pictures_are_told(tmp_path: Path):
+    root = lay(tmp_path / "data", train__cats=3, train__dogs=3, val__cats=2, val__dogs=2)
+    into = tmp_path / "into"
+    into.mkdir()
+    (root / "train" / "cats" / "bad.png").write_bytes(b"no picture")
+    (root / "val" / "cats" / "again.png").write_bytes((root / "train" / "cats" / "000.png").read_bytes())
+    (root / "train" / "dogs" / "both.png").write_bytes((root / "train" / "cats" / "001.png").read_bytes())
+    found = find(root, 0.2, 0)
+    prepare(found, root, CARD, into)
+    told = {problem.where: problem.what for problem in found.problems}
+    assert told.keys() == {"train/cats/bad.png", "train/dogs/both.png"}
+    assert told["train/dogs/both.png"] == "is also filed under 'cats'"
+    assert found.warnings == ["1 pictures of val are also in train: what is measured is too kind by their share"]

@@ -1,0 +1,115 @@
+"""What strangers pack: nothing leaves the folder, nothing grows beyond its limits, and every refusal names the member."""
+
+from __future__ import annotations
+
+import io
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.errors import BadInput, HearthError, TooLarge, UnsupportedMedia
+from app.tuning.archive import Bounds, strip, unpack
+
+Pack = Callable[[dict[str, bytes]], Path]
+
+
+def a_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def a_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(params=[a_zip, a_tar])
+def pack(request: pytest.FixtureRequest, tmp_path: Path) -> Pack:
+    return lambda files: request.param(tmp_path / "archive", files)
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    folder = tmp_path / "into"
+    folder.mkdir()
+    return folder
+
+
+def test_files_come_out_as_they_went_in_and_what_systems_add_stays_out(pack: Pack, into: Path):
+    files = {"top/cats/a.jpg": b"a" * 3_000_000, "top/dogs/b.jpg": b"b"}
+    extras = {"__MACOSX/top/cats/._a.jpg": b"x", "top/.DS_Store": b"x"}
+    assert unpack(pack(files | extras), into, Bounds(ratio=1e6)) == 2
+    assert {str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()} == files
+    assert strip(into) == into / "top"
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "/etc/out.txt", "a/../../out.txt", "C:\\out.txt", "..\\out.txt"])
+def test_nothing_points_outside(pack: Pack, into: Path, name: str):
+    with pytest.raises(BadInput, match="points outside the archive"):
+        unpack(pack({"good.txt": b"x", name: b"x"}), into)
+    assert not list(into.parent.glob("out*")) and not list(into.rglob("out*"))
+
+
+def test_links_are_refused(into: Path, tmp_path: Path):
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        link = tarfile.TarInfo("passwd")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with pytest.raises(BadInput, match="passwd is a link or a device"):
+        unpack(tmp_path / "t.tar", into)
+    info = zipfile.ZipInfo("shadow")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as zipped:
+        zipped.writestr(info, "/etc/shadow")
+    with pytest.raises(BadInput, match="shadow is a link"):
+        unpack(tmp_path / "z.zip", into)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        (Bounds(files=2, ratio=1e9), "more than 2 files"),
+        (Bounds(bytes=1 << 20, ratio=1e9), "more than 0.000976562 GiB"),
+        (Bounds(ratio=10), "more than 10 times its size"),
+    ],
+)
+def test_limits_are_named(pack: Pack, into: Path, bounds: Bounds, words: str):
+    with pytest.raises(TooLarge, match=words):
+        unpack(pack({f"{n}.txt": bytes(2 << 20) for n in range(3)}), into, bounds)
+
+
+def test_twice_the_same_name(into: Path, tmp_path: Path):
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        for _ in range(2):
+            archive.addfile(tarfile.TarInfo("a.txt"))
+    with pytest.raises(BadInput, match=r"a.txt is in the archive twice"):
+        unpack(tmp_path / "t.tar", into)
+
+
+def test_what_is_no_archive_is_told(into: Path, tmp_path: Path):
+    (tmp_path / "x").write_bytes(b"\x89PNG and so on" * 100)
+    with pytest.raises(UnsupportedMedia, match="neither a zip nor a tar"):
+        unpack(tmp_path / "x", into)
+
+
+@pytest.mark.parametrize("make", [a_zip, a_tar])
+def test_a_torn_archive_is_told_wherever_it_is_torn(make: Callable[[Path, dict[str, bytes]], Path], tmp_path: Path):
+    import random
+
+    raw = make(tmp_path / "whole", {f"{n}/x.bin": random.Random(n).randbytes(4000) for n in range(4)}).read_bytes()
+    for cut in range(0, len(raw) - 1, 977):
+        folder = tmp_path / f"cut{cut}"
+        folder.mkdir()
+        (tmp_path / "torn").write_bytes(raw[:cut])
+        with pytest.raises(HearthError):
+            unpack(tmp_path / "torn", folder)
