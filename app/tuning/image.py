@@ -29,7 +29,7 @@ from app.tasks.image.network import ImageNetwork, classifier
 from app.tasks.image.program import ImageProgram
 from app.tuning.archive import remove
 from app.tuning.features import Features, features
-from app.tuning.spec import Spec
+from app.tuning.spec import Spec, filled
 from app.tuning.trainer import Recipe, Training
 
 
@@ -42,24 +42,35 @@ class Run:
     training: Training
 
 
-def begin(card: Card, files: Files, spec: Spec, folder: Path, labels: Sequence[str]) -> Run:
-    """Build what the spec says on the data in `folder` (`folders.prepare`). Raises Invalid where it cannot be."""
+def begin(card: Card, files: Files, spec: Spec, folder: Path, labels: Sequence[str], *, goes_on: bool = False) -> Run:
+    """Build what the spec says on the data in `folder` (`folders.prepare`). Raises Invalid where it cannot be.
+
+    Before all weights learn, a new head does: a random one would spoil what the others know (arXiv:2202.10054). `goes_on`: a
+    checkpoint will be restored, which knows all that.
+    """
     module = load(card, files) if spec.start == "weights" else build(card)
     module.requires_grad_(True)
     if classifier(module).out_features != len(labels) or spec.start == "weights":
         give_classes(module, len(labels))
     parts = {part: (torch.from_numpy(pixels), torch.from_numpy(targets)) for part, (pixels, targets) in prepared(folder).items()}
-    recipe = _recipe(spec, len(parts["train"][1]))
-    if spec.method == "head":
+    pictures = len(parts["train"][1])
+    head: Training | None = None
+    if spec.start == "weights" and not (goes_on and spec.method == "full"):
         network = ImageNetwork(module.eval(), ImageInput(**card.input))
         vectors = {part: (features(network, pixels), targets) for part, (pixels, targets) in parts.items()}
-        dataset: Dataset = Features(vectors["train"], vectors["val"], labels, spec.label_smoothing or 0.0)
-        return Run(card, module, Training(classifier(module), dataset, recipe))
+        wanted = spec if spec.method == "head" else filled(Spec(name=spec.name, base=spec.base, method="head", seed=spec.seed))
+        dataset: Dataset = Features(vectors["train"], vectors["val"], labels, wanted.label_smoothing or 0.0)
+        head = Training(classifier(module), dataset, _recipe(wanted, pictures))
+        if spec.method == "head":
+            return Run(card, module, head)
+        for _ in head:
+            pass
     train, val = ((pixels.permute(0, 3, 1, 2), targets) for pixels, targets in (parts["train"], parts["val"]))
     dataset = ImageDataset(train, val, labels, card, augment=bool(spec.augment), label_smoothing=spec.label_smoothing or 0.0)
     if spec.start == "fresh":
         dataset.prepare(module)
-    return Run(card, module, Training(module.to(memory_format=torch.channels_last), dataset, recipe))
+    module = module.to(memory_format=torch.channels_last)
+    return Run(card, module, Training(module, dataset, _recipe(spec, pictures), head.metrics if head else None))
 
 
 def _recipe(spec: Spec, pictures: int) -> Recipe:

@@ -75,8 +75,8 @@ class Tuner:
         torch.manual_seed(self._spec.seed)
         files = fetch(self._card, self._settings, lambda *_: None)
         labels = report["classes"]
-        run = begin(self._card, files, self._spec, self._prepared, labels)
         checkpoint = self._folder / "checkpoint.pt"
+        run = begin(self._card, files, self._spec, self._prepared, labels, goes_on=checkpoint.exists())
         if checkpoint.exists():
             run.training.restore(torch.load(checkpoint, weights_only=True))
             log.info("going on from step %d", run.training.step)

@@ -18,7 +18,7 @@ class Spec(BaseModel):
 
     name: Name = Field(description="the model that it becomes")
     base: str = Field(description="the model to start from")
-    method: Method = Field("full", description="full: all weights learn; head: only the classifier does")
+    method: Method = Field("full", description="full: the classifier learns, then all weights do; head: only the classifier")
     start: Literal["weights", "fresh"] = Field("weights", description="go on from the base model's weights, or from random ones")
     epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -31,15 +31,17 @@ class Spec(BaseModel):
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     patience: Annotated[int, Field(ge=0)] | None = None
     precision: Literal["fp32", "bf16"] | None = None
+    keep_statistics: bool | None = Field(None, description="batch norms keep the statistics that they came with")
     augment: bool | None = Field(None, description="turn, zoom and recolour the pictures")
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share kept out, where the data does not say itself")
     seed: int = 0
 
 
-_FULL = {"epochs": 8, "batch_size": 32, "optimizer": "sgd", "learning_rate": 0.01, "label_smoothing": 0.1, "augment": True}
+_FULL = {"epochs": 4, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}
+_FULL |= {"augment": True, "keep_statistics": True, "clip_norm": 1.0}
 _HEAD = {"epochs": 60, "batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "augment": False, "patience": 10}
 _FRESH = {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05, "augment": True}
-_ALL = {"weight_decay": 5e-4, "warmup": 0.15, "label_smoothing": 0.0, "ema": 0.0, "precision": "fp32"}
+_ALL = {"weight_decay": 5e-4, "warmup": 0.15, "label_smoothing": 0.0, "ema": 0.0, "precision": "fp32", "keep_statistics": False}
 
 
 def filled(spec: Spec) -> Spec:

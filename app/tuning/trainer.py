@@ -39,6 +39,9 @@ class Recipe(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between two measurements; the last epoch is always measured."""
+    keep_statistics: bool = False
+    """Batch norms go on normalising by what they saw before: small batches of few data tell less (and some published weights
+    have theirs folded away)."""
     patience: Annotated[int, Field(ge=0)] | None = None
     """Stop after so many measurements without a gain; None: run to the end. The best weights that were measured are kept."""
     seed: int = 0
@@ -63,10 +66,12 @@ class Training:
     the same weights; so does a run that was saved after any step, and restored into a new `Training` of the same.
     """
 
-    def __init__(self, module: torch.nn.Module, dataset: Dataset, recipe: Recipe) -> None:
-        """Raises Invalid when the data does not fill one batch."""
+    def __init__(
+        self, module: torch.nn.Module, dataset: Dataset, recipe: Recipe, reached: Mapping[str, float] | None = None
+    ) -> None:
+        """`reached`: what `module` measures now, for others to beat. Raises Invalid when the data does not fill one batch."""
         self.module = module
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, float] = dict(reached or {})
         """Of the weights that the run will end with, as far as it has come."""
         self._dataset = dataset
         self._recipe = recipe
@@ -78,7 +83,7 @@ class Training:
         self._optimizer = _optimizer(module, recipe)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: _rate(step, self._steps, recipe.warmup))
         self._average = _Average(module, recipe.ema)
-        self._best: dict[str, torch.Tensor] | None = None
+        self._best: dict[str, torch.Tensor] | None = _copied(module) if reached else None
         self._patience = 0  # measurements since the best one
         self._step = 0
         self._epoch_began = self._rng.get_state()
@@ -93,7 +98,7 @@ class Training:
         recipe, first = self._recipe, self._step
         started = time.monotonic()
         while self._step < self._steps and not self._enough():
-            self.module.train()
+            self._enter()
             for batch in self._rest_of_epoch():
                 with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
                     loss = self._dataset.loss(self.module, batch)
@@ -128,6 +133,13 @@ class Training:
             self.module.load_state_dict(self._best)
         self.module.eval()
 
+    def _enter(self) -> None:
+        self.module.train()
+        if self._recipe.keep_statistics:
+            for part in self.module.modules():
+                if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+                    part.eval()
+
     def _rest_of_epoch(self) -> Iterator[Batch]:
         """The batches that are left of this epoch. Those before are made again and let go: so all randomness is as it was."""
         epoch, done = divmod(self._step, self._per_epoch)
@@ -149,7 +161,7 @@ class Training:
         self._average.module.train(was_training)
         if not self.metrics or better(metrics, self.metrics):
             self.metrics, self._patience = metrics, 0
-            self._best = {name: value.clone() for name, value in self._average.module.state_dict().items()}
+            self._best = _copied(self._average.module)
         else:
             self._patience += 1
         return metrics
@@ -194,6 +206,10 @@ class Training:
         torch.set_rng_state(state["torch"])
         name, keys, *rest = state["numpy"]
         np.random.set_state((name, np.array(keys, np.uint32), *rest))
+
+
+def _copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def better(metrics: Mapping[str, float], than: Mapping[str, float]) -> bool:

@@ -154,6 +154,22 @@ def test_the_best_weights_that_were_measured_are_kept_and_a_run_without_gain_end
     assert all(torch.equal(value, training.module.state_dict()[name]) for name, value in weights.items())
 
 
+def test_statistics_may_be_kept() -> None:
+    def seen(keep: bool) -> torch.Tensor:
+        return run(Recipe(epochs=1, batch_size=16, keep_statistics=keep))[0][1].running_mean
+
+    assert torch.equal(seen(True), torch.zeros(8)) and not torch.equal(seen(False), torch.zeros(8))
+
+
+def test_weights_that_were_better_before_are_kept() -> None:
+    module = net()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    training = Training(module, Fading(), Recipe(epochs=2, batch_size=16), reached={"accuracy": 0.95})
+    list(training)
+    assert training.metrics == {"accuracy": 0.95}
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in before.items())
+
+
 def test_errors_shall_fall_and_all_else_rise() -> None:
     assert better({"word_error_rate": 0.1}, {"word_error_rate": 0.2})
     assert better({"accuracy": 0.9, "loss": 3.0}, {"accuracy": 0.8})
