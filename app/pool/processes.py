@@ -20,6 +20,8 @@ Exited = Callable[[str, int, int], None]
 
 _LINE_BYTES = 1 << 20  # a worker's spec holds its card and file names
 
+_FOREMAN_S = 5.0  # its own tasks take no time; its tuners are started again, whenever they end
+
 
 class Nursery:
     """The forking process, and the workers by name while they live."""
@@ -173,7 +175,10 @@ class Foreman:
         self._closing = True
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
-            await self._process.wait()
+            try:
+                await asyncio.wait_for(self._process.wait(), _FOREMAN_S)
+            except TimeoutError:
+                _kill(self._process.pid)
 
 
 def os_environment(ours: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import re
 import shutil
 import stat
 import tarfile
@@ -16,7 +18,16 @@ from typing import IO
 from app.errors import BadInput, TooLarge, UnsupportedMedia
 
 _CHUNK = 1 << 20
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,7 @@ class Bounds:
 @dataclass(frozen=True, slots=True)
 class _Member:
     name: str
+    size: int
     is_file: bool
     open: Callable[[], IO[bytes]]
 
@@ -44,25 +56,25 @@ def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
     """
     bounds = bounds or Bounds()
     packed = archive.stat().st_size
-    files = size = 0
+    seen = files = size = 0
     with _members(archive) as members:
         for member in members:
+            seen += 1
+            if seen > bounds.files:
+                raise TooLarge(f"the archive holds more than {bounds.files:,} files and folders, the limit")
             parts = _parts(member.name)
             if not member.is_file or not parts:
+                size += member.size
+                _bounded(size, packed, bounds)
                 continue
             files += 1
-            if files > bounds.files:
-                raise TooLarge(f"the archive holds more than {bounds.files:,} files, the limit")
             target = into.joinpath(*parts)
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with member.open() as source, target.open("xb") as sink:
                     while chunk := source.read(_CHUNK):
                         size += len(chunk)
-                        if size > bounds.bytes:
-                            raise TooLarge(f"the archive unpacks to more than {bounds.bytes / 2**30:g} GiB, the limit")
-                        if size > max(1 << 20, bounds.ratio * packed):
-                            raise TooLarge(f"the archive unpacks to more than {bounds.ratio:g} times its size, the limit")
+                        _bounded(size, packed, bounds)
                         sink.write(chunk)
             except FileExistsError as error:
                 raise BadInput(f"{member.name} is in the archive twice") from error
@@ -73,10 +85,17 @@ def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
     return files
 
 
+def _bounded(size: int, packed: int, bounds: Bounds) -> None:
+    if size > bounds.bytes:
+        raise TooLarge(f"the archive unpacks to more than {bounds.bytes / 2**30:g} GiB, the limit")
+    if size > max(1 << 20, bounds.ratio * packed):
+        raise TooLarge(f"the archive unpacks to more than {bounds.ratio:g} times its size, the limit")
+
+
 def strip(folder: Path) -> Path:
     """Past folders that hold nothing but one folder: archives of a folder and of what is in it mean the same."""
     inside = list(folder.iterdir())
-    while len(inside) == 1 and inside[0].is_dir() and any(path.is_dir() for path in inside[0].iterdir()):
+    while len(inside) == 1 and inside[0].is_dir() and any(path.is_dir() or path.suffix == ".csv" for path in inside[0].iterdir()):
         folder = inside[0]
         inside = list(folder.iterdir())
     return folder
@@ -85,7 +104,13 @@ def strip(folder: Path) -> Path:
 def _parts(name: str) -> tuple[str, ...]:
     """Of a member's path; empty for what is passed over."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"the name {name.encode('utf-8', 'replace').decode()} is not UTF-8; pack it again with such names"
+        ) from error
+    if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name) or "\0" in name:
         raise BadInput(f"{name} points outside the archive; pack it with plain relative names")
     if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
         return ()
@@ -113,14 +138,15 @@ def _of_zip(archive: zipfile.ZipFile) -> Iterator[_Member]:
             raise BadInput(f"{info.filename} is encrypted; pack it without a password")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise BadInput(f"{info.filename} is a link; pack the file itself")
-        yield _Member(info.filename, not info.is_dir(), lambda info=info: archive.open(info))  # type: ignore[misc]
+        yield _Member(info.filename, info.file_size, not info.is_dir(), lambda info=info: archive.open(info))  # type: ignore[misc]
 
 
 def _of_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
     for info in archive:
         if not (info.isfile() or info.isdir()):
             raise BadInput(f"{info.name} is a link or a device; pack the file itself")
-        yield _Member(info.name, info.isfile(), lambda info=info: archive.extractfile(info))  # type: ignore[misc, arg-type]
+        archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+        yield _Member(info.name, info.size, info.isfile(), lambda info=info: archive.extractfile(info))  # type: ignore[misc, arg-type]
 
 
 def remove(folder: Path) -> None:

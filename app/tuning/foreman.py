@@ -10,24 +10,31 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.errors import UnknownJob
 from app.logs import configure, log
 from app.process import command, die_with_parent, set_name
 from app.settings import Settings, jobs_folder
-from app.tuning.job import OPEN, Job
+from app.tuning.job import OPEN, Job, made_by
 from app.tuning.store import Store
 from app.wire.messages import Adopt
 from app.wire.sockets import Endpoint, address, wait
 
 _LOOK_S = 0.25
+_AGAIN_S = 2.0
 _TRIES = 3  # deaths of a job's tuner without a step done in between
 
 
 @dataclass(slots=True)
 class _Tuner:
+    phase: str
+    model: str
     step: int
     process: subprocess.Popen[bytes]
 
@@ -41,13 +48,15 @@ class Foreman:
         self._supervisor = supervisor
         self._tuners: dict[str, _Tuner] = {}
         self._deaths: Counter[str] = Counter()
+        for job in store.all(("succeeded",)):  # the foreman before may have died before it could say so
+            self._adopt(job.id, job.model)
 
     def turn(self) -> None:
         """One look."""
         self._reap()
         jobs = {job.id: job for job in reversed(self._store.all(OPEN))}  # the oldest first
         for id, tuner in self._tuners.items():
-            if id not in jobs:  # cancelled: it should end by itself within a step, and shall
+            if id not in jobs or (tuner.phase == "train" and jobs[id].state == "validating"):  # cancelled, or resumed since
                 tuner.process.terminate()
         for phase, states, most in (("check", ("validating",), 1), ("train", ("queued", "running"), self._settings.tuners)):
             busy = sum(1 for id in self._tuners if id in jobs and jobs[id].state in states)
@@ -57,11 +66,16 @@ class Foreman:
                 self._start(job, phase)
 
     def _start(self, job: Job, phase: str) -> None:
-        with (jobs_folder(self._settings.home) / job.id / "log.txt").open("ab") as sink:
-            process = subprocess.Popen(
-                command("app.tuning.process", job.id, phase), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
-            )
-        self._tuners[job.id] = _Tuner(job.progress.get("step", 0), process)
+        try:
+            with (jobs_folder(self._settings.home) / job.id / "log.txt").open("ab") as sink:
+                process = subprocess.Popen(
+                    command("app.tuning.process", job.id, phase), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
+                )
+        except OSError as error:
+            log.error("job %s cannot be started: %s", job.id, error)
+            self._store.move(job.id, "failed", reason=f"it could not be started ({error.strerror}); mend that, then resume it")
+            return
+        self._tuners[job.id] = _Tuner(phase, job.model, job.progress.get("step", 0), process)
 
     def _reap(self) -> None:
         for id, tuner in list(self._tuners.items()):
@@ -69,14 +83,19 @@ class Foreman:
             if status is None:
                 continue
             del self._tuners[id]
-            job = next(iter(job for job in self._store.all() if job.id == id), None)
-            if job is None:
+            self._adopt(id, tuner.model)  # however it ended: what counts is whether it made a model
+            try:
+                job = self._store.get(id)
+            except UnknownJob:
                 continue
-            if job.state == "succeeded":
-                log.info("job %s became %s", id, job.model)
-                self._supervisor.send(Adopt(job.model))
-            elif job.state in OPEN and status != 0:
+            if job.state in OPEN and status not in (0, -signal.SIGTERM):
                 self._count(job, tuner, status)
+
+    def _adopt(self, id: str, model: str) -> None:
+        """Tell the supervisor of a model, if it is this job's and it is all there. It may hear so twice."""
+        if made_by(self._settings.home / "models" / model) == id:
+            log.info("job %s became %s", id, model)
+            self._supervisor.send(Adopt(model))
 
     def _count(self, job: Job, tuner: _Tuner, status: int) -> None:
         """It will be started again, unless it dies over and over at the same place."""
@@ -106,7 +125,11 @@ def main() -> None:
     supervisor = Endpoint.connect(address(sys.argv[1], "supervisor"), f"foreman.{os.getpid()}")
     foreman = Foreman(settings, Store.of(settings.home, settings.database), supervisor)
     while not stopping:
-        foreman.turn()
+        try:
+            foreman.turn()
+        except (SQLAlchemyError, OSError) as error:  # the database is away or the disk is full: that may pass
+            log.error("jobs cannot be looked after for now: %s", error)
+            time.sleep(_AGAIN_S)
         wait([supervisor], _LOOK_S)
         if supervisor.gone:
             break

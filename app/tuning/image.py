@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,7 @@ from app.catalogue import read_card
 from app.engine.loader import build, give_classes, load
 from app.engine.modules import eager
 from app.engine.runner import Runner
-from app.errors import HearthError, Invalid
-from app.settings import Settings
+from app.errors import Conflict, HearthError, Invalid
 from app.tasks.base import Dataset, Files
 from app.tasks.image.codec import ImageCodec
 from app.tasks.image.dataset import ImageDataset
@@ -29,6 +29,7 @@ from app.tasks.image.network import ImageNetwork, classifier
 from app.tasks.image.program import ImageProgram
 from app.tuning.archive import remove
 from app.tuning.features import Features, features
+from app.tuning.job import made_by
 from app.tuning.spec import Spec, filled
 from app.tuning.trainer import Recipe, Training
 
@@ -52,7 +53,11 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, labels: Sequence[s
     module.requires_grad_(True)
     if classifier(module).out_features != len(labels) or spec.start == "weights":
         give_classes(module, len(labels))
-    parts = {part: (torch.from_numpy(pixels), torch.from_numpy(targets)) for part, (pixels, targets) in prepared(folder).items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the pixels are mapped from a file, to be read alone
+        parts = {
+            part: (torch.from_numpy(pixels), torch.from_numpy(targets)) for part, (pixels, targets) in prepared(folder).items()
+        }
     pictures = len(parts["train"][1])
     head: Training | None = None
     if spec.start == "weights" and not (goes_on and spec.method == "full"):
@@ -79,9 +84,9 @@ def _recipe(spec: Spec, pictures: int) -> Recipe:
     return Recipe(**(known | {"batch_size": max(1, min(known["batch_size"], pictures))}))
 
 
-def publish(run: Run, spec: Spec, labels: Sequence[str], prepared: Path, settings: Settings, result: dict[str, Any]) -> Path:
-    """Write the model beside `prepared`, then move it into `$HEARTH_HOME/models`: weights, card, labels, sample and answer."""
-    beside, target = prepared.parent / "model" / spec.name, settings.home / "models" / spec.name
+def write(run: Run, spec: Spec, labels: Sequence[str], prepared: Path, result: dict[str, Any]) -> Path:
+    """Write the model beside `prepared`: weights, card, labels, a sample and the answer to it."""
+    beside = prepared.parent / "model" / spec.name
     remove(beside)
     beside.mkdir(parents=True)
     state = {key: value.detach().contiguous().clone() for key, value in run.module.state_dict().items()}
@@ -100,10 +105,16 @@ def publish(run: Run, spec: Spec, labels: Sequence[str], prepared: Path, setting
     said = _says(read_card(beside), sample.read_bytes(), beside)
     (beside / "expected.json").write_bytes(msgspec.json.encode(said))
     (beside / "tuned.json").write_bytes(msgspec.json.encode(result))
+    return beside
+
+
+def move_in(made: Path, target: Path, job: str) -> None:
+    """Into `$HEARTH_HOME/models`. What this job put there before is replaced. Raises Conflict for anything else that is there."""
+    if target.exists() and made_by(target) != job:
+        raise Conflict(f"a model called {target.name!r} has come into being meanwhile; move it away, then resume the job")
     target.parent.mkdir(parents=True, exist_ok=True)
     remove(target)
-    beside.rename(target)
-    return target
+    made.rename(target)
 
 
 def _card(card: Card, spec: Spec, labels: Sequence[str], digest: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 State = Literal["validating", "queued", "running", "succeeded", "failed", "cancelled"]
@@ -36,6 +38,14 @@ class Event:
     kind: str
     at: float
     data: dict[str, Any]
+
+
+def made_by(folder: Path) -> str:
+    """The job that made the model in this folder; empty if none did, or there is none."""
+    try:
+        return str(json.loads((folder / "tuned.json").read_bytes()).get("job", ""))
+    except (OSError, ValueError):
+        return ""
 
 
 def new_id() -> str:

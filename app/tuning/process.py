@@ -7,6 +7,7 @@ who comes next goes on from there, and ends with the same weights.
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib.metadata
 import os
 import platform
@@ -20,7 +21,7 @@ import msgspec
 import psutil
 
 from app.catalogue import Catalogue
-from app.errors import HearthError, Invalid
+from app.errors import HearthError, Invalid, UnknownJob
 from app.logs import configure, log
 from app.process import die_with_parent, set_name
 from app.settings import Settings, cores, jobs_folder
@@ -64,7 +65,7 @@ class Tuner:
         """`queued` → `running` → `succeeded`, from wherever it stands. Raises the same."""
         import torch
 
-        from app.tuning.image import begin, publish
+        from app.tuning.image import begin, move_in, write
 
         report = self._checked()
         if not self._store.move(self._job.id, "running"):
@@ -90,7 +91,10 @@ class Tuner:
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")}
             | {"python": platform.python_version()},
         }
-        publish(run, self._spec, labels, self._prepared, self._settings, result)
+        made = write(run, self._spec, labels, self._prepared, result | {"job": self._job.id})
+        if self._store.get(self._job.id).state != "running":
+            raise Cancelled
+        move_in(made, self._settings.home / "models" / self._spec.name, self._job.id)
         self._store.move(self._job.id, "succeeded", only_from=("running",), result=result)
 
     def _checked(self) -> dict[str, Any]:
@@ -110,7 +114,7 @@ class Tuner:
             folders.prepare(found, root, self._card, beside)
         report = found.report()
         if found.problems:
-            self._store.note(self._job.id, report=report)
+            self._store.note(self._job.id, only_in="validating", report=report)
             first = found.problems[0]
             more = len(found.problems) + found.untold - 1
             raise Invalid(f"{first.where}: {first.what}; {first.remedy}" + (f" (and {more} more, see report)" if more else ""))
@@ -175,6 +179,8 @@ def attempt(work: Callable[[], None], store: Store, job: str) -> int:
         work()
     except Cancelled:
         log.info("cancelled")
+    except UnknownJob:
+        log.info("deleted")
     except Exception as error:  # noqa: BLE001  whatever it is, the job's owner must hear
         log.exception("failed")
         store.move(job, "failed", reason=why(error))
@@ -193,6 +199,8 @@ def main() -> None:
     job = store.get(sys.argv[1])
 
     def work() -> None:
+        lock = (jobs_folder(settings.home) / job.id / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a tuner before us, whose foreman died, may not have ended yet
         tuner = Tuner(settings, store, job)
         tuner.check() if sys.argv[2] == "check" else tuner.train()
 

@@ -14,7 +14,9 @@ Method = Literal["full", "head"]
 class Spec(BaseModel):
     """`spec` of POST /finetune. What is not given is chosen by task and method (`fill`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"example": {"name": "photos", "base": "resnet18"}})
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra={"example": {"name": "photos", "base": "resnet18"}}
+    )
 
     name: Name = Field(description="the model that it becomes")
     base: str = Field(description="the model to start from")
@@ -34,7 +36,7 @@ class Spec(BaseModel):
     keep_statistics: bool | None = Field(None, description="batch norms keep the statistics that they came with")
     augment: bool | None = Field(None, description="turn, zoom and recolour the pictures")
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share kept out, where the data does not say itself")
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 _FULL = {"epochs": 4, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}

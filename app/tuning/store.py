@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import JSON, Column, Engine, Float, Integer, MetaData, String, Table, create_engine, event, select
+from sqlalchemy.exc import DBAPIError
 
 from app.errors import Conflict, UnknownJob
 from app.settings import jobs_folder
@@ -50,7 +51,10 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
-        _meta.create_all(self._engine)
+        try:
+            _meta.create_all(self._engine)
+        except DBAPIError:  # another process was making the tables
+            _meta.create_all(self._engine)
 
     @classmethod
     def of(cls, home: Path, url: str = "") -> Store:
@@ -95,10 +99,12 @@ class Store:
             connection.execute(_events.insert().values(job=id, kind="state", at=now, data=data))
         return True
 
-    def note(self, id: str, kind: str = "", data: dict[str, Any] | None = None, **values: Any) -> bool:
-        """Write values of a running job, and an event if it has a `kind`. False if the job does not run (any more)."""
+    def note(
+        self, id: str, kind: str = "", data: dict[str, Any] | None = None, *, only_in: State = "running", **values: Any
+    ) -> bool:
+        """Write values of a job, and an event if it has a `kind`. False if it is not in that state (any more)."""
         now = time.time()
-        change = _jobs.update().where(_jobs.c.id == id, _jobs.c.state.in_(OPEN)).values(updated=now, **values)
+        change = _jobs.update().where(_jobs.c.id == id, _jobs.c.state == only_in).values(updated=now, **values)
         with self._engine.begin() as connection:
             alive = bool(connection.execute(change).rowcount)
             if alive and kind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge
 from app.settings import jobs_folder
 from app.tasks import TASKS
 from app.tuning.archive import remove
-from app.tuning.job import DONE, OPEN, Job, new_id
+from app.tuning.job import DONE, OPEN, Job, made_by, new_id
 from app.tuning.spec import Spec, filled
 from app.web.answer import Kitchen, reply
 from app.web.schemas import JobAnswer, JobsAnswer, job_body, problems
@@ -32,6 +32,7 @@ router = APIRouter(prefix="/finetune", tags=["finetune"])
 _LOOK_S = 0.25  # between two looks for events
 _BEAT_S = 10.0  # after which a silent stream says that it lives
 _LOG_BYTES = 1 << 20
+_SPEC_BYTES = 1 << 16
 _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -56,6 +57,7 @@ async def submit(request: Request) -> Response:
         if not isinstance(dataset, UploadFile):
             raise BadInput("the part 'dataset' is missing; send the archive as a file (curl -F dataset=@photos.zip)")
         _fits(kitchen, spec)
+        _free(kitchen, spec.name, "")
         job = await asyncio.to_thread(_accept, kitchen, spec, dataset)
     finally:
         await form.close()
@@ -69,22 +71,22 @@ async def submit(request: Request) -> Response:
 @router.get("", response_model=JobsAnswer, summary="All jobs, newest first")
 async def jobs(request: Request) -> Response:
     """Without their events."""
-    return reply({"jobs": [_told(job) for job in await asyncio.to_thread(_store(request).all)]})
+    return reply({"jobs": [_told(job) for job in await asyncio.to_thread((await _store(request)).all)]})
 
 
 @router.get("/{id}", response_model=JobAnswer, responses=problems(404), summary="One job")
 async def job(request: Request, id: str) -> Response:
     """State and reason, what was found in the data, how far it has come, and what it takes to repeat it."""
-    return reply(_told(await asyncio.to_thread(_store(request).get, id)))
+    return reply(_told(await asyncio.to_thread((await _store(request)).get, id)))
 
 
 @router.get("/{id}/events", responses=problems(404), summary="Follow a job", response_class=StreamingResponse)
 async def events(request: Request, id: str) -> Response:
     """Server-sent events: `state`, `progress`. Goes on after `Last-Event-ID`; ends when the job does."""
-    store = _store(request)
+    store = await _store(request)
     await asyncio.to_thread(store.get, id)
     last = request.headers.get("last-event-id", "0")
-    if not last.isdigit():
+    if not (last.isascii() and last.isdigit() and len(last) < 16):
         raise Invalid(f"Last-Event-ID is {last!r}; send the number of the last event that you saw")
     stream = _stream(store, _kitchen(request), id, int(last))
     return StreamingResponse(stream, media_type="text/event-stream", headers=_NO_EVENTS)
@@ -94,29 +96,31 @@ async def _stream(store: Store, kitchen: Kitchen, id: str, after: int) -> AsyncI
     spoke = time.monotonic()
     while not kitchen.stopping():
         over = (await asyncio.to_thread(store.get, id)).state in DONE  # asked first: what happened before is told below
-        for event in await asyncio.to_thread(store.events, id, after):
+        found = await asyncio.to_thread(store.events, id, after)
+        for event in found:
             after, spoke = event.number, time.monotonic()
             data = orjson.dumps(event.data | {"at": event.at})
             yield b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.kind.encode(), data)
-        if over:
+        if over and not found:
             return
         if time.monotonic() - spoke > _BEAT_S:
             spoke = time.monotonic()
             yield b": still at it\n\n"
-        await asyncio.sleep(_LOOK_S)
+        if not found:
+            await asyncio.sleep(_LOOK_S)
 
 
 @router.get("/{id}/log", responses=problems(404), summary="What its process wrote", response_class=PlainTextResponse)
 async def log(request: Request, id: str) -> Response:
     """The last megabyte, as text."""
-    await asyncio.to_thread(_store(request).get, id)
+    await asyncio.to_thread((await _store(request)).get, id)
     return PlainTextResponse(await asyncio.to_thread(_tail, _folder(request, id) / "log.txt"))
 
 
 @router.post("/{id}/cancel", response_model=JobAnswer, responses=problems(404, 409), summary="Stop a job")
 async def cancel(request: Request, id: str) -> Response:
     """Answers at once; its process stops within a step. `resume` goes on from its last checkpoint."""
-    store = _store(request)
+    store = await _store(request)
     if not await asyncio.to_thread(store.move, id, "cancelled", reason="cancelled by a caller"):
         state = (await asyncio.to_thread(store.get, id)).state
         raise Conflict(f"job {id} is {state} already")
@@ -126,7 +130,10 @@ async def cancel(request: Request, id: str) -> Response:
 @router.post("/{id}/resume", response_model=JobAnswer, responses=problems(404, 409), summary="Go on with a job")
 async def resume(request: Request, id: str) -> Response:
     """A failed or cancelled job is queued again, and goes on from its last checkpoint."""
-    store = _store(request)
+    store = await _store(request)
+    job = await asyncio.to_thread(store.get, id)
+    _free(_kitchen(request), job.model, id)
+    _alone([other for other in await asyncio.to_thread(store.all, OPEN) if other.id != id], job.model)
     if not await asyncio.to_thread(store.move, id, "validating", only_from=("failed", "cancelled")):
         state = (await asyncio.to_thread(store.get, id)).state
         raise Conflict(f"job {id} is {state}; only failed and cancelled jobs can be resumed")
@@ -137,7 +144,7 @@ async def resume(request: Request, id: str) -> Response:
 @router.delete("/{id}", status_code=204, responses=problems(404, 409), summary="Forget a job")
 async def delete(request: Request, id: str) -> Response:
     """Its data, checkpoints and log are removed; the model that it became stays."""
-    await asyncio.to_thread(_store(request).delete, id)
+    await asyncio.to_thread((await _store(request)).delete, id)
     await asyncio.to_thread(remove, _folder(request, id))
     return Response(status_code=204)
 
@@ -155,6 +162,8 @@ def _spec(text: str) -> Spec:
 
 async def _text(part: Any) -> str:
     if isinstance(part, UploadFile):
+        if (part.size or 0) > _SPEC_BYTES:
+            raise TooLarge(f"the part 'spec' has {part.size} bytes; the limit is {_SPEC_BYTES}")
         return (await part.read()).decode("utf-8", "replace")
     if part is None:
         raise BadInput("""the part 'spec' is missing; send JSON (curl -F 'spec={"name": "photos", "base": "resnet18"}')""")
@@ -166,11 +175,23 @@ def _fits(kitchen: Kitchen, spec: Spec) -> None:
     known = {model.card.name: model.card for model in kitchen.pool.models()}
     if spec.base not in known:
         raise Invalid(f"spec: base: no model is called {spec.base!r}; there are: {', '.join(sorted(known))}")
-    if spec.name in known:
-        raise Conflict(f"a model called {spec.name!r} is there already; choose another name")
+    if spec.start == "fresh" and known[spec.base].source.kind != "module":
+        raise Invalid(f"spec: start: {spec.base!r} has no network of its own to begin afresh; use weights")
     if TASKS[known[spec.base].task].dataset is None or known[spec.base].task != "image-classification":
         tunable = ", ".join(sorted(name for name, card in known.items() if card.task == "image-classification"))
         raise Invalid(f"spec: base: models for {known[spec.base].task} cannot be tuned over HTTP yet; one of: {tunable}")
+
+
+def _free(kitchen: Kitchen, name: str, job: str) -> None:
+    """Raise Conflict if there is a model of this name that this job did not make."""
+    there = (kitchen.settings.home / "models" / name).exists() or any(m.card.name == name for m in kitchen.pool.models())
+    if there and made_by(kitchen.settings.home / "models" / name) != (job or "nobody"):
+        raise Conflict(f"a model called {name!r} is there already; choose another name")
+
+
+def _alone(waiting: Sequence[Job], name: str) -> None:
+    if any(job.model == name for job in waiting):
+        raise Conflict(f"a job that makes {name!r} is open already; choose another name, or cancel that one")
 
 
 def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
@@ -180,8 +201,7 @@ def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
         raise TooBusy(
             f"{len(waiting)} jobs are open, the limit is {kitchen.settings.max_jobs}; come back later", retry_after_s=60
         )
-    if any(job.model == spec.name for job in waiting):
-        raise Conflict(f"a job that makes {spec.name!r} is open already; choose another name, or cancel that one")
+    _alone(waiting, spec.name)
     id = new_id()
     folder = jobs_folder(kitchen.settings.home) / id
     folder.mkdir(parents=True)
@@ -207,8 +227,8 @@ def _kitchen(request: Request) -> Kitchen:
     return kitchen
 
 
-def _store(request: Request) -> Store:
-    return _open(_kitchen(request))
+async def _store(request: Request) -> Store:
+    return await asyncio.to_thread(_open, _kitchen(request))
 
 
 def _open(kitchen: Kitchen) -> Store:

@@ -82,7 +82,7 @@ def test_from_an_archive_to_a_model_that_answers(server: Server):
     assert done["result"]["metrics"]["accuracy"] == 1.0
     assert done["report"]["train"] == {"bright": 19, "dark": 19} and done["report"]["val"] == {"bright": 5, "dark": 5}
     assert done["spec"]["seed"] == 0 and done["spec"]["optimizer"] == "sgd" and done["result"]["versions"]["torch"]
-    wait_for(lambda: server.http.get("/models/shades").json().get("state") == "ready", 60)
+    wait_for(lambda: server.http.get("/models/shades").json().get("state") == "ready", 20)
     best = server.predict(picture(240, 240, 240), model="shades").json()["results"][0]["predictions"][0]
     assert best["label"] == "bright"
     assert server.predict(picture(9, 9, 9), model="shades").json()["results"][0]["predictions"][0]["label"] == "dark"

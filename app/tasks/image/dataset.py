@@ -23,6 +23,8 @@ from app.tasks.base import Batch
 from app.tasks.image.codec import ImageCodec
 from app.tasks.image.input import ImageInput
 
+_SCORED = 64  # pictures at once
+
 Part = tuple[Tensor, Tensor]
 """pixels uint8 [N, C, H, W], labels int64 [N]."""
 
@@ -93,16 +95,17 @@ class ImageDataset:
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy."""
-        logits = module(batch["pixels"]).float()
+        said = module(batch["pixels"])
+        logits = (said if isinstance(said, Tensor) else said[0]).float()  # Inception and GoogLeNet add auxiliary heads
         return functional.cross_entropy(logits, batch["target"], label_smoothing=self._label_smoothing)
 
     def score(self, module: torch.nn.Module) -> dict[str, float]:
         """Top-1 accuracy on the held-out pictures."""
         pixels, labels = self._held_out
         right = 0
-        for start in range(0, len(labels), 500):
-            logits = module(self._normalise(pixels[start : start + 500].float() / 255))
-            right += int((logits.argmax(1) == labels[start : start + 500]).sum())
+        for start in range(0, len(labels), _SCORED):
+            logits = module(self._normalise(pixels[start : start + _SCORED].float() / 255))
+            right += int((logits.argmax(1) == labels[start : start + _SCORED]).sum())
         return {"accuracy": right / len(labels)}
 
     def _normalise(self, pixels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,23 +55,24 @@ class Found:
 
     def report(self) -> dict[str, Any]:
         """As a job shows it."""
-        counts = {
-            part: {label: sum(target == index for _, target in items) for index, label in enumerate(self.labels)}
-            for part, items in (("train", self.train), ("val", self.val))
-        }
+        of_part = {part: Counter(target for _, target in items) for part, items in (("train", self.train), ("val", self.val))}
+        counts = {part: {label: of[index] for index, label in enumerate(self.labels)} for part, of in of_part.items()}
         problems = [{"where": one.where, "what": one.what, "remedy": one.remedy} for one in self.problems]
         return {"classes": self.labels, **counts, "warnings": self.warnings, "problems": problems, "more_problems": self.untold}
 
 
 def find(root: Path, validation: float, seed: int) -> Found:
     """Which pictures there are and what they show. Without a split of its own, that share of each class is kept out."""
-    found = Found()
+    found, root = Found(), root.resolve()
     table = next(iter(sorted(root.glob("*.csv"))), None)
     parts = _of_table(table, root, found) if table else _of_folders(root, found)
     found.labels = sorted({label for items in parts.values() for _, label in items})
     index = {label: number for number, label in enumerate(found.labels)}
     found.train = [(path, index[label]) for path, label in parts["train"]]
     found.val = [(path, index[label]) for path, label in parts["val"]]
+    for label in found.labels:
+        if label.splitlines() != [label]:
+            found.wrong(label, "has a line break in its name", "rename the class")
     if len(found.labels) < 2:
         found.wrong(
             ".", f"{len(found.labels)} classes were found", "give at least two: one folder per class, or a CSV of file and label"
@@ -130,16 +132,23 @@ def _of_table(table: Path, root: Path, found: Found) -> dict[str, list[tuple[Pat
     for line, row in enumerate(rows, 2):
         name, label = (row["file"] or "").strip(), (row["label"] or "").strip()
         split = _SPLITS.get((row.get("split") or "train").strip().lower())
-        path = (root / name).resolve()
         if not label:
             found.wrong(f"{table.name}:{line}", "has no label", "say what the picture shows")
         elif split is None:
             found.wrong(f"{table.name}:{line}", f"split {row.get('split')!r} is unknown", "write train or val")
-        elif not path.is_relative_to(root.resolve()) or not path.is_file():
+        elif (path := _inside(root, name)) is None:
             found.wrong(f"{table.name}:{line}", f"{name!r} is not in the archive", "write the path as it is inside the archive")
         else:
             parts[split].append((path, label))
     return parts
+
+
+def _inside(root: Path, name: str) -> Path | None:
+    try:
+        path = (root / name).resolve()
+        return path if path.is_relative_to(root) and path.is_file() else None
+    except (ValueError, OSError):  # a NUL, a name that is too long
+        return None
 
 
 def _split(found: Found, validation: float, seed: int) -> None:
@@ -175,7 +184,7 @@ def _weigh(found: Found) -> None:
 
 def decode(found: Found, root: Path, card: Card) -> Iterator[tuple[str, int, np.ndarray]]:
     """Each readable picture as ("train" or "val", target, pixels as in service). Notes those that are not, and repetitions."""
-    codec = ImageCodec(card, {}, {})
+    codec, root = ImageCodec(card, {}, {}), root.resolve()
     seen: dict[str, tuple[str, int]] = {}
     across = 0
     for part, items in (("train", found.train), ("val", found.val)):
@@ -202,6 +211,9 @@ def prepare(found: Found, root: Path, card: Card, into: Path) -> None:
         if part not in sinks:
             count = len(found.train if part == "train" else found.val)
             sinks[part] = np.lib.format.open_memmap(into / f"{part}.npy", "w+", np.uint8, (count, *picture.shape))
+            if hasattr(os, "posix_fallocate"):  # a full disk is told now; later, writing into the map would end the process
+                with (into / f"{part}.npy").open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, (into / f"{part}.npy").stat().st_size)
         sinks[part][len(targets[part])] = picture
         targets[part].append(target)
     for part, sink in sinks.items():
@@ -212,6 +224,6 @@ def prepare(found: Found, root: Path, card: Card, into: Path) -> None:
 def prepared(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What `prepare` wrote, mapped into memory: part → pixels and targets."""
     return {
-        part: (np.load(folder / f"{part}.npy", mmap_mode="c"), np.load(folder / f"{part}_targets.npy"))
+        part: (np.load(folder / f"{part}.npy", mmap_mode="r"), np.load(folder / f"{part}_targets.npy"))
         for part in ("train", "val")
     }

@@ -78,7 +78,7 @@ def test_links_are_refused(into: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("bounds", "words"),
     [
-        (Bounds(files=2, ratio=1e9), "more than 2 files"),
+        (Bounds(files=2, ratio=1e9), "more than 2 files and folders"),
         (Bounds(bytes=1 << 20, ratio=1e9), "more than 0.000976562 GiB"),
         (Bounds(ratio=10), "more than 10 times its size"),
     ],

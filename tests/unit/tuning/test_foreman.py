@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,50 @@ def test_what_succeeded_is_told_to_the_supervisor(house, tmp_path):
     foreman.turn()
     store.move(id, "running")
     store.move(id, "succeeded")
-    STARTED[0].status = 0
+    made(tmp_path, id)
+    store.delete(id)  # whoever forgets the job at once keeps the model
+    foreman.turn()
+    STARTED[0].status = -15 if STARTED[0].terminated else 0
     foreman.turn()
     foreman.turn()
     assert supervisor.sent == [Adopt("photos")]
+
+
+def made(home, id, name="photos"):
+    (home / "models" / name).mkdir(parents=True)
+    (home / "models" / name / "tuned.json").write_text(json.dumps({"job": id}))
+
+
+def test_the_next_foreman_says_what_the_last_one_could_not(house, tmp_path):
+    _, store, supervisor = house
+    ids = [add(store, tmp_path, name) for name in ("one", "two")]
+    for id in ids:
+        store.move(id, "succeeded")
+    made(tmp_path, ids[0], "one")
+    made(tmp_path, "another", "two")
+    Foreman(Settings(home=tmp_path), store, supervisor)
+    assert supervisor.sent == [Adopt("one")]
+
+
+def test_a_job_whose_folder_is_gone_fails_alone(house, tmp_path):
+    foreman, store, _ = house
+    lost = store.add(new_id(), {"name": "lost", "base": "x"}).id
+    good = add(store, tmp_path)
+    foreman.turn()
+    foreman.turn()
+    assert store.get(lost).state == "failed" and "could not be started" in store.get(lost).reason
+    assert [one.job for one in STARTED] == [good]
+
+
+def test_a_tuner_from_before_a_resume_is_ended(house, tmp_path):
+    foreman, store, _ = house
+    id = add(store, tmp_path)
+    store.move(id, "queued")
+    foreman.turn()
+    store.move(id, "cancelled")
+    store.move(id, "validating", only_from=("cancelled",))
+    foreman.turn()
+    assert STARTED[0].terminated and len(STARTED) == 1
 
 
 def test_what_was_cancelled_is_ended(house, tmp_path):
@@ -108,7 +149,7 @@ def test_a_tuner_that_dies_is_started_again_unless_it_gets_nowhere(house, tmp_pa
     for death in range(6):
         foreman.turn()
         assert len(STARTED) == death + 1
-        store.note(id, progress={"step": death})
+        store.note(id, only_in="queued", progress={"step": death})
         STARTED[-1].status = -9
     for _ in range(2):
         foreman.turn()

@@ -88,6 +88,7 @@ def test_two_processes_write_at_once(tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
     store = Store(url)
     id = add(store)
+    store.move(id, "running")
     program = f"""
 from app.tuning.store import Store
 store = Store({url!r})
@@ -96,7 +97,7 @@ for step in range(100):
 """
     writers = [subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) for _ in range(2)]
     assert [writer.wait(60) for writer in writers] == [0, 0]
-    assert len(store.events(id)) == 201
+    assert len(store.events(id)) == 202
     store.close()
 
 
