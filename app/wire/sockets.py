@@ -7,7 +7,7 @@ What is sent goes out when the loop comes round, all of it to one peer in one en
 tens of microseconds, and under load many samples share it.
 
 No message library: ZeroMQ's own threads add four hand-overs to a question and its answer, and on a quiet machine each of them
-waits for a core to wake up (280 µs instead of 50; `benchmarks/results/2026-11-24.md`).
+waits for a core to wake up (280 µs instead of 50; `benchmarks/results/2026-11-24b.md`).
 """
 
 from __future__ import annotations
