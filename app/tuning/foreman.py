@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,6 +22,7 @@ from app.errors import UnknownJob
 from app.logs import configure, log
 from app.process import command, die_with_parent, set_name
 from app.settings import Settings, jobs_folder
+from app.tuning.archive import remove
 from app.tuning.job import OPEN, Job, made_by
 from app.tuning.store import Store
 from app.wire.messages import Adopt
@@ -28,6 +30,7 @@ from app.wire.sockets import Endpoint, address, wait
 
 _LOOK_S = 0.25
 _AGAIN_S = 2.0
+_YOUNG_S = 3600.0  # an upload takes no longer
 _TRIES = 3  # deaths of a job's tuner without a step done in between
 
 
@@ -48,6 +51,7 @@ class Foreman:
         self._supervisor = supervisor
         self._tuners: dict[str, _Tuner] = {}
         self._deaths: Counter[str] = Counter()
+        sweep(settings.home, store)
         for job in store.all(("succeeded",)):  # the foreman before may have died before it could say so
             self._adopt(job.id, job.model)
 
@@ -55,6 +59,8 @@ class Foreman:
         """One look."""
         self._reap()
         jobs = {job.id: job for job in reversed(self._store.all(OPEN))}  # the oldest first
+        for id in [id for id in self._deaths if id not in jobs or jobs[id].state == "validating"]:
+            del self._deaths[id]  # whoever resumes a job has mended something
         for id, tuner in self._tuners.items():
             if id not in jobs or (tuner.phase == "train" and jobs[id].state == "validating"):  # cancelled, or resumed since
                 tuner.process.terminate()
@@ -111,6 +117,17 @@ class Foreman:
         for tuner in self._tuners.values():
             tuner.process.kill()
             tuner.process.wait()
+
+
+def sweep(home: Path, store: Store) -> None:
+    """Remove folders of jobs that were never written down, because a frontend died between the upload and that."""
+    for folder in jobs_folder(home).iterdir() if jobs_folder(home).is_dir() else ():
+        if not folder.is_dir() or time.time() - folder.stat().st_mtime < _YOUNG_S:
+            continue
+        try:
+            store.get(folder.name)
+        except UnknownJob:
+            remove(folder)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge
+from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJob
 from app.settings import jobs_folder
 from app.tasks import TASKS
 from app.tuning.archive import remove
@@ -95,7 +95,10 @@ async def events(request: Request, id: str) -> Response:
 async def _stream(store: Store, kitchen: Kitchen, id: str, after: int) -> AsyncIterator[bytes]:
     spoke = time.monotonic()
     while not kitchen.stopping():
-        over = (await asyncio.to_thread(store.get, id)).state in DONE  # asked first: what happened before is told below
+        try:  # asked first: what happened before is told below
+            over = (await asyncio.to_thread(store.get, id)).state in DONE
+        except UnknownJob:  # deleted meanwhile
+            return
         found = await asyncio.to_thread(store.events, id, after)
         for event in found:
             after, spoke = event.number, time.monotonic()

@@ -8,8 +8,9 @@ from __future__ import annotations
 import gc
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -31,6 +32,9 @@ def main() -> None:
     set_name(f"hearth http {number}")
     settings = Settings.from_environment()
     logs.configure(settings)
+    with suppress(OSError):  # large uploads are kept on the disk of the home folder; /tmp may be memory
+        (settings.home / "tmp").mkdir(parents=True, exist_ok=True)
+        tempfile.tempdir = str(settings.home / "tmp")
     client = Client(settings, folder, number)
 
     @asynccontextmanager

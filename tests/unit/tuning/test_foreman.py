@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,14 @@ def test_a_tuner_that_dies_is_started_again_unless_it_gets_nowhere(house, tmp_pa
     started = len(STARTED)
     foreman.turn()
     assert len(STARTED) == started
+
+
+def test_what_was_never_written_down_is_swept_away(house, tmp_path):
+    _, store, supervisor = house
+    known, lost, young = add(store, tmp_path), jobs_folder(tmp_path) / "lost", jobs_folder(tmp_path) / "young"
+    lost.mkdir()
+    young.mkdir()
+    for folder in (lost, jobs_folder(tmp_path) / known):
+        os.utime(folder, (0, 0))
+    Foreman(Settings(home=tmp_path), store, supervisor)
+    assert sorted(path.name for path in jobs_folder(tmp_path).iterdir() if path.is_dir()) == sorted([known, "young"])
