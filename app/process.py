@@ -8,11 +8,13 @@ import platform
 import signal
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+_MODEST = 10  # nice
 _TURN_NS = 100_000  # the shortest that the kernel grants; a model's threads have 3 ms
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl(2)
 
@@ -40,6 +42,15 @@ def take_short_turns() -> None:
         # size, policy SCHED_OTHER, flags, nice, priority, runtime (ns), deadline, period: struct sched_attr
         attributes = struct.pack("<IIQiIQQQ", 48, 0, 0, os.nice(0), 0, _TURN_NS, 0, 0)
         ctypes.CDLL(None).syscall(call, 0, attributes, 0)
+
+
+def stand_back() -> None:
+    """Let all others have the cores first: this process, and its whole session where the kernel shares cores among sessions
+    (sched(7), autogroup), since there a process's own nice counts among its session alone.
+    """
+    os.nice(_MODEST)
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(_MODEST))
 
 
 def command(module: str, *arguments: str) -> list[str]:

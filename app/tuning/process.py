@@ -23,7 +23,7 @@ import psutil
 from app.catalogue import Catalogue
 from app.errors import HearthError, Invalid, UnknownJob
 from app.logs import configure, log
-from app.process import die_with_parent, set_name
+from app.process import die_with_parent, set_name, stand_back
 from app.settings import Settings, cores, jobs_folder
 from app.tasks.image import folders
 from app.tuning.archive import remove, strip, unpack
@@ -192,7 +192,7 @@ def main() -> None:
     """Entry of the process."""
     die_with_parent()
     set_name(f"hearth tune {sys.argv[1]}")
-    os.nice(10)
+    stand_back()
     settings = Settings.from_environment()
     configure(settings)
     store = Store.of(settings.home, settings.database)

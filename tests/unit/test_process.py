@@ -31,3 +31,20 @@ def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(process.platform, "machine", lambda: "riscv128")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("a system call of unknown number"))
     process.take_short_turns()
+
+
+STAND_BACK = """
+import os, app.process as process
+from pathlib import Path
+process.stand_back()
+group = Path("/proc/self/autogroup")
+print(os.nice(0), group.read_text() if group.exists() else "nice 10")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's scheduler")
+def test_who_stands_back_does_so_with_its_session():
+    told = subprocess.run(
+        [sys.executable, "-c", STAND_BACK], cwd=ROOT, capture_output=True, text=True, check=True, start_new_session=True
+    ).stdout
+    assert told.startswith("10 ") and "nice 10" in told
