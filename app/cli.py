@@ -84,19 +84,16 @@ def predict(
 
     from app.tasks.media import endpoint_of
 
-    settings = Settings.from_environment()
-    base = url or f"http://{settings.host}:{settings.port}"
     path = Path(what)
     query = {"model": model} if model else {}
-    try:
+
+    def ask(base: str) -> httpx.Response:
         if path.is_file():
-            answer = httpx.post(
-                base + endpoint_of(path), params=query, files={"file": (path.name, path.read_bytes())}, timeout=60
-            )
-        else:
-            answer = httpx.post(f"{base}/embed/text", json={"inputs": what, **query}, timeout=60)
-    except httpx.ConnectError:
-        _stop(f"no server answers at {base}; start one with: hearth serve")
+            files = {"file": (path.name, path.read_bytes())}
+            return httpx.post(base + endpoint_of(path), params=query, files=files, timeout=60)
+        return httpx.post(f"{base}/embed/text", json={"inputs": what, **query}, timeout=60)
+
+    answer = _ask(ask, url)
     out.print_json(json.dumps(answer.json()))
     raise typer.Exit(0 if answer.is_success else 1)
 

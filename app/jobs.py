@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from app.errors import Invalid
+from app.tuning.job import in_words
 
 _PATIENCE_S = 60.0  # a stream says something every ten seconds
 
@@ -23,7 +24,7 @@ def show(base: str, out: Console) -> None:
     for job in answer.json()["jobs"]:
         done = job["progress"]
         how_far = f"{done['step']} of {done['steps']}" if done else ""
-        metrics = _words(job["result"].get("metrics") or done.get("metrics") or {})
+        metrics = in_words(job["result"].get("metrics") or done.get("metrics") or {})
         table.add_row(job["id"], job["model"], job["spec"]["base"], job["state"], how_far, metrics, job["reason"])
     out.print(table)
 
@@ -59,12 +60,8 @@ def _told(kind: str, data: dict[str, Any], bar: Progress, row: Any) -> str:
     if kind == "progress":
         bar.update(row, total=data["steps"], completed=data["step"], description=f"loss {data['loss']:.3f}")
         if data["metrics"]:
-            bar.console.print(f"epoch {data['epoch']:3d}  loss {data['loss']:.3f}  {_words(data['metrics'])}")
+            bar.console.print(f"epoch {data['epoch']:3d}  loss {data['loss']:.3f}  {in_words(data['metrics'])}")
         return ""
     state = str(data.get("state", ""))
     bar.console.print(f"{state}{': ' + data['reason'] if data.get('reason') else ''}")
     return state if state in ("succeeded", "failed", "cancelled") else ""
-
-
-def _words(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{100 * value:.2f} % {name.replace('_', ' ')}" for name, value in metrics.items())

@@ -21,6 +21,7 @@ from app.engine.loader import build, load
 from app.errors import Invalid
 from app.tasks import TASKS, resolve
 from app.tasks.base import Dataset, Files
+from app.tuning.job import in_words
 from app.tuning.trainer import Recipe, Training
 
 _PARTS = ("model.py", "config.json", "vocab.json", "tokenizer.json", "tune.toml")
@@ -87,7 +88,7 @@ def tune(
     started = time.monotonic()
     metrics = _run(module, dataset, recipe, console)
     publish(card, module, dataset.labels, metrics, out)
-    console.print(f"{card.name}: {_words(metrics)} on the held-out part, {time.monotonic() - started:.0f} s → {out}")
+    console.print(f"{card.name}: {in_words(metrics)} on the held-out part, {time.monotonic() - started:.0f} s → {out}")
     return metrics
 
 
@@ -100,7 +101,7 @@ def _run(module: torch.nn.Module, dataset: Dataset, recipe: Recipe, console: Con
         for progress in training:
             bar.update(row, total=progress.steps, completed=progress.step, description=f"loss {progress.loss:.3f}")
             if progress.metrics:
-                bar.console.print(f"epoch {progress.epoch:3d}  loss {progress.loss:.3f}  {_words(progress.metrics)}")
+                bar.console.print(f"epoch {progress.epoch:3d}  loss {progress.loss:.3f}  {in_words(progress.metrics)}")
     return training.metrics
 
 
@@ -119,7 +120,7 @@ def publish(card: Card, module: torch.nn.Module, labels: Sequence[str], metrics:
         if (card.folder / part).exists() and out.resolve() != card.folder.resolve():
             _write(out / part, (card.folder / part).read_text(encoding="utf-8"))
     text = (card.folder / "card.toml").read_text(encoding="utf-8")
-    _write(out / "card.toml", told(text, f"{_words(metrics)} on the held-out part", digest))
+    _write(out / "card.toml", told(text, f"{in_words(metrics)} on the held-out part", digest))
 
 
 def told(card: str, accuracy: str, sha256: str) -> str:
@@ -134,10 +135,6 @@ def told(card: str, accuracy: str, sha256: str) -> str:
 def _stored(value: torch.Tensor) -> torch.Tensor:
     """Half precision halves the file; the loader turns it back. Integers (counts) stay."""
     return value.half().contiguous() if value.is_floating_point() else value.contiguous()
-
-
-def _words(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{100 * value:.2f} % {name.replace('_', ' ')}" for name, value in metrics.items())
 
 
 def _write(path: Path, text: str) -> None:

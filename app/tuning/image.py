@@ -29,7 +29,7 @@ from app.tasks.image.network import ImageNetwork, classifier
 from app.tasks.image.program import ImageProgram
 from app.tuning.archive import remove
 from app.tuning.features import Features, features
-from app.tuning.job import made_by
+from app.tuning.job import in_words, made_by
 from app.tuning.spec import Spec, filled
 from app.tuning.trainer import Recipe, Training
 
@@ -95,9 +95,8 @@ def write(run: Run, spec: Spec, labels: Sequence[str], prepared: Path, result: d
     weights.chmod(0o644)  # safetensors makes it private; a server under another user reads it too
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    for extra in ("model.py",):
-        if (run.card.folder / extra).exists():
-            (beside / extra).write_bytes((run.card.folder / extra).read_bytes())
+    if (code := run.card.folder / "model.py").exists():
+        (beside / code.name).write_bytes(code.read_bytes())
     (beside / "labels.txt").write_text("\n".join(labels) + "\n", encoding="utf-8")
     sample = next(prepared.glob("sample.*"))
     (beside / sample.name).write_bytes(sample.read_bytes())
@@ -118,7 +117,6 @@ def move_in(made: Path, target: Path, job: str) -> None:
 
 
 def _card(card: Card, spec: Spec, labels: Sequence[str], digest: str, result: dict[str, Any]) -> dict[str, Any]:
-    accuracy = ", ".join(f"{100 * value:.2f} % {name.replace('_', ' ')}" for name, value in result["metrics"].items())
     match card.source:
         case ModuleSource(entry=entry, arguments=arguments):
             source: dict[str, Any] = {"kind": "module", "entry": entry, "arguments": arguments}
@@ -137,7 +135,7 @@ def _card(card: Card, spec: Spec, labels: Sequence[str], digest: str, result: di
         "about": {
             "title": f"{spec.name}, tuned from {card.name}",
             "licence": card.about.licence,
-            "accuracy": f"{accuracy} on the held-out part",
+            "accuracy": f"{in_words(result['metrics'])} on the held-out part",
         },
     }
 

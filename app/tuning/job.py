@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,11 @@ class Event:
     kind: str
     at: float
     data: dict[str, Any]
+
+
+def in_words(metrics: Mapping[str, float]) -> str:
+    """`{"word_error_rate": 0.05}` → 5.00 % word error rate."""
+    return ", ".join(f"{100 * value:.2f} % {name.replace('_', ' ')}" for name, value in metrics.items())
 
 
 def made_by(folder: Path) -> str:

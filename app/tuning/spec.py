@@ -12,7 +12,7 @@ Method = Literal["full", "head"]
 
 
 class Spec(BaseModel):
-    """`spec` of POST /finetune. What is not given is chosen by task and method (`fill`)."""
+    """`spec` of POST /finetune. What is not given is chosen by task and method (`filled`)."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra={"example": {"name": "photos", "base": "resnet18"}}

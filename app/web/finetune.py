@@ -18,12 +18,12 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJob
 from app.settings import jobs_folder
-from app.tasks import TASKS
 from app.tuning.archive import remove
 from app.tuning.job import DONE, OPEN, Job, made_by, new_id
 from app.tuning.spec import Spec, filled
 from app.web.answer import Kitchen, reply
-from app.web.schemas import JobAnswer, JobsAnswer, job_body, problems
+from app.web.read import wrong_field
+from app.web.schemas import JobsAnswer, job_body, problems
 
 if TYPE_CHECKING:
     from app.tuning.store import Store
@@ -39,7 +39,7 @@ _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 @router.post(
     "",
     status_code=202,
-    response_model=JobAnswer,
+    response_model=Job,
     openapi_extra=job_body(Spec),
     responses=problems(400, 404, 409, 413, 422, 503),
     summary="Tune a model on your data",
@@ -74,7 +74,7 @@ async def jobs(request: Request) -> Response:
     return reply({"jobs": [_told(job) for job in await asyncio.to_thread((await _store(request)).all)]})
 
 
-@router.get("/{id}", response_model=JobAnswer, responses=problems(404), summary="One job")
+@router.get("/{id}", response_model=Job, responses=problems(404), summary="One job")
 async def job(request: Request, id: str) -> Response:
     """State and reason, what was found in the data, how far it has come, and what it takes to repeat it."""
     return reply(_told(await asyncio.to_thread((await _store(request)).get, id)))
@@ -120,7 +120,7 @@ async def log(request: Request, id: str) -> Response:
     return PlainTextResponse(await asyncio.to_thread(_tail, _folder(request, id) / "log.txt"))
 
 
-@router.post("/{id}/cancel", response_model=JobAnswer, responses=problems(404, 409), summary="Stop a job")
+@router.post("/{id}/cancel", response_model=Job, responses=problems(404, 409), summary="Stop a job")
 async def cancel(request: Request, id: str) -> Response:
     """Answers at once; its process stops within a step. `resume` goes on from its last checkpoint."""
     store = await _store(request)
@@ -130,7 +130,7 @@ async def cancel(request: Request, id: str) -> Response:
     return reply(_told(await asyncio.to_thread(store.get, id)))
 
 
-@router.post("/{id}/resume", response_model=JobAnswer, responses=problems(404, 409), summary="Go on with a job")
+@router.post("/{id}/resume", response_model=Job, responses=problems(404, 409), summary="Go on with a job")
 async def resume(request: Request, id: str) -> Response:
     """A failed or cancelled job is queued again, and goes on from its last checkpoint."""
     store = await _store(request)
@@ -156,11 +156,7 @@ def _spec(text: str) -> Spec:
     try:
         return Spec.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "spec"
-        if first["type"] == "extra_forbidden":
-            raise Invalid(f"spec: unknown field {field!r}; known: {', '.join(Spec.model_fields)}") from error
-        raise Invalid(f"spec: {field}: {first['msg']}") from error
+        raise wrong_field(error, Spec, "spec", "spec: ") from error
 
 
 async def _text(part: Any) -> str:
@@ -180,7 +176,7 @@ def _fits(kitchen: Kitchen, spec: Spec) -> None:
         raise Invalid(f"spec: base: no model is called {spec.base!r}; there are: {', '.join(sorted(known))}")
     if spec.start == "fresh" and known[spec.base].source.kind != "module":
         raise Invalid(f"spec: start: {spec.base!r} has no network of its own to begin afresh; use weights")
-    if TASKS[known[spec.base].task].dataset is None or known[spec.base].task != "image-classification":
+    if known[spec.base].task != "image-classification":
         tunable = ", ".join(sorted(name for name, card in known.items() if card.task == "image-classification"))
         raise Invalid(f"spec: base: models for {known[spec.base].task} cannot be tuned over HTTP yet; one of: {tunable}")
 

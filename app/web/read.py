@@ -98,11 +98,16 @@ async def read_json(request: Request, model: type[M]) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "body"
-        if first["type"] == "extra_forbidden":
-            raise Invalid(f"unknown field {field!r}; known: {', '.join(model.model_fields)}") from error
-        raise Invalid(f"{field}: {first['msg']}") from error
+        raise wrong_field(error, model, "body") from error
+
+
+def wrong_field(error: ValidationError, model: type[BaseModel], whole: str, before: str = "") -> Invalid:
+    """What the caller hears of the first field that is wrong. `whole`: what the value is called if no field is to blame."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or whole
+    if first["type"] == "extra_forbidden":
+        return Invalid(f"{before}unknown field {field!r}; known: {', '.join(model.model_fields)}")
+    return Invalid(f"{before}{field}: {first['msg']}")
 
 
 def too_many(count: str, limit: int) -> TooLarge:

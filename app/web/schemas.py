@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.tuning.job import Job
 from app.web.problems import MEDIA_TYPE, STATUS
 
 
@@ -153,25 +154,10 @@ class ModelsAnswer(BaseModel):
     models: list[ModelAnswer]
 
 
-class JobAnswer(BaseModel):
-    """One job."""
-
-    id: str
-    model: str
-    state: Literal["validating", "queued", "running", "succeeded", "failed", "cancelled"]
-    reason: str
-    created: float
-    updated: float
-    spec: dict[str, Any]
-    report: dict[str, Any]
-    progress: dict[str, Any]
-    result: dict[str, Any]
-
-
 class JobsAnswer(BaseModel):
     """All jobs."""
 
-    jobs: list[JobAnswer]
+    jobs: list[Job]
 
 
 class ProblemAnswer(BaseModel):
