@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import os
 import sys
 import time
 from collections.abc import Callable
+
+from app.settings import cores
 
 HARDLY_FASTER = 1.2  # one thread may take so much longer than several
 QUICK_S = 0.005  # of a batch: a model that takes longer gains by more threads
@@ -26,18 +27,16 @@ def available() -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
 
 
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def thread_count(device: str, threads: int | None) -> int:
+    """So many CPU threads; None: one per core on the CPU, one on CUDA."""
+    return threads or (cores() if device == "cpu" else 1)
 
 
 def settle(device: str, threads: int | None) -> int:
-    """Make this process's PyTorch ready to compute on `device` with `threads` CPU threads (None: one per core on the CPU, one on
-    CUDA). Returns how many.
-    """
+    """Make this process's PyTorch ready to compute on `device` with so many CPU threads (`thread_count`). Returns how many."""
     import torch
 
-    chosen = threads or (cores() if device == "cpu" else 1)
+    chosen = thread_count(device, threads)
     torch.set_num_threads(chosen)
     if device != "cpu":
         torch.cuda.set_device(device)

@@ -121,7 +121,7 @@ class Worker:
         """What an earlier start compiled; else eager at once, and what computes faster is looked for beside the service."""
         devices.keep_memory()
         spec, on_cpu = self._spec, self._spec.device == "cpu"
-        self._threads = spec.threads or (devices.cores() if on_cpu else 1)
+        self._threads = devices.thread_count(spec.device, spec.threads)
         files = {name: Path(path) for name, path in spec.files.items()}
         program: Program = resolve(TASKS[self._card.task].program)(self._card, files)
         limits = self._card.limits
