@@ -47,7 +47,7 @@ def read_recipe(card: Card, overrides: Mapping[str, str]) -> tuple[Recipe, dict[
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         known = ", ".join(Recipe.model_fields)
-        raise Invalid(f"recipe: {first['loc'][0]}: {first['msg']}; known: {known}") from error
+        raise Invalid(": ".join(["recipe", *map(str, first["loc"]), f"{first['msg']}; known: {known}"])) from error
 
 
 def _toml(name: str, value: str) -> Any:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.errors import Invalid, ModelFailed
 from app.tasks.base import Batch, Dataset
@@ -35,7 +35,7 @@ class Recipe(BaseModel):
     """Share of the steps in which the rate climbs; then it falls to zero along a cosine (arXiv:1608.03983)."""
     clip_norm: float | None = None
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay per step of the averaged weights that are scored and kept; 0 keeps the last ones."""
+    """Decay per step of the averaged weights that are scored and kept; 0: no averaging."""
     precision: Literal["fp32", "bf16"] = "fp32"
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between two measurements; the last epoch is always measured."""
@@ -43,8 +43,17 @@ class Recipe(BaseModel):
     """Batch norms go on normalising by what they saw before: small batches of few data tell less (and some published weights
     have theirs folded away)."""
     patience: Annotated[int, Field(ge=0)] | None = None
-    """Stop after so many measurements without a gain; None: run to the end. The best weights that were measured are kept."""
+    """Stop after so many measurements without a gain; None: run to the end."""
+    keep: Literal["best", "last"] = "best"
+    """Which measured weights the run ends with. What chose the best ones flatters them a little: `last` is for data whose
+    figures are to be published."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _choosing(self) -> Self:
+        if self.keep == "last" and self.patience is not None:
+            raise ValueError('patience waits for better weights and keep = "last" wants none chosen; leave one out')
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +168,7 @@ class Training:
         with torch.inference_mode():
             metrics = self._dataset.score(self._average.module)
         self._average.module.train(was_training)
-        if not self.metrics or better(metrics, self.metrics):
+        if self._recipe.keep == "last" or not self.metrics or better(metrics, self.metrics):
             self.metrics, self._patience = metrics, 0
             self._best = _copied(self._average.module)
         else:

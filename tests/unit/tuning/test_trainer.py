@@ -154,6 +154,17 @@ def test_the_best_weights_that_were_measured_are_kept_and_a_run_without_gain_end
     assert all(torch.equal(value, training.module.state_dict()[name]) for name, value in weights.items())
 
 
+def test_figures_to_be_published_are_those_of_the_last_weights() -> None:
+    training = Training(net(), Fading(), Recipe(epochs=3, batch_size=16, keep="last"))
+    last = [progress.metrics for progress in training][-1]
+    assert training.metrics == last == {"accuracy": 0.8}
+    plain = Training(net(), Clouds(), Recipe(epochs=3, batch_size=16, keep="last"))
+    assert list(plain)
+    assert all(map(torch.equal, training.module.state_dict().values(), plain.module.state_dict().values()))
+    with pytest.raises(ValueError, match="leave one out"):
+        Recipe(keep="last", patience=2)
+
+
 def test_statistics_may_be_kept() -> None:
     def seen(keep: bool) -> torch.Tensor:
         return run(Recipe(epochs=1, batch_size=16, keep_statistics=keep))[0][1].running_mean
