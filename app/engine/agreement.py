@@ -24,7 +24,7 @@ def agree(expected: Sequence[Output], got: Sequence[Output | HearthError]) -> st
             return have.detail
         if "scores" in want:
             moved = float(np.abs(want["scores"] - have["scores"]).max())
-            if not moved <= _SCORES or want["scores"][have["scores"].argmax()] < want["scores"].max() - _TIE:
+            if not moved <= _SCORES or want["scores"][np.argmax(have["scores"])] < want["scores"].max() - _TIE:
                 return f"scores differ by {moved:.3f}"
         if "embedding" in want:
             lengths = np.linalg.norm(want["embedding"]) * np.linalg.norm(have["embedding"])

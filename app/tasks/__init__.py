@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from functools import reduce
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from app.card import Card
 from app.settings import Settings
@@ -21,6 +22,18 @@ class Task:
     codec: str
     program: str
     dataset: str | None = None
+    check: str | None = None
+    """A `Check`, where models of the task can be tuned over HTTP."""
+
+
+class Check(Protocol):
+    """Looks through a data set that a caller sent, before anything is trained. No torch."""
+
+    def __call__(self, root: Path, card: Card, into: Path, *, validation: float, seed: int) -> dict[str, Any]:
+        """The report: what there is, and what `Findings.told` says. Without problems, `into` holds what training reads, and
+        `sample.*`, one input of what was kept out. `validation`: the share to keep out where the data does not say itself.
+        """
+        ...
 
 
 TASKS: dict[str, Task] = {
@@ -29,6 +42,7 @@ TASKS: dict[str, Task] = {
         codec="app.tasks.image.codec:ImageCodec",
         program="app.tasks.image.program:ImageProgram",
         dataset="app.tasks.image.dataset:ImageDataset.open",
+        check="app.tasks.image.folders:check",
     ),
     "text-embedding": Task(
         input="app.tasks.text.input:TextInput",
@@ -61,13 +75,16 @@ def make_codec(card: Card, files: Files, meta: dict[str, Any], settings: Setting
     return codec
 
 
-def card_samples(card: Card, codec: Codec) -> list[Sample]:
-    """The samples of the card's `sample.*`: warm-up, readiness, golden test, example. Empty if there is no such file."""
+def card_inputs(card: Card) -> list[bytes | str]:
+    """What stands in the card's `sample.*`: warm-up, readiness, golden test, example. Empty if there is no such file."""
     for path in sorted(card.folder.glob("sample.*")):
-        if path.suffix == ".json":
-            inputs = json.loads(path.read_text())["inputs"]
-            items = [inputs] if isinstance(inputs, str) else inputs
-        else:
-            items = [path.read_bytes()]
-        return [sample for item in items for sample in codec.decode(item).samples]
+        if path.suffix != ".json":
+            return [path.read_bytes()]
+        inputs = json.loads(path.read_text(encoding="utf-8"))["inputs"]
+        return [inputs] if isinstance(inputs, str) else list(inputs)
     return []
+
+
+def card_samples(card: Card, codec: Codec) -> list[Sample]:
+    """The samples of the card's inputs."""
+    return [sample for item in card_inputs(card) for sample in codec.decode(item).samples]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 import tomllib
@@ -14,7 +13,6 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 
 from app.card import Card
 from app.engine.loader import build, load
@@ -22,6 +20,7 @@ from app.errors import Invalid
 from app.tasks import TASKS, resolve
 from app.tasks.base import Dataset, Files
 from app.tuning.job import in_words
+from app.tuning.publish import save_weights
 from app.tuning.trainer import Recipe, Training
 
 _PARTS = ("model.py", "config.json", "vocab.json", "tokenizer.json", "tune.toml")
@@ -109,11 +108,7 @@ def publish(card: Card, module: torch.nn.Module, labels: Sequence[str], metrics:
     """Write weights, labels and card into `out`, each beside and renamed, the card last."""
     out.mkdir(parents=True, exist_ok=True)
     name = card.source.weights if card.source.kind == "module" else "model.safetensors"
-    beside = out / f".{name}.part"
-    save_file({key: _stored(value) for key, value in module.state_dict().items()}, beside, metadata={"format": "pt"})
-    digest = hashlib.sha256(beside.read_bytes()).hexdigest()
-    beside.chmod(0o644)  # safetensors makes it private; a server under another user reads it too
-    beside.replace(out / name)
+    digest = save_weights({key: _stored(value) for key, value in module.state_dict().items()}, out / name)
     if labels:
         _write(out / "labels.txt", "\n".join(labels) + "\n")
     for part in _PARTS:
@@ -134,7 +129,7 @@ def told(card: str, accuracy: str, sha256: str) -> str:
 
 def _stored(value: torch.Tensor) -> torch.Tensor:
     """Half precision halves the file; the loader turns it back. Integers (counts) stay."""
-    return value.half().contiguous() if value.is_floating_point() else value.contiguous()
+    return value.half() if value.is_floating_point() else value
 
 
 def _write(path: Path, text: str) -> None:

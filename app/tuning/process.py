@@ -25,7 +25,7 @@ from app.errors import HearthError, Invalid, UnknownJob
 from app.logs import configure, log
 from app.process import die_with_parent, set_name, stand_back
 from app.settings import Settings, cores, jobs_folder
-from app.tasks.image import folders
+from app.tasks import TASKS, Check, resolve
 from app.tuning.archive import remove, strip, unpack
 from app.tuning.job import Job
 from app.tuning.spec import Spec
@@ -33,7 +33,7 @@ from app.tuning.store import Store
 from app.weights import fetch
 
 if TYPE_CHECKING:
-    from app.tuning.image import Run
+    from app.tuning.run import Run
     from app.tuning.trainer import Progress
 
 _NOTE_S = 0.25  # between two notes of how far it has come, which are also when a cancel is heard
@@ -65,7 +65,8 @@ class Tuner:
         """`queued` → `running` → `succeeded`, from wherever it stands. Raises the same."""
         import torch
 
-        from app.tuning.image import begin, move_in, write
+        from app.tuning.publish import move_in, write
+        from app.tuning.run import begin
 
         report = self._checked()
         if not self._store.move(self._job.id, "running"):
@@ -75,9 +76,8 @@ class Tuner:
         torch.set_num_threads(threads)
         torch.manual_seed(self._spec.seed)
         files = fetch(self._card, self._settings, lambda *_: None)
-        labels = report["classes"]
         checkpoint = self._folder / "checkpoint.pt"
-        run = begin(self._card, files, self._spec, self._prepared, labels, goes_on=checkpoint.exists())
+        run = begin(self._card, files, self._spec, self._prepared, report, goes_on=checkpoint.exists())
         if checkpoint.exists():
             run.training.restore(torch.load(checkpoint, weights_only=True))
             log.info("going on from step %d", run.training.step)
@@ -91,7 +91,7 @@ class Tuner:
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")}
             | {"python": platform.python_version()},
         }
-        made = write(run, self._spec, labels, self._prepared, result | {"job": self._job.id})
+        made = write(run, self._spec, self._prepared, result | {"job": self._job.id}, self._settings)
         if self._store.get(self._job.id).state != "running":
             raise Cancelled
         move_in(made, self._settings.home / "models" / self._spec.name, self._job.id)
@@ -108,18 +108,13 @@ class Tuner:
             remove(folder)
             folder.mkdir(parents=True)
         unpack(self._folder / "dataset", data)
-        root = strip(data)
-        found = folders.find(root, self._spec.validation, self._spec.seed)
-        if not found.problems:
-            folders.prepare(found, root, self._card, beside)
-        report = found.report()
-        if found.problems:
+        check: Check = resolve(TASKS[self._card.task].check or "")
+        report = check(strip(data), self._card, beside, validation=self._spec.validation, seed=self._spec.seed)
+        if report["problems"]:
             self._store.note(self._job.id, only_in="validating", report=report)
-            first = found.problems[0]
-            more = len(found.problems) + found.untold - 1
-            raise Invalid(f"{first.where}: {first.what}; {first.remedy}" + (f" (and {more} more, see report)" if more else ""))
-        picture = found.val[0][0]
-        (beside / f"sample{picture.suffix.lower()}").write_bytes(picture.read_bytes())
+            first = report["problems"][0]
+            more = len(report["problems"]) + report["more_problems"] - 1
+            raise Invalid("{where}: {what}; {remedy}".format(**first) + (f" (and {more} more, see report)" if more else ""))
         (beside / "report.json").write_bytes(msgspec.json.encode(report))
         remove(self._prepared)
         beside.rename(self._prepared)

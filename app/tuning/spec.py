@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.card import Name
+from app.errors import Invalid
 
 Method = Literal["full", "head"]
 
@@ -39,15 +40,24 @@ class Spec(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
-_FULL = {"epochs": 4, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}
-_FULL |= {"augment": True, "keep_statistics": True, "clip_norm": 1.0}
-_HEAD = {"epochs": 60, "batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "augment": False, "patience": 10}
-_FRESH = {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05, "augment": True}
 _ALL = {"weight_decay": 5e-4, "warmup": 0.15, "label_smoothing": 0.0, "ema": 0.0, "precision": "fp32", "keep_statistics": False}
+_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "image-classification": {
+        "full": {"epochs": 4, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}
+        | {"augment": True, "keep_statistics": True, "clip_norm": 1.0},
+        "head": {"epochs": 60, "batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "augment": False, "patience": 10},
+        "fresh": {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05, "augment": True},
+    },
+}
+"""Task → method, or `fresh` where there are no weights to start from → what gives a good result for callers who say no more."""
 
 
-def filled(spec: Spec) -> Spec:
-    """The spec with every field set that its method wants: what a job shows, and what repeats it."""
-    chosen = _FRESH if spec.start == "fresh" else _HEAD if spec.method == "head" else _FULL
+def filled(spec: Spec, task: str) -> Spec:
+    """The spec with every field set that task and method want: what a job shows, and what repeats it. Raises Invalid for a
+    method that the task does not have.
+    """
+    methods, method = _DEFAULTS[task], "fresh" if spec.start == "fresh" else spec.method
+    if method not in methods:
+        raise Invalid(f"spec: method: models for {task} are tuned by one of: {', '.join(methods)}")
     given = {name: value for name, value in spec.model_dump().items() if value is not None}
-    return Spec(**(_ALL | chosen | given))
+    return Spec(**(_ALL | methods[method] | given))

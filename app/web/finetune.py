@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJob
 from app.settings import jobs_folder
+from app.tasks import TASKS
 from app.tuning.archive import remove
 from app.tuning.job import DONE, OPEN, Job, made_by, new_id
 from app.tuning.spec import Spec, filled
@@ -52,11 +53,11 @@ async def submit(request: Request) -> Response:
     except MultiPartException as error:
         raise BadInput(f"the body is no multipart form ({error.message}); send the parts spec and dataset") from error
     try:
-        spec = filled(_spec(await _text(form.get("spec"))))
+        spec = _spec(await _text(form.get("spec")))
         dataset = form.get("dataset")
         if not isinstance(dataset, UploadFile):
             raise BadInput("the part 'dataset' is missing; send the archive as a file (curl -F dataset=@photos.zip)")
-        _fits(kitchen, spec)
+        spec = filled(spec, _task(kitchen, spec))
         _free(kitchen, spec.name, "")
         job = await asyncio.to_thread(_accept, kitchen, spec, dataset)
     finally:
@@ -169,16 +170,18 @@ async def _text(part: Any) -> str:
     return str(part)
 
 
-def _fits(kitchen: Kitchen, spec: Spec) -> None:
-    """Raise what can be known before the data is looked at."""
+def _task(kitchen: Kitchen, spec: Spec) -> str:
+    """What the base model is for. Raises what can be known before the data is looked at."""
     known = {model.card.name: model.card for model in kitchen.pool.models()}
     if spec.base not in known:
         raise Invalid(f"spec: base: no model is called {spec.base!r}; there are: {', '.join(sorted(known))}")
-    if spec.start == "fresh" and known[spec.base].source.kind != "module":
+    card = known[spec.base]
+    if spec.start == "fresh" and card.source.kind != "module":
         raise Invalid(f"spec: start: {spec.base!r} has no network of its own to begin afresh; use weights")
-    if known[spec.base].task != "image-classification":
-        tunable = ", ".join(sorted(name for name, card in known.items() if card.task == "image-classification"))
-        raise Invalid(f"spec: base: models for {known[spec.base].task} cannot be tuned over HTTP yet; one of: {tunable}")
+    if TASKS[card.task].check is None:
+        tunable = ", ".join(sorted(name for name, card in known.items() if TASKS[card.task].check))
+        raise Invalid(f"spec: base: models for {card.task} cannot be tuned over HTTP yet; one of: {tunable}")
+    return card.task
 
 
 def _free(kitchen: Kitchen, name: str, job: str) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ from app.card import Card
 from app.engine.modules import eager
 from app.engine.runner import Runner
 from app.tasks.speech import network
-from app.tasks.speech.audio import read_audio
+from app.tasks.speech.audio import demuxer, read_audio
 from app.tasks.speech.codec import SpeechCodec, cut
 from app.tasks.speech.program import SpeechProgram
 from tests.conftest import SHARED
@@ -123,6 +124,16 @@ def test_every_clip_has_the_length_that_its_list_says(shared: Path):
         for row in csv.DictReader(file):
             waveform = read_audio((shared / "speech" / row["file"]).read_bytes(), 16000, 1800)
             assert abs(len(waveform) / 16000 - float(row["seconds"])) < 0.1, row["file"]
+
+
+def test_first_bytes_name_the_container_that_ffmpeg_finds(shared: Path):
+    found = set()
+    for name in clips():
+        raw = (shared / "speech" / name).read_bytes()
+        with av.open(str(shared / "speech" / name)) as container:
+            assert demuxer(raw) in (None, *container.format.name.split(","))
+        found.add(demuxer(raw))
+    assert found == {"wav", "flac", "ogg", "matroska", "aiff", None}
 
 
 def test_resampling_keeps_a_tone_and_drops_what_cannot_be_kept(tmp_path: Path):

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tests.conftest import ROOT
 
 TOY = '''
-"""Classifies 8 x 8 pictures by their brightness. Magenta kills, green is slow, blue raises."""
+"""Classifies 8 x 8 pictures by their brightness. Magenta kills, green is slow, cyan is slower, blue raises."""
 import os, signal, time
 import torch
 from torch import nn
@@ -42,6 +42,8 @@ class Toy(nn.Module):
             raise ValueError("blue")
         if bool(((red < 0.1) & (green > 0.9) & (blue < 0.1)).any()):
             time.sleep(0.4)
+        if bool(((red < 0.1) & (green > 0.9) & (blue > 0.9)).any()):
+            time.sleep(4)
         return self.head(flat)
 '''
 TOY_CARD = """

@@ -144,7 +144,7 @@ def test_a_client_that_leaves_costs_no_device_time(server: Server):
         lines = server.http.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith('hearth_batch_size_sum{model="toy"}'))
 
-    slow = threading.Thread(target=lambda: server.predict(picture(0, 255, 0)))
+    slow = threading.Thread(target=lambda: server.predict(picture(0, 255, 255)))
     before = ran()
     slow.start()
     wait_for(lambda: "hearth_requests_in_flight 2.0" in server.http.get("/metrics").text)

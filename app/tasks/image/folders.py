@@ -19,46 +19,37 @@ import numpy as np
 
 from app.card import Card
 from app.errors import HearthError
+from app.tasks.findings import Findings
 from app.tasks.image.codec import ImageCodec
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
-_MOST_TOLD = 100  # problems
 _UNEVEN = 10  # times as many pictures in the largest class as in the smallest, from which on it is told
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing to mend. `where` is a path inside the data set, or a file and line."""
-
-    where: str
-    what: str
-    remedy: str
-
-
 @dataclass(slots=True)
-class Found:
+class Found(Findings):
     """What a data set holds."""
 
     labels: list[str] = field(default_factory=list)
     train: list[tuple[Path, int]] = field(default_factory=list)
     val: list[tuple[Path, int]] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    untold: int = 0
-
-    def wrong(self, where: str, what: str, remedy: str) -> None:
-        """Note a problem, up to a bound; the others are counted."""
-        if len(self.problems) < _MOST_TOLD:
-            self.problems.append(Problem(where, what, remedy))
-        else:
-            self.untold += 1
 
     def report(self) -> dict[str, Any]:
         """As a job shows it."""
         of_part = {part: Counter(target for _, target in items) for part, items in (("train", self.train), ("val", self.val))}
         counts = {part: {label: of[index] for index, label in enumerate(self.labels)} for part, of in of_part.items()}
-        problems = [{"where": one.where, "what": one.what, "remedy": one.remedy} for one in self.problems]
-        return {"classes": self.labels, **counts, "warnings": self.warnings, "problems": problems, "more_problems": self.untold}
+        return {"classes": self.labels, **counts, **self.told()}
+
+
+def check(root: Path, card: Card, into: Path, *, validation: float, seed: int) -> dict[str, Any]:
+    """Find and decode everything in `root`; returns the report (`app/tasks/__init__.py: Check`)."""
+    found = find(root, validation, seed)
+    if not found.problems:
+        prepare(found, root, card, into)
+    if not found.problems:
+        picture = found.val[0][0]
+        (into / f"sample{picture.suffix.lower()}").write_bytes(picture.read_bytes())
+    return found.report()
 
 
 def find(root: Path, validation: float, seed: int) -> Found:

@@ -27,6 +27,14 @@ _OPTIONS = {
     "max_probe_packets": "1",
     "max_size": "16384",  # bytes in a packet of WAV; with FFmpeg's own 4096, Python's share of ten minutes is 200 ms
 }
+# FFmpeg guesses the container from all it can see, and has taken a tone in a WAV for something else (FFmpeg 8, PyAV 19).
+_MAGIC = {  # first bytes, and those from the eighth → demuxer
+    (b"RIFF", b"WAVE"): "wav",
+    (b"fLaC", b""): "flac",
+    (b"OggS", b""): "ogg",
+    (b"\x1aE\xdf\xa3", b""): "matroska",
+    (b"FORM", b"AIF"): "aiff",
+}
 _QUIETEST = 10 ** (-70 / 20)  # -70 dBFS: below the noise of any microphone, above the dither of 16-bit files
 _SHORTEST = 400  # samples at 16 kHz that one frame of Wav2Vec2 needs: 25 ms
 
@@ -55,7 +63,7 @@ def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
 
 def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
     try:
-        container = av.open(io.BytesIO(raw), mode="r", options=_OPTIONS)
+        container = av.open(io.BytesIO(raw), mode="r", format=demuxer(raw), options=_OPTIONS)
     except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
         raise UnsupportedMedia("these bytes are no recording that can be read; send WAV, FLAC, MP3, OGG, M4A or WebM") from error
     with container:
@@ -66,6 +74,11 @@ def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
         if stated_s > max_seconds + 1:
             raise _too_long(stated_s, max_seconds)
         return _mono(container.decode(stream), rate, max_seconds)
+
+
+def demuxer(raw: bytes) -> str | None:
+    """FFmpeg's name of the container, where its first bytes say it; None: FFmpeg shall look (MP3, MP4, AAC)."""
+    return next((name for (first, then), name in _MAGIC.items() if raw.startswith(first) and raw.startswith(then, 8)), None)
 
 
 def _mono(frames: Iterator[av.AudioFrame], rate: int, max_seconds: float) -> np.ndarray:

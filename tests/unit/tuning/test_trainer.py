@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_the_old_weights(card: Card, tmp_path: Path, monkeypa
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("app.tuning.command.save_file", full)
+    monkeypatch.setattr("app.tuning.publish.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         publish(card, net(), [], {"accuracy": 0.9}, out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -1,0 +1,99 @@
+"""A finished run → a model: weights, card, labels, a sample and the answer to it, first beside, then into the catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli_w
+from safetensors.torch import save_file
+from torch import Tensor
+
+from app.card import Card
+from app.catalogue import read_card
+from app.engine.loader import load
+from app.engine.modules import eager
+from app.engine.runner import Runner
+from app.errors import Conflict, HearthError
+from app.settings import Settings
+from app.tasks import TASKS, card_inputs, make_codec, resolve
+from app.tuning.archive import remove
+from app.tuning.job import in_words, made_by
+from app.tuning.run import Run
+from app.tuning.spec import Spec
+from app.weights import checked
+
+
+def save_weights(state: dict[str, Tensor], path: Path) -> str:
+    """Write safetensors, beside and renamed; returns their SHA-256."""
+    beside = path.with_name(f".{path.name}.part")
+    save_file({name: value.detach().contiguous().clone() for name, value in state.items()}, beside, metadata={"format": "pt"})
+    beside.chmod(0o644)  # safetensors makes it private; a server under another user reads it too
+    with beside.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    beside.replace(path)
+    return digest
+
+
+def write(run: Run, spec: Spec, prepared: Path, result: dict[str, Any], settings: Settings) -> Path:
+    """Write the model beside `prepared`; returns its folder."""
+    beside = prepared.parent / "model" / spec.name
+    remove(beside)
+    beside.mkdir(parents=True)
+    source = run.source
+    name = "model.safetensors" if source.get("architecture") == "transformers" else "weights.safetensors"
+    digest = save_weights(run.module.state_dict(), beside / name)
+    for part, path in run.parts.items():
+        shutil.copyfile(path, beside / part)
+    if run.labels:
+        (beside / "labels.txt").write_text("\n".join(run.labels) + "\n", encoding="utf-8")
+    sample = next(prepared.glob("sample.*"))
+    shutil.copyfile(sample, beside / sample.name)
+    (beside / "card.toml").write_text(tomli_w.dumps(_card(run, spec, source | {"sha256": digest}, result)), encoding="utf-8")
+    (beside / "expected.json").write_bytes(msgspec.json.encode(run.expected(_says(read_card(beside), run.outputs, settings))))
+    (beside / "tuned.json").write_bytes(msgspec.json.encode(result))
+    return beside
+
+
+def move_in(made: Path, target: Path, job: str) -> None:
+    """Into `$HEARTH_HOME/models`. What this job put there before is replaced. Raises Conflict for anything else that is there."""
+    if target.exists() and made_by(target) != job:
+        raise Conflict(f"a model called {target.name!r} has come into being meanwhile; move it away, then resume the job")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove(target)
+    made.rename(target)
+
+
+def _card(run: Run, spec: Spec, source: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    card = run.card
+    return {
+        "task": run.task or card.task,
+        "source": source,
+        "input": {name: list(value) if isinstance(value, tuple) else value for name, value in card.input.items()},
+        "limits": card.limits.model_dump(),
+        "serving": {"precision": card.serving.precision, "resident": True},
+        "about": {
+            "title": f"{spec.name}, tuned from {card.name}",
+            "licence": card.about.licence,
+            "accuracy": f"{in_words(result['metrics'])} on the held-out part",
+        },
+    }
+
+
+def _says(card: Card, outputs: tuple[str, ...], settings: Settings) -> dict[str, Any]:
+    """What it answers to its sample: proof that what was written can be served."""
+    files = checked(card, settings)
+    module = load(card, files)
+    program = resolve(TASKS[card.task].program)(card, files)
+    codec = make_codec(card, files, program.describe(module))
+    decoded = codec.decode(card_inputs(card)[0])
+    runner = Runner(eager(program, module), program, lambda *_: None)
+    answers = []
+    for output in runner.run([one.arrays for one in decoded.samples]):
+        if isinstance(output, HearthError):
+            raise output
+        answers.append({name: output[name] for name in outputs})
+    return codec.interpret(decoded, answers)

@@ -1,0 +1,62 @@
+"""A run: what a job trains, and what it takes to write it down. Each task begins its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from app.card import Card
+from app.tasks import resolve
+from app.tasks.base import Files
+from app.tuning.spec import Spec
+from app.tuning.trainer import Recipe, Training
+
+_BEGIN = {"image-classification": "app.tuning.image:begin"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A training, and the model that it is for."""
+
+    card: Card
+    """Of the model that it starts from."""
+    training: Training
+    module: nn.Module
+    """All that is written, of which `training` may teach a part."""
+    source: dict[str, Any]
+    """The new card's, but for the hash of its weights."""
+    outputs: tuple[str, ...]
+    """What the task's endpoint asks the program for."""
+    expected: Callable[[dict[str, Any]], dict[str, Any]]
+    """An answer to the sample → what of it stands in `expected.json`."""
+    task: str = ""
+    """If not the card's own."""
+    labels: Sequence[str] = ()
+    parts: Mapping[str, Path] = field(default_factory=dict)
+    """Files that the new model needs beside its card: name → where to copy it from."""
+
+
+class Begin(Protocol):
+    """What each task offers."""
+
+    def __call__(self, card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, Any], *, goes_on: bool) -> Run:
+        """Build what the spec says on the data in `folder`, of which the task's `Check` gave `report`. `goes_on`: a checkpoint
+        will be restored. Raises Invalid where it cannot be.
+        """
+        ...
+
+
+def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, Any], *, goes_on: bool = False) -> Run:
+    """As the card's task does."""
+    start: Begin = resolve(_BEGIN[card.task])
+    return start(card, files, spec, folder, report, goes_on=goes_on)
+
+
+def recipe(spec: Spec, samples: int) -> Recipe:
+    """What of the spec is the trainer's. No batch is larger than the data."""
+    known = spec.model_dump(include=set(Recipe.model_fields), exclude_none=True)
+    return Recipe(**(known | {"batch_size": max(1, min(known["batch_size"], samples))}))
