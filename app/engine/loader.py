@@ -12,6 +12,9 @@ from app.card import Card, FileSource, ModuleSource, PackageSource, TorchvisionS
 from app.errors import ModelFailed
 from app.tasks.base import Files
 
+_UNUSED = ("masked_spec_embed", "position_ids")
+"""What published weights leave out and inference does not need: what training masks with, and what is counted anyway."""
+
 
 def load(card: Card, files: Files) -> torch.nn.Module:
     """Build the card's module and give it its weights.
@@ -110,10 +113,15 @@ def _transformers(card: Card, folder: Path) -> torch.nn.Module:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-    if card.task == "speech-recognition":
-        return cast(torch.nn.Module, transformers.AutoModelForCTC.from_pretrained(folder, **options))
-    model = transformers.AutoModel.from_pretrained(folder, **options)
-    if getattr(model, "pooler", None) is not None:  # mean pooling does not use it: time and memory for nothing
+    auto = transformers.AutoModelForCTC if card.task == "speech-recognition" else transformers.AutoModel
+    options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    model, loaded = auto.from_pretrained(folder, **options)
+    missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler.") and not name.endswith(_UNUSED))
+    if missing or loaded["mismatched_keys"]:
+        wrong = ", ".join((missing or sorted(key for key, *_ in loaded["mismatched_keys"]))[:5])
+        raise ModelFailed(f"{card.name}: model.safetensors does not fit config.json: {wrong} missing or of another shape")
+    if (
+        card.task == "text-embedding" and getattr(model, "pooler", None) is not None
+    ):  # mean pooling does not use it: time and memory for nothing
         model.pooler = None
     return cast(torch.nn.Module, model)

@@ -15,7 +15,7 @@ from fastapi import Request
 from msgspec import Struct
 from starlette.responses import Response
 
-from app.errors import ClientLeft, HearthError
+from app.errors import ClientLeft, Deadline, HearthError
 from app.metrics import tally
 from app.pool.base import Model, Pool
 from app.settings import Settings
@@ -23,6 +23,7 @@ from app.tasks.base import Codec, Decoded
 
 T = TypeVar("T")
 
+_PORTION = 128 << 20  # bytes that one request may hold decoded before its next input is; a half hour of sound has 115 MB
 _PATIENCE_S = 0.2  # answers that come sooner need no watch over their client's connection
 
 
@@ -33,6 +34,8 @@ class Kitchen:
     pool: Pool
     settings: Settings
     decoders: ThreadPoolExecutor
+    share: int = 1
+    """How many of the decoders' threads one request may use: others find one free."""
     stopping: Callable[[], bool] = lambda: False
     """Whether this process is told to end: streams end then."""
 
@@ -65,8 +68,9 @@ async def serve(request: Request, order: Order) -> Served:
     model, codec = kitchen.pool.find(order.model, order.task)
     state = request.scope["state"]  # what Starlette would wrap anew at each look
     state["model"] = model.card.name
+    portion = Portion(kitchen, deadline)
     with kitchen.pool.admit(model.card.name, len(order.items), deadline):
-        work = [_caught(_one(kitchen, model, codec, order, item, deadline, state["timing"])) for item in order.items]
+        work = [_caught(_one(kitchen, portion, model, codec, order, item, state["timing"])) for item in order.items]
         with _Watch(request):
             pairs = [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
     results = [result for _, result in pairs]
@@ -76,20 +80,27 @@ async def serve(request: Request, order: Order) -> Served:
 
 
 async def _one(
-    kitchen: Kitchen, model: Model, codec: Codec, order: Order, item: bytes | str, deadline: float, timing: dict[str, float]
+    kitchen: Kitchen,
+    portion: Portion,
+    model: Model,
+    codec: Codec,
+    order: Order,
+    item: bytes | str,
+    timing: dict[str, float],
 ) -> tuple[Decoded, dict[str, Any]]:
-    started = time.monotonic()
     decode = partial(codec.decode, item, **order.decode)
-    if codec.light(item):
-        decoded = decode()
-    else:
-        decoded = await asyncio.get_running_loop().run_in_executor(kitchen.decoders, decode)
+    started = time.monotonic()
+    decoded = decode() if codec.light(item) else await portion.decode(decode)
+    portion.take(decoded)
     _spent(timing, "decode", time.monotonic() - started, model)
-    submit = partial(kitchen.pool.submit, model.card.name, outputs=order.outputs, deadline=deadline)
-    if len(decoded.samples) == 1:
-        answers = [await submit(decoded.samples[0])]
-    else:
-        answers = await _together([submit(sample) for sample in decoded.samples])
+    submit = partial(kitchen.pool.submit, model.card.name, outputs=order.outputs, deadline=portion.deadline)
+    try:
+        if len(decoded.samples) == 1:
+            answers = [await submit(decoded.samples[0])]
+        else:
+            answers = await _together([submit(sample) for sample in decoded.samples])
+    finally:
+        portion.give(decoded)
     timing["queue"] = max(timing.get("queue", 0.0), *(answer.queue_s for answer in answers))
     timing["run"] = max(timing.get("run", 0.0), *(answer.run_s for answer in answers))
     started = time.monotonic()
@@ -120,6 +131,43 @@ async def _caught(
 def _spent(timing: dict[str, float], stage: str, seconds: float, model: Model) -> None:
     timing[stage] = timing.get(stage, 0.0) + seconds
     tally().stage(stage, model.card.name, seconds)
+
+
+class Portion:
+    """What one request may take at a time of the decoders' threads and of memory, so that its neighbours are not kept waiting."""
+
+    def __init__(self, kitchen: Kitchen, deadline: float) -> None:
+        self.deadline = deadline
+        self._threads = kitchen.decoders
+        self._turn = asyncio.Semaphore(kitchen.share)
+        self._held = 0  # bytes decoded and not yet answered
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def decode(self, work: Callable[[], Decoded]) -> Decoded:
+        """Run it in a thread when it is this request's turn. Raises Deadline, and what `work` raises."""
+        try:
+            async with asyncio.timeout(self.deadline - time.monotonic()), self._turn:
+                await self._room.wait()
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except TimeoutError as error:
+            raise Deadline("not decoded before the deadline; allow more time with timeout_ms, or send less") from error
+
+    def take(self, decoded: Decoded) -> None:
+        """It is kept until it is answered."""
+        self._held += _size(decoded)
+        if self._held >= _PORTION:
+            self._room.clear()
+
+    def give(self, decoded: Decoded) -> None:
+        """It is answered, and may be forgotten."""
+        self._held -= _size(decoded)
+        if self._held < _PORTION:
+            self._room.set()
+
+
+def _size(decoded: Decoded) -> int:
+    return sum(array.nbytes for sample in decoded.samples for array in sample.arrays.values())
 
 
 class _Watch:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
@@ -23,13 +23,13 @@ from app.tuning.archive import remove
 from app.tuning.job import DONE, OPEN, Job, made_by, new_id
 from app.tuning.spec import Spec, filled
 from app.web.answer import Kitchen, reply
-from app.web.read import wrong_field
+from app.web.read import no_query, wrong_field
 from app.web.schemas import JobsAnswer, job_body, problems
 
 if TYPE_CHECKING:
     from app.tuning.store import Store
 
-router = APIRouter(prefix="/finetune", tags=["finetune"])
+router = APIRouter(prefix="/finetune", tags=["finetune"], dependencies=[Depends(no_query)])
 _LOOK_S = 0.25  # between two looks for events
 _BEAT_S = 10.0  # after which a silent stream says that it lives
 _LOG_BYTES = 1 << 20

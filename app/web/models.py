@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app.errors import Conflict, UnknownModel
 from app.pool.base import Model, Pool
 from app.web.answer import reply
+from app.web.read import no_query
 from app.web.schemas import ModelAnswer, ModelsAnswer, problems
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[Depends(no_query)])
 
 
 @router.get("/models", response_model=ModelsAnswer, summary="All models and their states")
@@ -37,13 +38,18 @@ async def load(request: Request, name: str) -> Response:
     model = await _pool(request).change(name, "load")
     if model.state == "failed":
         raise Conflict(f"{name} could not be loaded: {model.why}")
+    if model.state == "unloaded":
+        raise Conflict(f"{name} was unloaded meanwhile; agree on what is wanted, then load it again")
     return reply(_told(model))
 
 
-@router.post("/models/{name}/unload", response_model=ModelAnswer, responses=problems(404), summary="Unload a model")
+@router.post("/models/{name}/unload", response_model=ModelAnswer, responses=problems(404, 409), summary="Unload a model")
 async def unload(request: Request, name: str) -> Response:
     """What it has accepted is answered; then its process ends and the memory is free."""
-    return reply(_told(await _pool(request).change(name, "unload")))
+    model = await _pool(request).change(name, "unload")
+    if model.state in ("loading", "ready"):
+        raise Conflict(f"{name} was loaded meanwhile; agree on what is wanted, then unload it again")
+    return reply(_told(model))
 
 
 def _pool(request: Request) -> Pool:
