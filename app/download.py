@@ -7,6 +7,7 @@ hashes, and `torch.hub` starts over after every cut.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import re
 from collections.abc import Callable
@@ -50,9 +51,11 @@ def download(url: str, target: Path, expected: Expected, report: Report) -> None
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stated = _fetch(url, part, target.name, report)
-        _check(part, target.name, stated, expected)
-        part.replace(target)
+        with (target.parent / ".lock").open("w") as lock:  # two pulls of one file would write into one another
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            stated = _fetch(url, part, target.name, report)
+            _check(part, target.name, stated, expected)
+            part.replace(target)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
         raise WeightsError(f"{target.name}: no network: {host} cannot be reached ({error}); {_OFFLINE}") from error
     except _Cut as error:

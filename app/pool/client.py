@@ -53,6 +53,7 @@ class Client:
         self._links: dict[str, Endpoint] = {}
         self._load: Counter[str] = Counter()  # worker → open flights
         self._answered: dict[str, float] = {}  # worker → its last answer
+        self._longest: dict[str, float] = {}  # worker → seconds of its longest batch, slowly forgotten
         self._frontends = 1
         self._table: Table | None = None
         self._changes: dict[int, asyncio.Future[None]] = {}
@@ -139,9 +140,10 @@ class Client:
         ready = [worker.name for worker in entry.workers if worker.state == "ready"]
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
         for worker in quiet:
+            allowed_s = within_s + 2 * self._longest.get(worker, 0.0)  # the batch that runs, and the one that the sample is in
             if why := await self._probe.run(
                 worker,
-                lambda worker=worker: self._try(known.card, codec, worker, now + within_s),  # type: ignore[misc]
+                lambda worker=worker, until=now + allowed_s: self._try(known.card, codec, worker, until),  # type: ignore[misc]
             ):
                 return why
         return ""
@@ -247,6 +249,7 @@ class Client:
             link.close()
         self._load.pop(died.worker, None)
         self._answered.pop(died.worker, None)
+        self._longest.pop(died.worker, None)
         again, poisoned = self._flights.died(died.worker, died.running)
         for flight in poisoned:
             self._fail(flight, Poisoned("this input, run alone, ended the process that ran it; do not send it again"))
@@ -262,6 +265,7 @@ class Client:
             return
         if isinstance(message, Done):
             self._directory[flight.model].queue.answered(message.pace_s, message.batch)
+            self._longest[worker] = max(message.run_s, 0.9 * self._longest.get(worker, 0.0))
             answer = Answer(output=arrays, queue_s=message.queue_s, run_s=message.run_s, batch=message.batch)
             flight.cargo.future.set_result(answer)
         else:

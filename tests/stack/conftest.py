@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import httpx
 import psutil
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.conftest import ROOT
@@ -76,12 +78,13 @@ def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
 
 def picture(red: int, green: int, blue: int) -> bytes:
     """An 8 x 8 PNG of one colour."""
-    from io import BytesIO
+    return saved(Image.new("RGB", (8, 8), (red, green, blue)))
 
-    from PIL import Image
 
-    out = BytesIO()
-    Image.new("RGB", (8, 8), (red, green, blue)).save(out, "PNG")
+def saved(image: Image.Image) -> bytes:
+    """As PNG."""
+    out = io.BytesIO()
+    image.save(out, "PNG")
     return out.getvalue()
 
 
