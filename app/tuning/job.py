@@ -46,6 +46,11 @@ def in_words(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{100 * value:.2f} % {name.replace('_', ' ')}" for name, value in metrics.items())
 
 
+def version_of(home: Path, model: str, job: str) -> Path | None:
+    """The folder of the version of `model` that this job made, if it is there."""
+    return next((folder for folder in (home / "models").glob(f"{model}@*") if made_by(folder) == job), None)
+
+
 def made_by(folder: Path) -> str:
     """The job that made the model in this folder; empty if none did, or there is none."""
     try:

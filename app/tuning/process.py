@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psutil
 
-from app.catalogue import Catalogue
+from app.catalogue import Catalogue, number_of
 from app.errors import HearthError, Invalid, UnknownJob
 from app.logs import configure, log
 from app.process import die_with_parent, set_name, stand_back
@@ -94,7 +94,7 @@ class Tuner:
         made = write(run, self._spec, self._prepared, result | {"job": self._job.id}, self._settings)
         if self._store.get(self._job.id).state != "running":
             raise Cancelled
-        move_in(made, self._settings.home / "models" / self._spec.name, self._job.id)
+        result["version"] = number_of(move_in(made, self._settings.home, self._spec.name, self._job.id))
         self._store.move(self._job.id, "succeeded", only_from=("running",), result=result)
 
     def _checked(self) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class Spec(BaseModel):
     precision: Literal["fp32", "bf16"] | None = None
     keep_statistics: bool | None = Field(None, description="batch norms keep the statistics that they came with")
     augment: bool | None = Field(None, description="turn, zoom and recolour the pictures")
+    traffic: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="share of the requests for `name` that the new version answers at once; the others answer the rest"
+    )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share kept out, where the data does not say itself")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 

@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from app.errors import HearthError, Invalid
 from app.tasks.image.codec import MEDIA_TYPES
-from app.web.answer import Order, Served, reply, serve, trouble
+from app.web.answer import Served, reply, serve, trouble
+from app.web.kitchen import Order
 from app.web.read import read_files, read_json, read_query, too_many
 from app.web.schemas import EmbedAnswer, EmbedImageQuery, EmbedText, files_body, json_body, problems, query_of
 
@@ -71,7 +72,7 @@ async def embed_image(request: Request) -> Response:
 def _answer(served: Served, encoding: Literal["float", "base64"]) -> dict[str, Any]:
     vectors = [None if isinstance(result, HearthError) else _written(result["embedding"], encoding) for result in served.results]
     errors = {str(i): trouble(result) for i, result in enumerate(served.results) if isinstance(result, HearthError)}
-    body = {"model": served.model.card.name, "version": served.model.card.version, "embeddings": vectors}
+    body = {"model": served.model.card.model, "version": served.model.card.version, "embeddings": vectors}
     return body | ({"errors": errors} if errors else {})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,15 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJob
+from app.card import Card
+from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJob, UnknownModel
 from app.settings import jobs_folder
 from app.tasks import TASKS
 from app.tuning.archive import remove
-from app.tuning.job import DONE, OPEN, Job, made_by, new_id
+from app.tuning.job import DONE, OPEN, Job, new_id
 from app.tuning.spec import Spec, filled
-from app.web.answer import Kitchen, reply
+from app.web.answer import reply
+from app.web.kitchen import Kitchen
 from app.web.read import no_query, wrong_field
 from app.web.schemas import JobsAnswer, job_body, problems
 
@@ -57,8 +59,9 @@ async def submit(request: Request) -> Response:
         dataset = form.get("dataset")
         if not isinstance(dataset, UploadFile):
             raise BadInput("the part 'dataset' is missing; send the archive as a file (curl -F dataset=@photos.zip)")
-        spec = filled(spec, _task(kitchen, spec))
-        _free(kitchen, spec.name, "")
+        base = _base(kitchen, spec)
+        spec = filled(spec.model_copy(update={"base": base.name}), base.task)
+        _free(kitchen, spec, base.task)
         job = await asyncio.to_thread(_accept, kitchen, spec, dataset)
     finally:
         await form.close()
@@ -135,9 +138,6 @@ async def cancel(request: Request, id: str) -> Response:
 async def resume(request: Request, id: str) -> Response:
     """A failed or cancelled job is queued again, and goes on from its last checkpoint."""
     store = await _store(request)
-    job = await asyncio.to_thread(store.get, id)
-    _free(_kitchen(request), job.model, id)
-    _alone([other for other in await asyncio.to_thread(store.all, OPEN) if other.id != id], job.model)
     if not await asyncio.to_thread(store.move, id, "validating", only_from=("failed", "cancelled")):
         state = (await asyncio.to_thread(store.get, id)).state
         raise Conflict(f"job {id} is {state}; only failed and cancelled jobs can be resumed")
@@ -170,30 +170,25 @@ async def _text(part: Any) -> str:
     return str(part)
 
 
-def _task(kitchen: Kitchen, spec: Spec) -> str:
-    """What the base model is for. Raises what can be known before the data is looked at."""
-    known = {model.card.name: model.card for model in kitchen.pool.models()}
-    if spec.base not in known:
-        raise Invalid(f"spec: base: no model is called {spec.base!r}; there are: {', '.join(sorted(known))}")
-    card = known[spec.base]
+def _base(kitchen: Kitchen, spec: Spec) -> Card:
+    """The model to start from; of its versions, the most asked one. Raises what can be known before the data is looked at."""
+    try:
+        card = kitchen.pool.versions(spec.base)[0].card
+    except UnknownModel as error:
+        raise Invalid(f"spec: base: {error.detail}") from error
     if spec.start == "fresh" and card.source.kind != "module":
         raise Invalid(f"spec: start: {spec.base!r} has no network of its own to begin afresh; use weights")
     if TASKS[card.task].check is None:
-        tunable = ", ".join(sorted(name for name, card in known.items() if TASKS[card.task].check))
+        tunable = ", ".join(sorted({model.card.model for model in kitchen.pool.models() if TASKS[model.card.task].check}))
         raise Invalid(f"spec: base: models for {card.task} cannot be tuned over HTTP yet; one of: {tunable}")
-    return card.task
+    return card
 
 
-def _free(kitchen: Kitchen, name: str, job: str) -> None:
-    """Raise Conflict if there is a model of this name that this job did not make."""
-    there = (kitchen.settings.home / "models" / name).exists() or any(m.card.name == name for m in kitchen.pool.models())
-    if there and made_by(kitchen.settings.home / "models" / name) != (job or "nobody"):
-        raise Conflict(f"a model called {name!r} is there already; choose another name")
-
-
-def _alone(waiting: Sequence[Job], name: str) -> None:
-    if any(job.model == name for job in waiting):
-        raise Conflict(f"a job that makes {name!r} is open already; choose another name, or cancel that one")
+def _free(kitchen: Kitchen, spec: Spec, task: str) -> None:
+    """Raise Conflict if the name belongs to a model for something else."""
+    for model in kitchen.pool.models():
+        if model.card.model == spec.name and model.card.task != task:
+            raise Conflict(f"{spec.name!r} is a model for {model.card.task} already; choose another name")
 
 
 def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
@@ -203,7 +198,6 @@ def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
         raise TooBusy(
             f"{len(waiting)} jobs are open, the limit is {kitchen.settings.max_jobs}; come back later", retry_after_s=60
         )
-    _alone(waiting, spec.name)
     id = new_id()
     folder = jobs_folder(kitchen.settings.home) / id
     folder.mkdir(parents=True)

@@ -133,6 +133,16 @@ class Worker(BaseModel):
     restarts: int
 
 
+class Version(BaseModel):
+    """One version of a model."""
+
+    version: str
+    state: Literal["unloaded", "loading", "ready", "failed"]
+    why: str
+    share: float
+    shadow: bool
+
+
 class ModelAnswer(BaseModel):
     """One model."""
 
@@ -141,11 +151,28 @@ class ModelAnswer(BaseModel):
     version: str
     state: Literal["unloaded", "loading", "ready", "failed"]
     why: str
+    share: float = Field(description="of the requests for this name")
+    shadow: bool
     default: bool
     workers: list[Worker]
     about: dict[str, Any]
     limits: dict[str, Any]
     meta: dict[str, Any] | None = None
+    versions: list[Version] | None = None
+
+
+Share = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+class Traffic(_Strict):
+    """Who answers for a model, from now on."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"shares": {"1": 0.9, "2": 0.1}}})
+
+    shares: Annotated[dict[str, Share], Field(min_length=1, max_length=100)] = Field(
+        description="version → its share of the requests; what they add up to does not matter"
+    )
+    shadow: str | None = Field(None, description="a version that answers copies of the requests, which nobody hears")
 
 
 class ModelsAnswer(BaseModel):

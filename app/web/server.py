@@ -19,8 +19,9 @@ from app.errors import ClientLeft, HearthError
 from app.pool.base import Pool
 from app.settings import Settings, cores
 from app.web import embed, finetune, health, models, predict, transcribe
-from app.web.answer import Kitchen, reply
+from app.web.answer import reply
 from app.web.edge import Edge
+from app.web.kitchen import Kitchen
 from app.web.problems import on_error
 from app.web.schemas import ProblemAnswer
 

@@ -107,15 +107,18 @@ def write_toys(home: Path) -> None:
     """A picture model with levers, a speech model with random weights, a card whose weights do not fit."""
     torch.manual_seed(0)
     for name, default in (("toy", "true"), ("other", "false"), ("misfit", "false")):
-        folder = home / "models" / name
-        folder.mkdir(parents=True)
-        (folder / "model.py").write_text(TOY)
-        (folder / "card.toml").write_text(TOY_CARD.format(default=default))
-        (folder / "sample.png").write_bytes(picture(10, 20, 30))
-        (folder / "labels.txt").write_text("\n".join(f"label{n}" for n in range(16)))
-        rows = 3 if name == "misfit" else 16
-        save_file({"head.weight": torch.randn(rows, 192), "head.bias": torch.zeros(rows)}, folder / "weights.safetensors")
+        write_toy(home / "models" / name, default, 3 if name == "misfit" else 16)
     write_speech(home / "models" / "toy-speech")
+
+
+def write_toy(folder: Path, default: str = "false", rows: int = 16) -> None:
+    """A picture model with random weights."""
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(TOY)
+    (folder / "card.toml").write_text(TOY_CARD.format(default=default))
+    (folder / "sample.png").write_bytes(picture(10, 20, 30))
+    (folder / "labels.txt").write_text("\n".join(f"label{n}" for n in range(16)))
+    save_file({"head.weight": torch.randn(rows, 192), "head.bias": torch.zeros(rows)}, folder / "weights.safetensors")
 
 
 def write_speech(folder: Path) -> None:

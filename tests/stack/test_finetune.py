@@ -118,7 +118,7 @@ def test_what_is_wrong_with_the_data_is_told_at_once(server: Server):
         ({"base": "toy-speech"}, None, 422, "cannot be tuned over HTTP yet"),
         ({"epochs": 0}, None, 422, "spec: epochs"),
         ({"epoch": 3}, None, 422, "unknown field 'epoch'"),
-        ({"name": "toy"}, None, 409, "is there already"),
+        ({"name": "toy-speech"}, None, 409, "is a model for speech-recognition already"),
         ({"name": "../up"}, None, 422, "spec: name"),
         ({}, b"", 400, "is empty"),
     ],
@@ -138,6 +138,23 @@ def test_parts_that_are_missing_are_named(server: Server):
     assert server.http.get("/finetune/nope/events").json()["code"] == "unknown_job"
 
 
+def test_a_second_job_is_a_second_version_and_one_call_undoes_it(server: Server):
+    """It goes live by itself with the share that its owner wanted; all is answered meanwhile, by versions that say so."""
+    first = submit(server, "twice").json()["id"]
+    assert ended(server, first)["result"]["version"] == 1
+    wait_for(lambda: server.http.get("/models/twice").json().get("state") == "ready", 20)
+    second = submit(server, "twice", base="twice", seed=5, traffic=0.5).json()
+    assert second["spec"]["base"] == "twice@1"
+    ask = lambda: server.predict(picture(240, 240, 240), model="twice").json()  # noqa: E731
+    while job(server, second["id"])["state"] not in ("succeeded", "failed"):
+        assert ask()["version"] == "1"
+    told = wait_for(lambda: [v["share"] for v in server.http.get("/models/twice").json()["versions"]] == [0.5, 0.5], 30)
+    assert told and {ask()["version"] for _ in range(60)} == {"1", "2"}
+    back = server.http.post("/models/twice/rollback").json()
+    assert [(v["version"], v["share"]) for v in back["versions"]] == [("1", 1.0), ("2", 0.0)]
+    assert {ask()["version"] for _ in range(20)} == {"1"}
+
+
 def test_cancel_answers_at_once_and_resume_goes_on(server: Server):
     id = submit(server, "long", epochs=10_000).json()["id"]
     wait_for(lambda: job(server, id)["progress"].get("step", 0) > 20, 60)
@@ -152,7 +169,7 @@ def test_cancel_answers_at_once_and_resume_goes_on(server: Server):
 
 
 def weights(home: Path, name: str) -> str:
-    return hashlib.sha256((home / "models" / name / "weights.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((home / "models" / f"{name}@1" / "weights.safetensors").read_bytes()).hexdigest()
 
 
 def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path: Path):

@@ -14,8 +14,8 @@ import pytest
 
 from app.errors import Deadline
 from app.tasks.base import Decoded, Sample
-from app.web import answer
-from app.web.answer import Kitchen, Portion
+from app.web import kitchen as kitchens
+from app.web.kitchen import Kitchen, Portion
 
 
 def decoded(size: int = 8) -> Decoded:
@@ -62,7 +62,7 @@ async def test_what_is_not_decoded_in_time_is_told(kitchen: Kitchen):
 
 
 async def test_the_next_input_waits_until_there_is_room(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(answer, "_PORTION", 100)
+    monkeypatch.setattr(kitchens, "_PORTION", 100)
     portion = Portion(kitchen, time.monotonic() + 30)
     large = await portion.decode(lambda: decoded(100))
     portion.take(large)
