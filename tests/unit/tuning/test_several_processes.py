@@ -18,7 +18,7 @@ from tests.unit.tuning.test_trainer import Clouds, linear
 
 CARD = """task = "image-classification"
 source = { kind = "module", entry = "Net" }
-input = { resize = [2, 4], crop = [2, 4], mean = [0.5], std = [0.3], color = "gray" }
+input = { resize = [8, 8], crop = 8, mean = [0.5], std = [0.3], color = "gray" }
 [about]
 licence = "MIT"
 """
@@ -27,7 +27,7 @@ MODEL = """from torch import nn
 
 class Net(nn.Sequential):
     def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(8, 2))
+        super().__init__(nn.Flatten(), nn.Linear(64, 2))
 """
 
 
@@ -82,9 +82,9 @@ def test_hearth_tune_prints_and_writes_once(tmp_path: Path):
         (tmp_path / "data" / part / label).mkdir(parents=True)
         for number in range(8):
             Image.new("L", (8, 8), low + 10 * number).save(tmp_path / "data" / part / label / f"{number}.png")
-    recipe = [f"--set={item}" for item in ("epochs=30", "batch_size=4", "metric=accuracy", "schedule=linear")]
+    recipe = [f"--set={item}" for item in ("epochs=6", "batch_size=4", "metric=accuracy", "schedule=linear")]
     where = {"HEARTH_HOME": str(tmp_path / "home")}
     told = launch("-m", "app", "tune", "shades", "--data", str(tmp_path / "data"), *recipe, **where)
-    assert told.count("18 parameters") == 1 and told.count("epoch  30") == 1 and "on cpu" in told
+    assert told.count("130 parameters") == 1 and told.count("epoch   6") == 1 and "on cpu" in told
     assert "% accuracy on the held-out part" in (folder / "card.toml").read_text()
     assert {"weights.safetensors", "labels.txt"} < {path.name for path in folder.iterdir()}
