@@ -87,7 +87,8 @@ class Training:
                 for batch, share, last in self._own(batches):
                     with nullcontext() if last else self._accelerator.no_sync(self._loss):
                         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                            loss = self._loss(send_to_device(batch, device)) * share
+                            loss = self._loss(send_to_device(batch, device))
+                        loss = loss if share == 1 else loss * share
                         self._accelerator.backward(loss)
                     value += loss.item()
                 value = self._over_all(value)
