@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.tasks.base import Batch
+from app.tasks.base import Batch, device_of
 from app.tasks.image.network import ImageNetwork
 
 _ROWS = 64  # pictures per forward
@@ -47,11 +47,13 @@ class Features:
     def score(self, module: nn.Module) -> dict[str, float]:
         """Top-1 accuracy on what was kept out."""
         vectors, targets = self._held_out
-        return {"accuracy": float((module(vectors).argmax(1) == targets).float().mean())}
+        best = module(vectors.to(device_of(module))).argmax(1).cpu()
+        return {"accuracy": float((best == targets).float().mean())}
 
 
 @torch.inference_mode()
 def features(network: ImageNetwork, pixels: Tensor) -> Tensor:
-    """uint8 [N, H, W, C] → what the classifier sees, float32 [N, D]."""
-    seen = [network(pixels[start : start + _ROWS])[1] for start in range(0, len(pixels), _ROWS)]
+    """uint8 [N, H, W, C] → what the classifier sees, float32 [N, D], on the CPU; computed where the network is."""
+    device = device_of(network)
+    seen = [network(pixels[start : start + _ROWS].to(device))[1].cpu() for start in range(0, len(pixels), _ROWS)]
     return torch.cat(seen).clone()

@@ -17,6 +17,7 @@ from app.tasks.image.dataset import ImageDataset
 from app.tasks.image.folders import prepared
 from app.tasks.image.input import ImageInput
 from app.tasks.image.network import ImageNetwork, classifier
+from app.tuning.device import accelerator
 from app.tuning.features import Features, features
 from app.tuning.run import Run, recipe
 from app.tuning.spec import Spec, filled
@@ -42,12 +43,12 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     pictures = len(parts["train"][1])
     head: Training | None = None
     if spec.start == "weights" and not (goes_on and spec.method == "full"):
-        network = ImageNetwork(module.eval(), ImageInput(**card.input))
+        network = ImageNetwork(module.eval(), ImageInput(**card.input)).to(accelerator().device)
         vectors = {part: (features(network, pixels), targets) for part, (pixels, targets) in parts.items()}
         wanted = (
             spec
             if spec.method == "head"
-            else filled(Spec(name=spec.name, base=spec.base, method="head", seed=spec.seed), card.task)
+            else filled(Spec(name=spec.name, base=spec.base, method="head", metric=spec.metric, seed=spec.seed), card.task)
         )
         dataset: Dataset = Features(vectors["train"], vectors["val"], labels, wanted.label_smoothing or 0.0)
         head = Training(classifier(module), dataset, recipe(wanted, pictures))

@@ -12,8 +12,9 @@ from torch import nn
 from app.card import Card
 from app.tasks import resolve
 from app.tasks.base import Files
+from app.tuning.recipe import Recipe
 from app.tuning.spec import Spec
-from app.tuning.trainer import Recipe, Training
+from app.tuning.trainer import Training
 
 _BEGIN = {"image-classification": "app.tuning.image:begin"}
 

@@ -28,11 +28,20 @@ class Spec(BaseModel):
     optimizer: Literal["sgd", "adamw"] | None = None
     learning_rate: Annotated[float, Field(gt=0, le=100)] | None = None
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
-    warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
+    schedule: Literal["cosine", "linear"] | None = Field(None, description="how the rate falls after the warm-up")
+    warmup: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="share of the steps in which the rate climbs")
+    accumulate: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="batches that one step adds up: the memory of one batch, the result of so many"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
-    patience: Annotated[int, Field(ge=0)] | None = None
+    metric: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="what chooses the best weights, and what patience watches; not given: the headline"
+    )
+    patience: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="measurements, one an epoch, without a gain that are borne; the next one ends the job"
+    )
     precision: Literal["fp32", "bf16"] | None = None
     keep_statistics: bool | None = Field(None, description="batch norms keep the statistics that they came with")
     augment: bool | None = Field(None, description="turn, zoom and recolour the pictures")
@@ -43,7 +52,10 @@ class Spec(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
-_ALL = {"weight_decay": 5e-4, "warmup": 0.15, "label_smoothing": 0.0, "ema": 0.0, "precision": "fp32", "keep_statistics": False}
+_ALL = {"weight_decay": 5e-4, "schedule": "cosine", "warmup": 0.15, "accumulate": 1, "label_smoothing": 0.0, "ema": 0.0} | {
+    "precision": "fp32",
+    "keep_statistics": False,
+}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "image-classification": {
         "full": {"epochs": 4, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}

@@ -82,6 +82,11 @@ def test_from_an_archive_to_a_model_that_answers(server: Server):
     assert done["result"]["metrics"]["accuracy"] == 1.0
     assert done["report"]["train"] == {"bright": 19, "dark": 19} and done["report"]["val"] == {"bright": 5, "dark": 5}
     assert done["spec"]["seed"] == 0 and done["spec"]["optimizer"] == "sgd" and done["result"]["versions"]["torch"]
+    assert {"hearth", "python", "accelerate", "transformers"} < set(done["result"]["versions"])
+    best = done["progress"]["best"]
+    assert best["metrics"] == done["result"]["metrics"] and best == done["result"]["best"] and best["step"] == 4 * best["epoch"]
+    assert done["progress"]["device"] == done["result"]["device"] and done["progress"]["device_name"]
+    assert done["progress"]["memory_bytes"] > 1 << 20 and done["progress"]["seconds_left"] == 0
     wait_for(lambda: server.http.get("/models/shades").json().get("state") == "ready", 20)
     best = server.predict(picture(240, 240, 240), model="shades").json()["results"][0]["predictions"][0]
     assert best["label"] == "bright"
@@ -97,6 +102,11 @@ def test_from_an_archive_to_a_model_that_answers(server: Server):
 def test_only_the_head_learns(server: Server):
     id = submit(server, "head-only", method="head", epochs=60, learning_rate=0.02).json()["id"]
     assert ended(server, id)["result"]["metrics"]["accuracy"] == 1.0
+
+
+def test_a_metric_that_nobody_measures_fails_with_those_that_are(server: Server):
+    failed = ended(server, submit(server, "unmeasured", metric="f1").json()["id"])
+    assert failed["state"] == "failed" and "not measured by 'f1'; it is by: accuracy" in failed["reason"]
 
 
 def test_what_is_wrong_with_the_data_is_told_at_once(server: Server):
@@ -119,6 +129,8 @@ def test_what_is_wrong_with_the_data_is_told_at_once(server: Server):
         ({"epochs": 0}, None, 422, "spec: epochs"),
         ({"epoch": 3}, None, 422, "unknown field 'epoch'"),
         ({"name": "toy-speech"}, None, 409, "is a model for speech-recognition already"),
+        ({"schedule": "step"}, None, 422, "'cosine' or 'linear'"),
+        ({"accumulate": 0}, None, 422, "spec: accumulate"),
         ({"name": "../up"}, None, 422, "spec: name"),
         ({}, b"", 400, "is empty"),
     ],
