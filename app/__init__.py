@@ -7,7 +7,7 @@
     pool/             5   base.py: the waist · client.py, admission.py: the frontends' side · supervisor.py, roster.py,
                           processes.py: the other
     tuning/           5   trainer.py: the loop · command.py: `hearth tune` · jobs: spec.py, store.py (database), foreman.py (who
-                          runs when), process.py (the tuner) → archive.py, image.py, features.py
+                          runs when), process.py (the tuner) → archive.py, image.py, text.py, lora.py, features.py
     engine/           4   in a worker: worker.py → batcher.py → runner.py → compute.py, lane.py; with torch: eagerly.py →
                           loader.py, modules.py, torch_lane.py, graphs.py; what computes: kept.py, search.py, choosing.py,
                           order.py, agreement.py; device.py; nursery.py forks it

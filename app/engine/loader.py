@@ -31,6 +31,13 @@ def load(card: Card, files: Files) -> torch.nn.Module:
         if isinstance(source, FileSource) and source.classes:
             give_classes(module, source.classes)
         _give(module, files["weights"], card)
+    elif card.task == "text-classification":
+        classes = source.classes if isinstance(source, FileSource) else None
+        if classes is None:
+            raise ModelFailed(
+                f"{card.name}: a card for {card.task} is of kind 'file' and says in source.classes how many there are"
+            )
+        module = _text_classifier(card, files, classes)
     else:
         module = _transformers(card, files["config.json"].parent)
     return module.eval().requires_grad_(False)
@@ -106,6 +113,26 @@ def _give(module: torch.nn.Module, path: Path, card: Card) -> None:
         raise ModelFailed(f"{card.name}: {path.name} does not fit the network: {str(error)[:300]}") from error
 
 
+def _text_classifier(card: Card, files: Files, classes: int) -> torch.nn.Module:
+    """The encoder that `config.json` describes and a linear layer, whose weights lie in one file."""
+    import transformers
+
+    from app.tasks.text.network import TextClassifier
+
+    config = transformers.AutoConfig.from_pretrained(files["config.json"].parent, local_files_only=True)
+    encoder = transformers.AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    module = TextClassifier(without_pooler(encoder), classes)
+    _give(module, files["model.safetensors"], card)
+    return module
+
+
+def without_pooler(encoder: torch.nn.Module) -> torch.nn.Module:
+    """Mean pooling does not use BERT's: time and memory for nothing."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]
+    return encoder
+
+
 def _transformers(card: Card, folder: Path) -> torch.nn.Module:
     import transformers
 
@@ -113,7 +140,4 @@ def _transformers(card: Card, folder: Path) -> torch.nn.Module:
     options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
     if card.task == "speech-recognition":
         return cast(torch.nn.Module, transformers.AutoModelForCTC.from_pretrained(folder, **options))
-    model = transformers.AutoModel.from_pretrained(folder, **options)
-    if getattr(model, "pooler", None) is not None:  # mean pooling does not use it: time and memory for nothing
-        model.pooler = None
-    return cast(torch.nn.Module, model)
+    return without_pooler(cast(torch.nn.Module, transformers.AutoModel.from_pretrained(folder, **options)))

@@ -21,7 +21,7 @@ from app.settings import jobs_folder
 from app.tasks import TASKS
 from app.tuning.archive import remove
 from app.tuning.job import DONE, OPEN, Job, made_by, new_id
-from app.tuning.spec import Spec, filled
+from app.tuning.spec import Spec, understood
 from app.web.answer import Kitchen, reply
 from app.web.read import wrong_field
 from app.web.schemas import JobsAnswer, job_body, problems
@@ -46,7 +46,7 @@ _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     summary="Tune a model on your data",
 )
 async def submit(request: Request) -> Response:
-    """Multipart: `spec`, JSON, and `dataset`, a zip or tar. The job is checked, queued and run; follow its events."""
+    """Multipart: `spec`, JSON, and `dataset`: a zip, a tar, or a table of texts. Checked, queued, run: follow its events."""
     kitchen = _kitchen(request)
     try:
         form = await request.form(max_files=2, max_fields=2)
@@ -57,7 +57,7 @@ async def submit(request: Request) -> Response:
         dataset = form.get("dataset")
         if not isinstance(dataset, UploadFile):
             raise BadInput("the part 'dataset' is missing; send the archive as a file (curl -F dataset=@photos.zip)")
-        spec = filled(spec, _task(kitchen, spec))
+        spec = understood(spec, _task(kitchen, spec))
         _free(kitchen, spec.name, "")
         job = await asyncio.to_thread(_accept, kitchen, spec, dataset)
     finally:
@@ -211,7 +211,7 @@ def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
         with (folder / "dataset").open("wb") as sink:
             shutil.copyfileobj(dataset.file, sink, 1 << 20)
         if not (folder / "dataset").stat().st_size:
-            raise BadInput("the part 'dataset' is empty; send a zip or tar archive")
+            raise BadInput("the part 'dataset' is empty; send the data")
         return store.add(id, spec.model_dump())
     except BaseException as error:
         remove(folder)
