@@ -18,6 +18,7 @@ from typing import IO
 from app.errors import BadInput, TooLarge, UnsupportedMedia
 
 _CHUNK = 1 << 20
+_PACKED = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # zip, gzip, bzip2, xz
 _TABLES = {".csv", ".tsv", ".jsonl", ".ndjson"}
 _BROKEN = (
     zipfile.BadZipFile,
@@ -87,8 +88,9 @@ def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
 
 
 def is_archive(path: Path) -> bool:
-    """A zip or a tar, whatever its name is."""
-    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    """A zip or a tar, whatever its name is; or a piece of one, which `unpack` refuses."""
+    with path.open("rb") as file:
+        return file.read(8).startswith(_PACKED) or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
 def _bounded(size: int, packed: int, bounds: Bounds) -> None:

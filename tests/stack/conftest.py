@@ -71,7 +71,8 @@ limits = { max_batch = 8, max_cost = 512, max_queue = 256 }
 [about]
 licence = "x"
 """
-WORDS = "a the film was good great fine bad dull poor and very quite rather not plot music end".split()
+_VOCABULARY = "a the film was good great fine bad dull poor and very quite rather not plot music end"
+WORDS = _VOCABULARY.split()
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:

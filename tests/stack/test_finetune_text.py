@@ -96,13 +96,13 @@ def test_before_there_is_a_classifier_the_way_to_one_is_told(server: Server):
 @pytest.mark.parametrize("method", ["full", "head", "lora"])
 def test_an_embedding_model_becomes_a_classifier_by_the_columns_of_the_data(server: Server, method: str):
     job = ended(
-        server, submit(server, f"mood-{method}", labelled(), method=method, **({"epochs": 60} if method == "head" else {}))
+        server, submit(server, f"mood-{method}", labelled(), method=method, epochs={"full": 6, "head": 60, "lora": 30}[method])
     )
     assert job["state"] == "succeeded", job["log"]
     assert job["report"]["task"] == job["spec"]["task"] == "text-classification"
     assert job["report"]["classes"] == ["bad", "good"] and job["report"]["val"] == {"bad": 6, "good": 6}
     assert job["spec"]["per_epoch"] == 16_384 and job["result"]["versions"]["peft"]
-    assert job["result"]["metrics"]["accuracy"] == 1.0
+    assert job["result"]["metrics"]["accuracy"] > 0.9
     ready(server, f"mood-{method}")
     body = server.http.post(
         "/predict/text",
@@ -184,7 +184,7 @@ def test_killed_it_ends_with_the_same_weights(server: Server, home: Path):
     assert ended(server, submit(server, "quiet", scored(), **spec))["state"] == "succeeded"
     answer = submit(server, "shaken", scored(), **spec)
     id = answer.json()["id"]
-    wait_for(lambda: (home / "jobs" / id / "checkpoint.pt").exists(), 60)
+    wait_for((home / "jobs" / id / "checkpoint.pt").exists, 60)
     next(process for name, process in server.children().items() if name.startswith("hearth tune")).kill()
     job = ended(server, answer)
     assert job["state"] == "succeeded" and "going on from step" in job["log"], job["log"]
