@@ -67,7 +67,7 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "text-classification": {
         "full": _TEXT | {"learning_rate": 1e-4},
         "lora": _TEXT | {"learning_rate": 1e-3, "rank": 16},
-        "head": _TEXT | {"epochs": 40, "learning_rate": 3e-3, "patience": 5, "precision": "fp32"},
+        "head": _TEXT | {"epochs": 40, "learning_rate": 3e-3, "patience": 5, "precision": "fp32", "per_epoch": None},
     },
     "text-embedding": {
         "full": _TEXT | {"batch_size": 32, "learning_rate": 5e-5},

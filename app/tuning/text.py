@@ -20,12 +20,13 @@ from app.tuning.run import Run, best, recipe
 from app.tuning.spec import Spec
 from app.tuning.trainer import Training
 
+_FIRST = 4096  # texts from which a head learns before all weights do; it need not be good
 _FILES = ("config.json", "tokenizer.json")
 _SOURCE = {"kind": "file", "path": ".", "architecture": "transformers"}
 
 
 def begin_classifier(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, Any], *, goes_on: bool = False) -> Run:
-    """`tuning/run.py: Begin`. Before all weights learn, a new head does (`tuning/image.py` says why), on one epoch's texts."""
+    """`tuning/run.py: Begin`. Before all weights learn, a new head does (`tuning/image.py` says why), on some of the texts."""
     labels: list[str] = report["classes"]
     base = load(card, files)
     module = TextClassifier(base.encoder if isinstance(base, TextClassifier) else base, len(labels)).requires_grad_(True)
@@ -33,7 +34,8 @@ def begin_classifier(card: Card, files: Files, spec: Spec, folder: Path, report:
     dataset = Labelled(program, train, val, labels, label_smoothing=spec.label_smoothing or 0.0, **options)
     head: Training | None = None
     if spec.method == "head" or not goes_on:
-        seen = {"train": dataset.learnt(module.eval()), "val": dataset.held_out(module)}
+        most = len(train) if spec.method == "head" else _FIRST
+        seen = {"train": dataset.learnt(module.eval(), most), "val": dataset.held_out(module)}
         vectors = {part: (rows[:, 0], targets.long()) for part, (rows, targets) in seen.items()}
         head = head_training(module.classifier, vectors, labels, spec, "text-classification")
     finish: Callable[[], object] = _nothing

@@ -95,9 +95,9 @@ class TextDataset:
         """What is kept out: vectors float32 [N, texts, D], targets [N]."""
         return self.embedded(module, self._held_out)
 
-    def learnt(self, module: nn.Module) -> tuple[Tensor, Tensor]:
-        """The same of the first epoch's samples."""
-        return self.embedded(module, self._train, self._order[: self._per_epoch])
+    def learnt(self, module: nn.Module, most: int) -> tuple[Tensor, Tensor]:
+        """The same of the first epoch's samples, but of so many at most."""
+        return self.embedded(module, self._train, self._order[: min(self._per_epoch, most)])
 
     @torch.no_grad()
     def embedded(self, module: nn.Module, part: Texts, samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
