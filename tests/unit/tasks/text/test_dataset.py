@@ -9,18 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers import BertConfig, BertModel
 
 from app.card import Card
-from app.engine.loader import load, without_pooler
-from app.engine.modules import eager
-from app.engine.runner import Runner
-from app.errors import ModelFailed
+from app.engine.loader import without_pooler
 from app.tasks.text.dataset import Labelled, Scored, TextDataset, Texts, Triplets, spearman
 from app.tasks.text.network import TextClassifier
-from app.tasks.text.program import TextClassifierProgram, TextProgram
+from app.tasks.text.program import TextProgram
 from app.tuning import lora
 from app.tuning.trainer import Recipe, Training
 
@@ -168,26 +164,3 @@ def test_spearman_ranks_with_ties():
     # Ranks 2, 3.5, 3.5, 5, 1 and 1.5, 3, 4.5, 4.5, 1.5.
     assert spearman(np.array([1.0, 2, 2, 3, 0]), np.array([5.0, 6, 7, 7, 5])) == pytest.approx(8.25 / (9.5 * 9) ** 0.5)
     assert spearman(np.array([1.0, 2.0]), np.array([3.0, 3.0])) == 0.0
-
-
-def test_a_classifier_is_read_from_one_file_and_says_in_service_what_it_learnt(tmp_path: Path):
-    module = classifier().eval()
-    save_file(module.state_dict(), tmp_path / "model.safetensors")
-    CONFIG.save_pretrained(tmp_path)
-    files = {name: tmp_path / name for name in ("config.json", "model.safetensors")}
-    read = load(card(classes=2), files)
-    served = TextClassifierProgram(card(classes=2), files)
-    assert served.describe(read) == {
-        "classes": 2,
-        "dimensions": 16,
-        "max_tokens": 32,
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
-    }
-    part = texts(9, 1)
-    found: list[Any] = Runner(eager(served, read), served, lambda *_: None).run(part.texts(range(9)))
-    with torch.inference_mode():
-        vectors = dataset(Labelled).embedded(module, part)[0][:, 0]
-        wanted = module.classifier(vectors).softmax(1)
-    np.testing.assert_allclose(np.stack([output["scores"] for output in found]), wanted.numpy(), atol=1e-5)
-    with pytest.raises(ModelFailed, match=r"source.classes"):
-        load(card(), files)
