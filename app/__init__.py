@@ -8,7 +8,7 @@
                           processes.py: the other
     tuning/           5   trainer.py: the loop → recipe.py, optimize.py, average.py, chance.py, pace.py, progress.py, device.py
                           (accelerate) · command.py: `hearth tune` · jobs: spec.py, store.py (database), foreman.py (who
-                          runs when), process.py (the tuner) → archive.py, image.py, features.py
+                          runs when), process.py (the tuner) → archive.py, image.py, text.py, lora.py, features.py
     engine/           4   in a worker: worker.py → batcher.py → runner.py → compute.py, lane.py; with torch: eagerly.py →
                           loader.py, modules.py, torch_lane.py, graphs.py; what computes: kept.py, search.py, choosing.py,
                           order.py, agreement.py; device.py; nursery.py forks it

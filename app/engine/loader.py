@@ -34,6 +34,13 @@ def load(card: Card, files: Files) -> torch.nn.Module:
         if isinstance(source, FileSource) and source.classes:
             give_classes(module, source.classes)
         _give(module, files["weights"], card)
+    elif card.task == "text-classification":
+        classes = source.classes if isinstance(source, FileSource) else None
+        if classes is None:
+            raise ModelFailed(
+                f"{card.name}: a card for {card.task} is of kind 'file' and says in source.classes how many there are"
+            )
+        module = _text_classifier(card, files, classes)
     else:
         module = _transformers(card, files["config.json"].parent)
     return module.eval().requires_grad_(False)
@@ -109,6 +116,26 @@ def _give(module: torch.nn.Module, path: Path, card: Card) -> None:
         raise ModelFailed(f"{card.name}: {path.name} does not fit the network: {str(error)[:300]}") from error
 
 
+def _text_classifier(card: Card, files: Files, classes: int) -> torch.nn.Module:
+    """The encoder that `config.json` describes and a linear layer, whose weights lie in one file."""
+    import transformers
+
+    from app.tasks.text.network import TextClassifier
+
+    config = transformers.AutoConfig.from_pretrained(files["config.json"].parent, local_files_only=True)
+    encoder = transformers.AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    module = TextClassifier(without_pooler(encoder), classes)
+    _give(module, files["model.safetensors"], card)
+    return module
+
+
+def without_pooler(encoder: torch.nn.Module) -> torch.nn.Module:
+    """Mean pooling does not use BERT's: time and memory for nothing."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]
+    return encoder
+
+
 def _transformers(card: Card, folder: Path) -> torch.nn.Module:
     import transformers
 
@@ -120,8 +147,4 @@ def _transformers(card: Card, folder: Path) -> torch.nn.Module:
     if missing or loaded["mismatched_keys"]:
         wrong = ", ".join((missing or sorted(key for key, *_ in loaded["mismatched_keys"]))[:5])
         raise ModelFailed(f"{card.name}: model.safetensors does not fit config.json: {wrong} missing or of another shape")
-    if (
-        card.task == "text-embedding" and getattr(model, "pooler", None) is not None
-    ):  # mean pooling does not use it: time and memory for nothing
-        model.pooler = None
-    return cast(torch.nn.Module, model)
+    return without_pooler(model) if card.task == "text-embedding" else cast(torch.nn.Module, model)

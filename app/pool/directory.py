@@ -83,8 +83,7 @@ class Directory:
         """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""
         known = self._turn(self._default(task).card.model if name is None else name)
         if known.card.task != task:
-            fitting = sorted(other.card.name for other in self if other.card.task == task)
-            raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; use one of: {', '.join(fitting)}")
+            raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; {self._instead(task)}")
         if not known.entry.meta:  # it never was ready; one that is being replaced is: its samples wait for the new worker
             raise known.not_ready()
         if known.codec is None:
@@ -122,7 +121,14 @@ class Directory:
                 return known
         if not self._known:
             raise Loading("the server is starting; come back in a moment", retry_after_s=1.0)
-        raise UnknownModel(f"no model is the default for {task}; name one with model=…")
+        raise UnknownModel(f"no model is the default for {task}; {self._instead(task)}")
+
+    def _instead(self, task: str) -> str:
+        """What a caller can do who did not name a model for this task."""
+        fitting = sorted(known.card.name for known in self if known.card.task == task)
+        if fitting:
+            return f"name one of these as model: {', '.join(fitting)}"
+        return "there is none yet: POST /finetune makes one of your data, or put a card into $HEARTH_HOME/models"
 
 
 def _plain(name: str, known: Collection[str]) -> str:

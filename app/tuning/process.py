@@ -23,9 +23,9 @@ from app.logs import configure, log
 from app.process import die_with_parent, set_name, stand_back
 from app.settings import Settings, cores, jobs_folder
 from app.tasks import TASKS, Check, resolve
-from app.tuning.archive import remove, strip, unpack
+from app.tuning.archive import is_archive, remove, strip, unpack
 from app.tuning.job import Job
-from app.tuning.spec import Spec
+from app.tuning.spec import Spec, filled, one_task
 from app.tuning.store import Store
 from app.weights import fetch
 
@@ -57,12 +57,14 @@ class Tuner:
         self._spec = Spec(**job.spec)
         self._folder = jobs_folder(settings.home) / job.id
         self._prepared = self._folder / "prepared"
-        self._card = Catalogue.read(settings.home).named(self._spec.base)
+        self._catalogue = Catalogue.read(settings.home)
+        self._card = self._catalogue.named(self._spec.base)
 
     def check(self) -> None:
         """`validating` → `queued`. Raises HearthError, OSError, MemoryError."""
         report = self._checked()
-        self._store.move(self._job.id, "queued", only_from=("validating",), report=report)
+        spec = filled(self._spec, report["task"])
+        self._store.move(self._job.id, "queued", only_from=("validating",), report=report, spec=spec.model_dump())
 
     def train(self) -> None:
         """`queued` → `running` → `succeeded`, from wherever it stands. Raises the same."""
@@ -73,16 +75,17 @@ class Tuner:
         from app.tuning.run import begin
 
         report = self._checked()
+        spec = filled(self._spec, report["task"])
         if not self._store.move(self._job.id, "running"):
             return
         started = time.monotonic()
         choose(self._settings.devices)
         threads = self._settings.thread_count() or cores()
         torch.set_num_threads(threads)
-        torch.manual_seed(self._spec.seed)
+        torch.manual_seed(spec.seed)
         files = fetch(self._card, self._settings, lambda *_: None)
         checkpoint = self._folder / "checkpoint.pt"
-        run = begin(self._card, files, self._spec, self._prepared, report, goes_on=checkpoint.exists())
+        run = begin(self._card, files, spec, self._prepared, report, goes_on=checkpoint.exists())
         if checkpoint.exists():
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
             started -= state["seconds"]
@@ -95,10 +98,10 @@ class Tuner:
             "seconds": round(time.monotonic() - started, 1),
             **described(run.training.device),
             "threads": threads,
-            "spec": self._spec.model_dump(),
+            "spec": spec.model_dump(),
             "versions": versions(),
         }
-        made = write(run, self._spec, self._prepared, result | {"job": self._job.id}, self._settings)
+        made = write(run, spec, self._prepared, result | {"job": self._job.id}, self._settings)
         if self._store.get(self._job.id).state != "running":
             raise Cancelled
         result["version"] = number_of(move_in(made, self._settings.home, self._spec.name, self._job.id))
@@ -114,9 +117,17 @@ class Tuner:
         for folder in (beside, data):
             remove(folder)
             folder.mkdir(parents=True)
-        unpack(self._folder / "dataset", data)
-        check: Check = resolve(TASKS[self._card.task].check or "")
-        report = check(strip(data), self._card, beside, validation=self._spec.validation, seed=self._spec.seed)
+        own = TASKS[self._card.task]
+        if own.bare and not is_archive(self._folder / "dataset"):
+            (data / "dataset").hardlink_to(self._folder / "dataset")
+        else:
+            unpack(self._folder / "dataset", data)
+        root = strip(data)
+        task: str = self._spec.task or (resolve(own.told_by)(root) if own.told_by else self._card.task)
+        one_task(self._spec.name, task, self._catalogue.cards.values())
+        check: Check = resolve(TASKS[task].check or "")
+        files = fetch(self._card, self._settings, lambda *_: None)
+        report = check(root, self._card, files, beside, validation=self._spec.validation, seed=self._spec.seed) | {"task": task}
         if report["problems"]:
             self._store.note(self._job.id, only_in="validating", report=report)
             first = report["problems"][0]

@@ -45,6 +45,7 @@ def write(run: Run, spec: Spec, prepared: Path, result: dict[str, Any], settings
     remove(beside)
     beside.mkdir(parents=True)
     source = run.source
+    run.finish()
     name = "model.safetensors" if source.get("architecture") == "transformers" else "weights.safetensors"
     digest = save_weights(run.module.state_dict(), beside / name)
     for part, path in run.parts.items():

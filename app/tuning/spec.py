@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.card import Name
-from app.errors import Invalid
+from app.card import Card, Name
+from app.errors import Conflict, Invalid
+from app.tasks import TASKS
 
-Method = Literal["full", "head"]
+Method = Literal["full", "head", "lora"]
 
 
 class Spec(BaseModel):
@@ -21,7 +23,14 @@ class Spec(BaseModel):
 
     name: Name = Field(description="the model that it becomes")
     base: str = Field(description="the model to start from")
-    method: Method = Field("full", description="full: the classifier learns, then all weights do; head: only the classifier")
+    task: str | None = Field(
+        None, description="what the new model is for, where the base can be tuned to several; without it, the data says"
+    )
+    method: Method = Field(
+        "full",
+        description="full: the classifier learns, then all weights do; head: only the classifier; "
+        "lora: the classifier, then small matrices beside the weights, which are merged into them at the end",
+    )
     start: Literal["weights", "fresh"] = Field("weights", description="go on from the base model's weights, or from random ones")
     epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -42,8 +51,12 @@ class Spec(BaseModel):
     patience: Annotated[int, Field(ge=0)] | None = Field(
         None, description="measurements, one an epoch, without a gain that are borne; the next one ends the job"
     )
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Literal["auto", "fp32", "bf16"] | None = Field(None, description="auto: bf16 where the processor computes in it")
     keep_statistics: bool | None = Field(None, description="batch norms keep the statistics that they came with")
+    per_epoch: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="texts, or pairs of them, in an epoch; where there are more, the next epoch takes the next ones"
+    )
+    rank: Annotated[int, Field(ge=1, le=256)] | None = Field(None, description="of the matrices of method lora")
     augment: bool | None = Field(None, description="turn, zoom and recolour the pictures")
     traffic: Annotated[float, Field(ge=0, le=1)] = Field(
         1.0, description="share of the requests for `name` that the new version answers at once; the others answer the rest"
@@ -56,6 +69,10 @@ _ALL = {"weight_decay": 5e-4, "schedule": "cosine", "warmup": 0.15, "accumulate"
     "precision": "fp32",
     "keep_statistics": False,
 }
+_TEXT = {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "weight_decay": 0.01, "clip_norm": 1.0} | {
+    "precision": "auto",
+    "per_epoch": 16_384,
+}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "image-classification": {
         "full": {"epochs": 4, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}
@@ -63,8 +80,24 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "head": {"epochs": 60, "batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "augment": False, "patience": 10},
         "fresh": {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05, "augment": True},
     },
+    "text-classification": {
+        "full": _TEXT | {"learning_rate": 1e-4},
+        "lora": _TEXT | {"learning_rate": 1e-3, "rank": 16},
+        "head": _TEXT | {"epochs": 40, "learning_rate": 3e-3, "patience": 5, "precision": "fp32", "per_epoch": None},
+    },
+    "text-embedding": {
+        "full": _TEXT | {"batch_size": 32, "learning_rate": 5e-5},
+        "lora": _TEXT | {"batch_size": 32, "learning_rate": 5e-4, "rank": 16},
+    },
 }
 """Task → method, or `fresh` where there are no weights to start from → what gives a good result for callers who say no more."""
+
+
+def one_task(name: str, task: str, cards: Iterable[Card]) -> None:
+    """Raise Conflict if `name` is a model for anything but `task`: all versions of a name are for the same."""
+    for card in cards:
+        if card.model == name and card.task != task:
+            raise Conflict(f"{name!r} is a model for {card.task} already; choose another name")
 
 
 def filled(spec: Spec, task: str) -> Spec:
@@ -75,4 +108,19 @@ def filled(spec: Spec, task: str) -> Spec:
     if method not in methods:
         raise Invalid(f"spec: method: models for {task} are tuned by one of: {', '.join(methods)}")
     given = {name: value for name, value in spec.model_dump().items() if value is not None}
-    return Spec(**(_ALL | methods[method] | given))
+    return Spec(**(_ALL | methods[method] | given | {"task": task}))
+
+
+def understood(spec: Spec, task: str) -> Spec:
+    """The spec for a base model of this task: filled, or as it is where only the data will tell what the new model is for.
+
+    Raises Invalid for a task that the base cannot be tuned to, and for a method that no task has which it can.
+    """
+    tasks = (task, *TASKS[task].becomes)
+    if spec.task is not None and spec.task not in tasks:
+        raise Invalid(f"spec: task: {spec.base!r} is for {task}, and can be tuned to one of: {', '.join(tasks)}")
+    if spec.task is None and len(tasks) > 1:
+        if not any(spec.method in _DEFAULTS[one] for one in tasks):
+            filled(spec, task)
+        return spec
+    return filled(spec, spec.task or task)

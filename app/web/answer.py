@@ -89,7 +89,7 @@ def trouble(error: HearthError) -> dict[str, str]:
 
 
 def per_file(served: Served, names: Sequence[str | None]) -> dict[str, Any]:
-    """`model`, `version` and one result per file, which holds an `error` where it failed."""
+    """`model`, `version` and one result per input, which holds an `error` where it failed. `names`: of files that have one."""
     results = [
         ({"file": name} if name is not None else {}) | ({"error": trouble(result)} if isinstance(result, HearthError) else result)
         for name, result in zip(names, served.results, strict=True)

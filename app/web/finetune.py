@@ -22,7 +22,7 @@ from app.settings import jobs_folder
 from app.tasks import TASKS
 from app.tuning.archive import remove
 from app.tuning.job import DONE, OPEN, Job, new_id
-from app.tuning.spec import Spec, filled
+from app.tuning.spec import Spec, one_task, understood
 from app.web.answer import reply
 from app.web.kitchen import Kitchen
 from app.web.read import no_query, wrong_field
@@ -48,7 +48,7 @@ _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     summary="Tune a model on your data",
 )
 async def submit(request: Request) -> Response:
-    """Multipart: `spec`, JSON, and `dataset`, a zip or tar. The job is checked, queued and run; follow its events."""
+    """Multipart: `spec`, JSON, and `dataset`: a zip, a tar, or a table of texts. Checked, queued, run: follow its events."""
     kitchen = _kitchen(request)
     try:
         form = await request.form(max_files=2, max_fields=2)
@@ -60,8 +60,8 @@ async def submit(request: Request) -> Response:
         if not isinstance(dataset, UploadFile):
             raise BadInput("the part 'dataset' is missing; send the archive as a file (curl -F dataset=@photos.zip)")
         base = _base(kitchen, spec)
-        spec = filled(spec.model_copy(update={"base": base.name}), base.task)
-        _free(kitchen, spec, base.task)
+        spec = understood(spec.model_copy(update={"base": base.name}), base.task)
+        _free(kitchen, spec)
         job = await asyncio.to_thread(_accept, kitchen, spec, dataset)
     finally:
         await form.close()
@@ -184,11 +184,10 @@ def _base(kitchen: Kitchen, spec: Spec) -> Card:
     return card
 
 
-def _free(kitchen: Kitchen, spec: Spec, task: str) -> None:
-    """Raise Conflict if the name belongs to a model for something else."""
-    for model in kitchen.pool.models():
-        if model.card.model == spec.name and model.card.task != task:
-            raise Conflict(f"{spec.name!r} is a model for {model.card.task} already; choose another name")
+def _free(kitchen: Kitchen, spec: Spec) -> None:
+    """Raise Conflict if the name belongs to a model for something else, as far as it is known what the new one is for."""
+    if spec.task:
+        one_task(spec.name, spec.task, [model.card for model in kitchen.pool.models()])
 
 
 def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
@@ -205,7 +204,7 @@ def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
         with (folder / "dataset").open("wb") as sink:
             shutil.copyfileobj(dataset.file, sink, 1 << 20)
         if not (folder / "dataset").stat().st_size:
-            raise BadInput("the part 'dataset' is empty; send a zip or tar archive")
+            raise BadInput("the part 'dataset' is empty; send the data")
         return store.add(id, spec.model_dump())
     except BaseException as error:
         remove(folder)

@@ -112,6 +112,16 @@ async def read_json(request: Request, model: type[M]) -> M:
         raise wrong_field(error, model, "body") from error
 
 
+def texts(inputs: str | list[str], max_inputs: int) -> list[str]:
+    """One text, or several. Raises Invalid where there is none, TooLarge where there are too many."""
+    found = [inputs] if isinstance(inputs, str) else inputs
+    if not found:
+        raise Invalid("inputs: the list is empty; send at least one text")
+    if len(found) > max_inputs:
+        raise too_many(str(len(found)), max_inputs)
+    return found
+
+
 def wrong_field(error: ValidationError, model: type[BaseModel], whole: str, before: str = "") -> Invalid:
     """What the caller hears of the first field that is wrong. `whole`: what the value is called if no field is to blame."""
     # Of a union's complaints, the one that came farthest; "str" and "list[str]" in its path are pydantic's names for the ways.

@@ -54,6 +54,18 @@ class EmbedText(_Strict):
     timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
 
 
+class PredictText(_Strict):
+    """Body of POST /predict/text."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"inputs": ["a charming journey", "bleak and desperate"]}})
+
+    inputs: str | list[str] = Field(description="one text, or several")
+    model: str | None = None
+    top_k: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="labels per text, best first")
+    truncate: bool = Field(False, description="cut texts that have too many tokens instead of refusing them")
+    timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
+
+
 class Trouble(BaseModel):
     """Why one input of several has no result."""
 
@@ -70,7 +82,7 @@ class Prediction(BaseModel):
 
 
 class PredictResult(BaseModel):
-    """One picture."""
+    """One picture, or one text."""
 
     file: str | None = None
     predictions: list[Prediction] | None = None
@@ -78,7 +90,7 @@ class PredictResult(BaseModel):
 
 
 class PredictAnswer(BaseModel):
-    """Answer of POST /predict/image."""
+    """Answer of POST /predict/image and /predict/text."""
 
     model: str
     version: str

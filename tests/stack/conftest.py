@@ -65,6 +65,16 @@ limits = { max_batch = 8, max_cost = 120, max_queue = 256 }
 [about]
 licence = "x"
 """
+TEXT_CARD = """
+task   = "text-embedding"
+source = { kind = "file", path = ".", architecture = "transformers" }
+input  = { max_tokens = 16, pooling = "mean" }
+limits = { max_batch = 8, max_cost = 512, max_queue = 256 }
+[about]
+licence = "x"
+"""
+_VOCABULARY = "a the film was good great fine bad dull poor and very quite rather not plot music end"
+WORDS = _VOCABULARY.split()
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
@@ -140,6 +150,24 @@ def write_speech(folder: Path) -> None:
     (folder / "card.toml").write_text(SPEECH_CARD)
     (folder / "vocab.json").write_text(json.dumps({"<pad>": 0, "|": 1, "A": 2, "B": 3, "C": 4, "D": 5}))
     (folder / "sample.wav").write_bytes(wave(0.5))
+
+
+def write_text(folder: Path) -> None:
+    """A tiny BERT with random weights, and the vocabulary of WORDS."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    special = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
+    vocabulary = special | {word: number for number, word in enumerate(WORDS, 4)}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **sizes)).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "card.toml").write_text(TEXT_CARD)
+    (folder / "sample.json").write_text('{"inputs": "a good film"}')
 
 
 class Server:

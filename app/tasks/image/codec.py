@@ -16,9 +16,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from app.card import Card
-from app.errors import BadInput, HearthError, ModelFailed, TooLarge, UnsupportedMedia
+from app.errors import BadInput, HearthError, TooLarge, UnsupportedMedia
 from app.tasks.base import Decoded, Files, Output, Sample, unit
 from app.tasks.image.input import ImageInput
+from app.tasks.labels import best, read_labels
 
 # Of odd metadata, which is not ours to judge. Once and for all: catch_warnings is not made for threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -42,9 +43,7 @@ class ImageCodec:
     def __init__(self, card: Card, files: Files, meta: dict[str, Any], max_pixels: float = 50_000_000) -> None:
         self._input = ImageInput(**card.input)
         self._max_pixels = max_pixels
-        self._labels: list[str] = (
-            files["labels.txt"].read_text(encoding="utf-8").splitlines() if "labels.txt" in files else meta.get("labels") or []
-        )
+        self._labels = read_labels(files, meta)
 
     def light(self, item: bytes) -> bool:
         """A PNG whose header says that it is tiny; of other formats, size in bytes says too little."""
@@ -71,15 +70,7 @@ class ImageCodec:
         output = outputs[0]
         if "embedding" in output:
             return {"embedding": unit(output["embedding"]) if normalize else output["embedding"]}
-        scores = output["scores"]
-        if self._labels and len(self._labels) != len(scores):
-            raise ModelFailed(f"the model gave {len(scores)} scores for {len(self._labels)} labels; mend its labels.txt")
-        best = np.argsort(-scores, kind="stable")[:top_k]
-        pairs = zip(best.tolist(), scores[best].tolist(), strict=True)
-        return {"predictions": [{"label": self._label(i), "index": i, "score": score} for i, score in pairs]}
-
-    def _label(self, index: int) -> str:
-        return self._labels[index] if self._labels else str(index)
+        return best(output["scores"], self._labels, top_k)
 
     def _open(self, raw: bytes) -> Image.Image:
         if not raw:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,11 @@ import numpy as np
 
 from app.card import Card
 from app.errors import HearthError
-from app.tasks.findings import Findings
+from app.tasks.base import Files
+from app.tasks.findings import Findings, split, weigh
 from app.tasks.image.codec import ImageCodec
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
-_UNEVEN = 10  # times as many pictures in the largest class as in the smallest, from which on it is told
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Found(Findings):
         return {"classes": self.labels, **counts, **self.told()}
 
 
-def check(root: Path, card: Card, into: Path, *, validation: float, seed: int) -> dict[str, Any]:
+def check(root: Path, card: Card, files: Files, into: Path, *, validation: float, seed: int) -> dict[str, Any]:
     """Find and decode everything in `root`; returns the report (`app/tasks/__init__.py: Check`)."""
     found = find(root, validation, seed)
     if not found.problems:
@@ -70,16 +70,16 @@ def find(root: Path, validation: float, seed: int) -> Found:
         )
     elif not parts["val"]:
         _split(found, validation, seed)
-    _weigh(found)
+    weigh(Counter(target for _, target in found.train), found.labels, "pictures", found)
     return found
 
 
 def _of_folders(root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
     parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
-    split = {path: _SPLITS[path.name.lower()] for path in folders if path.name.lower() in _SPLITS}
-    if split and len(split) == len(folders) and "train" in split.values():
-        for part, name in split.items():
+    parted = {path: _SPLITS[path.name.lower()] for path in folders if path.name.lower() in _SPLITS}
+    if parted and len(parted) == len(folders) and "train" in parted.values():
+        for part, name in parted.items():
             parts[name] += _classes(part, root, found)
     else:
         parts["train"] = _classes(root, root, found)
@@ -122,15 +122,15 @@ def _of_table(table: Path, root: Path, found: Found) -> dict[str, list[tuple[Pat
         return parts
     for line, row in enumerate(rows, 2):
         name, label = (row["file"] or "").strip(), (row["label"] or "").strip()
-        split = _SPLITS.get((row.get("split") or "train").strip().lower())
+        part = _SPLITS.get((row.get("split") or "train").strip().lower())
         if not label:
             found.wrong(f"{table.name}:{line}", "has no label", "say what the picture shows")
-        elif split is None:
+        elif part is None:
             found.wrong(f"{table.name}:{line}", f"split {row.get('split')!r} is unknown", "write train or val")
         elif (path := _inside(root, name)) is None:
             found.wrong(f"{table.name}:{line}", f"{name!r} is not in the archive", "write the path as it is inside the archive")
         else:
-            parts[split].append((path, label))
+            parts[part].append((path, label))
     return parts
 
 
@@ -143,34 +143,15 @@ def _inside(root: Path, name: str) -> Path | None:
 
 
 def _split(found: Found, validation: float, seed: int) -> None:
-    """Stratified and seeded: of each class the same share, at least one."""
-    random = np.random.default_rng(seed)
-    by_class: dict[int, list[Path]] = defaultdict(list)
-    for path, target in found.train:
-        by_class[target].append(path)
-    found.train, found.val = [], []
-    for target, paths in sorted(by_class.items()):
-        if len(paths) < 2:
+    """The same share of each class."""
+    items = found.train
+    for target, count in sorted(Counter(target for _, target in items).items()):
+        if count < 2:
             found.wrong(
                 found.labels[target], "has one picture", "give at least two of each class: one to learn from, one to check with"
             )
-        order = random.permutation(len(paths))
-        kept_out = min(len(paths) - 1, max(1, round(validation * len(paths))))
-        found.val += [(paths[place], target) for place in sorted(order[:kept_out])]
-        found.train += [(paths[place], target) for place in sorted(order[kept_out:])]
-
-
-def _weigh(found: Found) -> None:
-    """What hinders learning without being wrong."""
-    counts = Counter(target for _, target in found.train)
-    for target, label in enumerate(found.labels):
-        if not counts[target]:
-            found.wrong(label, "has no picture to train on", "add some, or take the class out")
-    if counts and max(counts.values()) > _UNEVEN * min(counts.values()):
-        most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-        found.warnings.append(
-            f"uneven classes: {counts[most]} pictures of {found.labels[most]!r}, {counts[least]} of {found.labels[least]!r}"
-        )
+    train, val = split([target for _, target in items], validation, seed)
+    found.train, found.val = [items[place] for place in train], [items[place] for place in val]
 
 
 def decode(found: Found, root: Path, card: Card) -> Iterator[tuple[str, int, np.ndarray]]:
