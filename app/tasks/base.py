@@ -44,9 +44,9 @@ class Decoded(Struct, frozen=True, kw_only=True):
     info: dict[str, Any] = field(default_factory=dict)
 
 
-def device_of(module: torch.nn.Module) -> torch.device:
+def device_of(module: torch.nn.Module) -> torch.device | str:
     """Where a module's weights lie, and so where what it is given has to go."""
-    return next(module.parameters()).device
+    return next((weight.device for weight in module.parameters()), "cpu")
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
