@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.tasks.base import Arrays, Batch
+from app.tasks.base import Arrays, Batch, device_of
 from app.tasks.text.network import PlainTextEncoder, TextClassifier
 from app.tasks.text.program import TextProgram
 
@@ -101,13 +101,14 @@ class TextDataset:
 
     @torch.no_grad()
     def embedded(self, module: nn.Module, part: Texts, samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Vectors float32 [N, texts, D] and targets [N] of these samples, or of all."""
+        """Vectors float32 [N, texts, D] and targets [N] of these samples, or of all; on the CPU, computed where the module is."""
+        device = device_of(module)
         samples = torch.arange(len(part)) if samples is None else samples
         order = part.lengths[samples].argsort(stable=True)
         found: list[Tensor] = []
         for chunk in torch.split(order, max(1, _SCORED // part.each)):
-            batch = self._batch(part, samples[chunk].tolist())
-            found.append(torch.stack(self.vectors(module, batch).chunk(part.each), 1))
+            batch = {name: value.to(device) for name, value in self._batch(part, samples[chunk].tolist()).items()}
+            found.append(torch.stack(self.vectors(module, batch).cpu().chunk(part.each), 1))
         return torch.cat(found)[order.argsort()], part.targets[samples]
 
     def _batch(self, part: Texts, samples: Sequence[int]) -> Batch:
@@ -143,7 +144,8 @@ class Labelled(TextDataset):
         """Top-1 accuracy on the texts that are kept out."""
         classifier: Any = module.classifier
         vectors, targets = self.held_out(module)
-        return {"accuracy": float((classifier(vectors[:, 0]).argmax(1) == targets).float().mean())}
+        best = classifier(vectors[:, 0].to(device_of(module))).argmax(1).cpu()
+        return {"accuracy": float((best == targets).float().mean())}
 
 
 class Scored(TextDataset):
