@@ -29,9 +29,10 @@ class Task:
 class Check(Protocol):
     """Looks through a data set that a caller sent, before anything is trained. No torch."""
 
-    def __call__(self, root: Path, card: Card, into: Path, *, validation: float, seed: int) -> dict[str, Any]:
+    def __call__(self, root: Path, card: Card, files: Files, into: Path, *, validation: float, seed: int) -> dict[str, Any]:
         """The report: what there is, and what `Findings.told` says. Without problems, `into` holds what training reads, and
-        `sample.*`, one input of what was kept out. `validation`: the share to keep out where the data does not say itself.
+        `sample.*`, one input of what was kept out. `files`: of the base model. `validation`: the share to keep out where the
+        data does not say itself.
         """
         ...
 
@@ -54,6 +55,7 @@ TASKS: dict[str, Task] = {
         codec="app.tasks.speech.codec:SpeechCodec",
         program="app.tasks.speech.program:SpeechProgram",
         dataset="app.tasks.speech.dataset:SpeechDataset.open",
+        check="app.tasks.speech.transcripts:check",
     ),
 }
 

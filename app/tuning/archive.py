@@ -18,6 +18,7 @@ from typing import IO
 from app.errors import BadInput, TooLarge, UnsupportedMedia
 
 _CHUNK = 1 << 20
+_WHOLE = (".csv", ".gz")  # a folder with such a file in it is a data set, not one class of it
 _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -95,7 +96,7 @@ def _bounded(size: int, packed: int, bounds: Bounds) -> None:
 def strip(folder: Path) -> Path:
     """Past folders that hold nothing but one folder: archives of a folder and of what is in it mean the same."""
     inside = list(folder.iterdir())
-    while len(inside) == 1 and inside[0].is_dir() and any(path.is_dir() or path.suffix == ".csv" for path in inside[0].iterdir()):
+    while len(inside) == 1 and inside[0].is_dir() and any(path.is_dir() or path.suffix in _WHOLE for path in inside[0].iterdir()):
         folder = inside[0]
         inside = list(folder.iterdir())
     return folder

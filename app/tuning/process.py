@@ -88,7 +88,7 @@ class Tuner:
             "device": "cpu",
             "threads": threads,
             "spec": self._spec.model_dump(),
-            "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")}
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "transformers", "numpy")}
             | {"python": platform.python_version()},
         }
         made = write(run, self._spec, self._prepared, result | {"job": self._job.id}, self._settings)
@@ -108,8 +108,9 @@ class Tuner:
             remove(folder)
             folder.mkdir(parents=True)
         unpack(self._folder / "dataset", data)
+        files = fetch(self._card, self._settings, lambda *_: None)
         check: Check = resolve(TASKS[self._card.task].check or "")
-        report = check(strip(data), self._card, beside, validation=self._spec.validation, seed=self._spec.seed)
+        report = check(strip(data), self._card, files, beside, validation=self._spec.validation, seed=self._spec.seed)
         if report["problems"]:
             self._store.note(self._job.id, only_in="validating", report=report)
             first = report["problems"][0]

@@ -15,7 +15,7 @@ from app.tasks.base import Files
 from app.tuning.spec import Spec
 from app.tuning.trainer import Recipe, Training
 
-_BEGIN = {"image-classification": "app.tuning.image:begin"}
+_BEGIN = {"image-classification": "app.tuning.image:begin", "speech-recognition": "app.tuning.speech:begin"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
+from app.card import described
 from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJob
 from app.settings import jobs_folder
 from app.tasks import TASKS
@@ -176,7 +177,7 @@ def _task(kitchen: Kitchen, spec: Spec) -> str:
     if spec.base not in known:
         raise Invalid(f"spec: base: no model is called {spec.base!r}; there are: {', '.join(sorted(known))}")
     card = known[spec.base]
-    if spec.start == "fresh" and card.source.kind != "module":
+    if spec.start == "fresh" and not described(card.source):
         raise Invalid(f"spec: start: {spec.base!r} has no network of its own to begin afresh; use weights")
     if TASKS[card.task].check is None:
         tunable = ", ".join(sorted(name for name, card in known.items() if TASKS[card.task].check))
