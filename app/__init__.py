@@ -8,14 +8,15 @@
                           processes.py: the other
     tuning/           5   trainer.py: the loop → recipe.py, optimize.py, average.py, chance.py, pace.py, progress.py, device.py
                           (accelerate) · command.py: `hearth tune` · jobs: spec.py, store.py (database), foreman.py (who
-                          runs when), process.py (the tuner) → archive.py, image.py, text.py, lora.py, features.py
+                          runs when), process.py (the tuner) → archive.py, image.py, text.py, speech.py, lora.py,
+                          features.py · publish.py
     engine/           4   in a worker: worker.py → batcher.py → runner.py → compute.py, lane.py; with torch: eagerly.py →
                           loader.py, modules.py, torch_lane.py, graphs.py; what computes: kept.py, search.py, choosing.py,
                           order.py, agreement.py; device.py; nursery.py forks it
     catalogue.py      3   models/*/card.toml → cards
     weights.py        3   shipped file, package, folder or download.py → files
     tasks/            2   per modality: codec.py (bytes ⇄ arrays), program.py and network.py (arrays ⇄ module), dataset.py
-                          (files → samples)
+                          (files → samples); of jobs: folders.py, transcripts.py → table.py, findings.py
     wire/             1   messages.py, frames.py, stream.py, sockets.py, standby.py, blackbox.py
     card.py settings.py errors.py metrics.py logs.py process.py    0
 

@@ -83,6 +83,11 @@ Source = Annotated[
 ]
 
 
+def described(source: Source) -> bool:
+    """Whether the network, without its weights, is written beside the card: in `model.py` or `config.json`."""
+    return isinstance(source, ModuleSource) or (isinstance(source, FileSource) and source.architecture == "transformers")
+
+
 class Limits(_Part):
     """Bounds of one model. Cost is in the task's unit: images count 1, text counts tokens, speech counts seconds."""
 

@@ -72,6 +72,7 @@ TASKS: dict[str, Task] = {
         codec="app.tasks.speech.codec:SpeechCodec",
         program="app.tasks.speech.program:SpeechProgram",
         dataset="app.tasks.speech.dataset:SpeechDataset.open",
+        check="app.tasks.speech.transcripts:check",
     ),
 }
 

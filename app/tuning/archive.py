@@ -19,7 +19,7 @@ from app.errors import BadInput, TooLarge, UnsupportedMedia
 
 _CHUNK = 1 << 20
 _PACKED = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # zip, gzip, bzip2, xz
-_TABLES = {".csv", ".tsv", ".jsonl", ".ndjson"}
+_TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".gz"}  # with one of these in it, a folder is a data set
 _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,

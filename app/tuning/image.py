@@ -51,9 +51,8 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
         for _ in head:
             pass
     train, val = ((pixels.permute(0, 3, 1, 2), targets) for pixels, targets in (parts["train"], parts["val"]))
-    dataset: Dataset = ImageDataset(
-        train, val, labels, card, augment=bool(spec.augment), label_smoothing=spec.label_smoothing or 0.0
-    )
+    augment = report.get("augment", True) if spec.augment is None else spec.augment
+    dataset: Dataset = ImageDataset(train, val, labels, card, augment=augment, label_smoothing=spec.label_smoothing or 0.0)
     if spec.start == "fresh":
         dataset.prepare(module)
     module = module.to(memory_format=torch.channels_last)

@@ -19,6 +19,7 @@ from app.tuning.trainer import Training
 
 _BEGIN = {
     "image-classification": "app.tuning.image:begin",
+    "speech-recognition": "app.tuning.speech:begin",
     "text-classification": "app.tuning.text:begin_classifier",
     "text-embedding": "app.tuning.text:begin_embedding",
 }

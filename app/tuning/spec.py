@@ -51,13 +51,15 @@ class Spec(BaseModel):
     patience: Annotated[int, Field(ge=0)] | None = Field(
         None, description="measurements, one an epoch, without a gain that are borne; the next one ends the job"
     )
+    evaluate_every: Annotated[int, Field(ge=1)] | None = Field(None, description="epochs between two measurements")
+    keep: Literal["best", "last"] | None = Field(None, description="the best weights that were measured, or the last ones")
     precision: Literal["auto", "fp32", "bf16"] | None = Field(None, description="auto: bf16 where the processor computes in it")
     keep_statistics: bool | None = Field(None, description="batch norms keep the statistics that they came with")
     per_epoch: Annotated[int, Field(ge=1)] | None = Field(
         None, description="texts, or pairs of them, in an epoch; where there are more, the next epoch takes the next ones"
     )
     rank: Annotated[int, Field(ge=1, le=256)] | None = Field(None, description="of the matrices of method lora")
-    augment: bool | None = Field(None, description="turn, zoom and recolour the pictures")
+    augment: bool | None = Field(None, description="change pictures or recordings at random; null: as the data wants")
     traffic: Annotated[float, Field(ge=0, le=1)] = Field(
         1.0, description="share of the requests for `name` that the new version answers at once; the others answer the rest"
     )
@@ -73,12 +75,18 @@ _TEXT = {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "weight_decay": 0.
     "precision": "auto",
     "per_epoch": 16_384,
 }
+_SPEECH = {"optimizer": "adamw", "weight_decay": 0.01, "warmup": 0.1, "clip_norm": 1.0, "augment": True}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "image-classification": {
         "full": {"epochs": 4, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}
-        | {"augment": True, "keep_statistics": True, "clip_norm": 1.0},
+        | {"keep_statistics": True, "clip_norm": 1.0},
         "head": {"epochs": 60, "batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "augment": False, "patience": 10},
-        "fresh": {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05, "augment": True},
+        "fresh": {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05},
+    },
+    "speech-recognition": {
+        "full": _SPEECH | {"epochs": 10, "batch_size": 8, "learning_rate": 1e-4},
+        "head": _SPEECH | {"epochs": 10, "batch_size": 8, "learning_rate": 1e-3, "patience": 3},
+        "fresh": _SPEECH | {"epochs": 50, "batch_size": 32, "learning_rate": 1.5e-3, "ema": 0.998, "evaluate_every": 5},
     },
     "text-classification": {
         "full": _TEXT | {"learning_rate": 1e-4},
@@ -108,7 +116,12 @@ def filled(spec: Spec, task: str) -> Spec:
     if method not in methods:
         raise Invalid(f"spec: method: models for {task} are tuned by one of: {', '.join(methods)}")
     given = {name: value for name, value in spec.model_dump().items() if value is not None}
-    return Spec(**(_ALL | methods[method] | given | {"task": task}))
+    wanted = _ALL | methods[method]
+    if spec.keep == "last":
+        if spec.patience is not None:
+            raise Invalid('spec: patience waits for better weights and keep = "last" wants none chosen; leave one out')
+        wanted |= {"patience": None}
+    return Spec(**(wanted | given | {"task": task}))
 
 
 def understood(spec: Spec, task: str) -> Spec:

@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from app.card import Card
+from app.card import Card, described
 from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJob, UnknownModel
 from app.settings import jobs_folder
 from app.tasks import TASKS
@@ -176,7 +176,7 @@ def _base(kitchen: Kitchen, spec: Spec) -> Card:
         card = kitchen.pool.versions(spec.base)[0].card
     except UnknownModel as error:
         raise Invalid(f"spec: base: {error.detail}") from error
-    if spec.start == "fresh" and card.source.kind != "module":
+    if spec.start == "fresh" and not described(card.source):
         raise Invalid(f"spec: start: {spec.base!r} has no network of its own to begin afresh; use weights")
     if TASKS[card.task].check is None:
         tunable = ", ".join(sorted({model.card.model for model in kitchen.pool.models() if TASKS[model.card.task].check}))

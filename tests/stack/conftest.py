@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -100,13 +101,15 @@ def saved(image: Image.Image) -> bytes:
 
 def wave(seconds: float, rate: int = 16000, value: float | None = None) -> bytes:
     """A mono float WAV of noise, or of one value."""
+    count = int(seconds * rate)
+    return wave_of(np.random.default_rng(0).normal(0, 0.1, count) if value is None else np.full(count, value), rate)
+
+
+def wave_of(samples: np.ndarray, rate: int = 16000) -> bytes:
+    """A mono float WAV."""
     import struct
 
-    import numpy as np
-
-    count = int(seconds * rate)
-    samples = np.random.default_rng(0).normal(0, 0.1, count).astype("<f4") if value is None else np.full(count, value, "<f4")
-    data = samples.tobytes()
+    data = samples.astype("<f4").tobytes()
     head = struct.pack(
         "<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, 3, 1, rate, rate * 4, 4, 32, b"data", len(data)
     )
@@ -174,6 +177,7 @@ class Server:
     """One `hearth serve` and what a test needs to know of it."""
 
     def __init__(self, home: Path, **settings: str) -> None:
+        self.home = home
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HEARTH_")}
         environment |= {
             "PYTHONPATH": str(ROOT),

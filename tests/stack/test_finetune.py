@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.stack.conftest import Server, picture, wait_for, write_toys
+from tests.stack.conftest import Server, picture, wait_for, wave_of, write_toys
 
 SETTINGS = {"HEARTH_MODELS": "toy", "HEARTH_CHECKPOINT_S": "0.1", "HEARTH_THREADS": "1"}
 QUICK = {"base": "toy", "epochs": 12, "batch_size": 8, "augment": False, "learning_rate": 0.1}
@@ -109,6 +110,50 @@ def test_a_metric_that_nobody_measures_fails_with_those_that_are(server: Server)
     assert failed["state"] == "failed" and "not measured by 'f1'; it is by: accuracy" in failed["reason"]
 
 
+def spoken(count: int = 8) -> bytes:
+    """A low tone is A, a high one is B; in a folder of its own, as many systems pack it."""
+    out, time_s = io.BytesIO(), np.arange(8000) / 16000
+    with zipfile.ZipFile(out, "w") as archive:
+        rows = ["file,transcript"]
+        for number in range(2 * count):
+            rows.append(f"{number}.wav,{'ab'[number % 2]}")
+            hertz = (300 if number % 2 == 0 else 2500) + 10 * number
+            archive.writestr(f"tones/{number}.wav", wave_of(0.3 * np.sin(2 * np.pi * hertz * time_s)))
+        archive.writestr("tones/transcripts.csv", "\n".join(rows))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("how", [{"start": "fresh"}, {"method": "head"}])
+def test_recordings_become_a_model_that_transcribes(server: Server, how: dict[str, Any]):
+    name = "tones-" + "-".join(how.values())
+    spec = {"base": "toy-speech", "epochs": 2, "batch_size": 4, "augment": None, "learning_rate": 1e-3} | how
+    done = ended(server, submit(server, name, spoken(), **spec).json()["id"])
+    assert done["state"] == "succeeded", done["reason"]
+    assert done["report"]["train"]["recordings"] == 13 and done["report"]["val"]["words"] == 3
+    assert done["result"]["metrics"]["word_error_rate"] >= 0 and done["spec"]["optimizer"] == "adamw"
+    wait_for(lambda: server.http.get(f"/models/{name}").json().get("state") == "ready", 20)
+    (sample,) = (server.home / "models" / f"{name}@1").glob("sample.*")
+    answer = server.http.post("/transcribe", params={"model": name}, content=sample.read_bytes()).json()
+    expected = json.loads((sample.parent / "expected.json").read_text())
+    assert answer["results"][0]["text"] == expected["text"] and answer["results"][0]["duration_s"] == 0.5
+
+
+def test_idx_files_become_a_model(server: Server):
+    random, out = np.random.default_rng(0), io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for part, count in (("train", 160), ("t10k", 40)):
+            targets = random.integers(0, 2, count, np.uint8)
+            pictures = random.integers(0, 100, (count, 8, 8), np.uint8) + 120 * targets[:, None, None]
+            for what, values in (("images-idx3", pictures), ("labels-idx1", targets)):
+                head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+                archive.writestr(f"mnist/{part}-{what}-ubyte.gz", gzip.compress(head + values.tobytes()))
+    done = ended(server, submit(server, "squares", out.getvalue(), start="fresh", augment=None).json()["id"])
+    assert done["state"] == "succeeded" and done["result"]["metrics"]["accuracy"] == 1.0, done["reason"]
+    wait_for(lambda: server.http.get("/models/squares").json().get("state") == "ready", 20)
+    best = server.predict(picture(240, 240, 240), model="squares").json()["results"][0]["predictions"][0]
+    assert best["label"] == "1"
+
+
 def test_what_is_wrong_with_the_data_is_told_at_once(server: Server):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
@@ -125,7 +170,8 @@ def test_what_is_wrong_with_the_data_is_told_at_once(server: Server):
     ("spec", "data", "status", "words"),
     [
         ({"base": "nobody"}, None, 422, "no model is called 'nobody'"),
-        ({"base": "toy-speech"}, None, 422, "cannot be tuned over HTTP yet"),
+        ({"base": "resnet18", "start": "fresh"}, None, 422, "no network of its own"),
+        ({"keep": "last", "patience": 2}, None, 422, "leave one out"),
         ({"epochs": 0}, None, 422, "spec: epochs"),
         ({"epoch": 3}, None, 422, "unknown field 'epoch'"),
         ({"name": "toy-speech"}, None, 409, "is a model for speech-recognition already"),

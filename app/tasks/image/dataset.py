@@ -5,7 +5,6 @@ Everything is decoded once, by the codec that serves, into one uint8 tensor; aug
 
 from __future__ import annotations
 
-import gzip
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -20,6 +19,8 @@ from torch.nn import functional
 from app.card import Card
 from app.errors import BadInput, HearthError
 from app.tasks.base import Batch, device_of
+from app.tasks.findings import Findings
+from app.tasks.image import idx
 from app.tasks.image.codec import ImageCodec
 from app.tasks.image.input import ImageInput
 
@@ -64,9 +65,8 @@ class ImageDataset:
         if (path / "train.npz").exists():
             train, labels = _read_npz(path / "train.npz", card)
             return dataset(train, _read_npz(path / "test.npz", card)[0], labels, augment=True)
-        if (path / "train-images-idx3-ubyte.gz").exists():
-            digits = [str(digit) for digit in range(10)]
-            return dataset(_read_idx(path, "train"), _read_idx(path, "t10k"), digits, augment=False)
+        if idx.is_idx(path):
+            return dataset(*_read_idx(path), [str(digit) for digit in range(10)], augment=False)
         if (path / "train").is_dir():
             labels = sorted(folder.name for folder in (path / "train").iterdir() if folder.is_dir())
             train, held_out = (_read_folders(path / part, labels, card) for part in ("train", "val"))
@@ -199,17 +199,13 @@ def _decode(pictures: Iterable[tuple[str, bytes]], targets: Sequence[int], card:
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(targets)
 
 
-def _read_idx(folder: Path, part: str) -> Part:
-    """Y. LeCun's idx format: big-endian magic, sizes, then bytes."""
-    images = _idx_bytes(folder / f"{part}-images-idx3-ubyte.gz", dimensions=3)
-    labels = _idx_bytes(folder / f"{part}-labels-idx1-ubyte.gz", dimensions=1)
-    return torch.from_numpy(images.copy()).unsqueeze(1), torch.from_numpy(labels.astype(np.int64))
-
-
-def _idx_bytes(path: Path, dimensions: int) -> np.ndarray:
-    try:
-        raw = gzip.decompress(path.read_bytes())
-        shape = np.frombuffer(raw, ">i4", count=dimensions, offset=4)
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
-        raise BadInput(f"{path} is no gzipped idx file ({error}); download it again") from error
+def _read_idx(folder: Path) -> tuple[Part, Part]:
+    found = Findings()
+    parts = idx.read(folder, found)
+    for problem in found.problems[:1]:
+        raise BadInput(f"{folder / problem.where}: {problem.what}; {problem.remedy}")
+    train, held_out = (
+        (torch.from_numpy(pictures.copy()).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
+        for pictures, labels in (parts["train"], parts["val"])
+    )
+    return train, held_out

@@ -1,29 +1,30 @@
 """A folder of pictures that a caller sent → what to train on, and everything that is wrong with it. No torch.
 
-Understood: one folder per class; the same inside `train/` and `val/`; or pictures and a CSV with the columns `file`, `label` and,
-if wanted, `split` (train or val).
+Understood: one folder per class; the same inside `train/` and `val/`; pictures and a CSV with the columns `file`, `label` and, if
+wanted, `split` (train or val); or MNIST's four idx files.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from app.card import Card
 from app.errors import HearthError
+from app.tasks import table
 from app.tasks.base import Files
 from app.tasks.findings import Findings, split, weigh
+from app.tasks.image import idx
 from app.tasks.image.codec import ImageCodec
-
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
+from app.tasks.table import SPLITS
 
 
 @dataclass(slots=True)
@@ -43,6 +44,8 @@ class Found(Findings):
 
 def check(root: Path, card: Card, files: Files, into: Path, *, validation: float, seed: int) -> dict[str, Any]:
     """Find and decode everything in `root`; returns the report (`app/tasks/__init__.py: Check`)."""
+    if idx.is_idx(root):
+        return _check_idx(root, card, into)
     found = find(root, validation, seed)
     if not found.problems:
         prepare(found, root, card, into)
@@ -52,11 +55,31 @@ def check(root: Path, card: Card, files: Files, into: Path, *, validation: float
     return found.report()
 
 
+def _check_idx(root: Path, card: Card, into: Path) -> dict[str, Any]:
+    found = Found()
+    parts = idx.read(root, found)
+    values = sorted({value for _, targets in parts.values() for value in np.unique(targets).tolist()})
+    found.labels = [str(value) for value in values]
+    targets = {part: np.searchsorted(values, labels).tolist() for part, (_, labels) in parts.items()}
+    found.train, found.val = ([(root, target) for target in targets.get(part, ())] for part in ("train", "val"))
+    if not found.problems:
+        weigh(Counter(target for _, target in found.train), found.labels, "pictures", found)
+    if not found.problems:
+        pixels = {part: idx.as_served(pictures, card) for part, (pictures, _) in parts.items()}
+        keep(
+            ((part, target, picture) for part in parts for target, picture in zip(targets[part], pixels[part], strict=True)),
+            {part: len(targets[part]) for part in parts},
+            into,
+        )
+        Image.fromarray(parts["val"][0][0]).save(into / "sample.png")
+    return found.report() | {"augment": False}  # characters: mirrored or turned, they are others
+
+
 def find(root: Path, validation: float, seed: int) -> Found:
     """Which pictures there are and what they show. Without a split of its own, that share of each class is kept out."""
     found, root = Found(), root.resolve()
-    table = next(iter(sorted(root.glob("*.csv"))), None)
-    parts = _of_table(table, root, found) if table else _of_folders(root, found)
+    listed = next(iter(sorted(root.glob("*.csv"))), None)
+    parts = _of_table(listed, root, found) if listed else _of_folders(root, found)
     found.labels = sorted({label for items in parts.values() for _, label in items})
     index = {label: number for number, label in enumerate(found.labels)}
     found.train = [(path, index[label]) for path, label in parts["train"]]
@@ -77,7 +100,7 @@ def find(root: Path, validation: float, seed: int) -> Found:
 def _of_folders(root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
     parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
-    parted = {path: _SPLITS[path.name.lower()] for path in folders if path.name.lower() in _SPLITS}
+    parted = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS}
     if parted and len(parted) == len(folders) and "train" in parted.values():
         for part, name in parted.items():
             parts[name] += _classes(part, root, found)
@@ -107,39 +130,17 @@ def _classes(folder: Path, root: Path, found: Found) -> list[tuple[Path, str]]:
     return pictures
 
 
-def _of_table(table: Path, root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
+def _of_table(path: Path, root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
     parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        found.wrong(table.name, f"is no readable CSV ({error})", "save it as CSV in UTF-8")
-        return parts
-    if rows and not {"file", "label"} <= set(rows[0]):
-        found.wrong(
-            f"{table.name}:1", f"its columns are {', '.join(map(str, rows[0]))}", "name them file, label and, if wanted, split"
-        )
-        return parts
-    for line, row in enumerate(rows, 2):
-        name, label = (row["file"] or "").strip(), (row["label"] or "").strip()
-        part = _SPLITS.get((row.get("split") or "train").strip().lower())
+    for row in table.read(path, {"file": "file", "label": "label"}, found):
+        name, label = row.fields["file"], row.fields["label"]
         if not label:
-            found.wrong(f"{table.name}:{line}", "has no label", "say what the picture shows")
-        elif part is None:
-            found.wrong(f"{table.name}:{line}", f"split {row.get('split')!r} is unknown", "write train or val")
-        elif (path := _inside(root, name)) is None:
-            found.wrong(f"{table.name}:{line}", f"{name!r} is not in the archive", "write the path as it is inside the archive")
+            found.wrong(row.where, "has no label", "say what the picture shows")
+        elif (picture := table.inside(root, name)) is None:
+            found.wrong(row.where, f"{name!r} is not in the archive", "write the path as it is inside the archive")
         else:
-            parts[part].append((path, label))
+            parts[row.part].append((picture, label))
     return parts
-
-
-def _inside(root: Path, name: str) -> Path | None:
-    try:
-        path = (root / name).resolve()
-        return path if path.is_relative_to(root) and path.is_file() else None
-    except (ValueError, OSError):  # a NUL, a name that is too long
-        return None
 
 
 def _split(found: Found, validation: float, seed: int) -> None:
@@ -176,13 +177,17 @@ def decode(found: Found, root: Path, card: Card) -> Iterator[tuple[str, int, np.
 
 
 def prepare(found: Found, root: Path, card: Card, into: Path) -> None:
-    """Decode all once and keep the pixels: `{train,val}.npy` uint8 [N, H, W, C], `{train,val}_targets.npy` int64 [N]."""
+    """Decode all once and keep the pixels."""
+    keep(decode(found, root, card), {"train": len(found.train), "val": len(found.val)}, into)
+
+
+def keep(pictures: Iterable[tuple[str, int, np.ndarray]], counts: Mapping[str, int], into: Path) -> None:
+    """Write what `decode` gives: `{train,val}.npy` uint8 [N, H, W, C], N of `counts`, and `{train,val}_targets.npy` int64 [N]."""
     targets: dict[str, list[int]] = {"train": [], "val": []}
     sinks: dict[str, Any] = {}
-    for part, target, picture in decode(found, root, card):
+    for part, target, picture in pictures:
         if part not in sinks:
-            count = len(found.train if part == "train" else found.val)
-            sinks[part] = np.lib.format.open_memmap(into / f"{part}.npy", "w+", np.uint8, (count, *picture.shape))
+            sinks[part] = np.lib.format.open_memmap(into / f"{part}.npy", "w+", np.uint8, (counts[part], *picture.shape))
             if hasattr(os, "posix_fallocate"):  # a full disk is told now; later, writing into the map would end the process
                 with (into / f"{part}.npy").open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, (into / f"{part}.npy").stat().st_size)

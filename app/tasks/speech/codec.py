@@ -15,9 +15,9 @@ from app.tasks.base import Decoded, Files, Output, Sample
 from app.tasks.speech.audio import read_audio
 from app.tasks.speech.input import SpeechInput
 
-_HOP = 320  # samples between two frames of every Wav2Vec2 (arXiv:2006.11477, §4.2)
-_SPACE = "|"
-_SPECIAL = {"<pad>", "<s>", "</s>", "<unk>"}
+HOP = 320  # samples between two frames of every Wav2Vec2 (arXiv:2006.11477, §4.2)
+SPACE = "|"
+SPECIAL = {"<pad>", "<s>", "</s>", "<unk>"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,13 @@ class SpeechCodec:
         for index, run in groupby(ids.tolist()):
             length = len(list(run))
             token = self._tokens.get(index, "")
-            if index != self._blank and token not in _SPECIAL:
-                letter = " " if token == _SPACE else token
+            if index != self._blank and token not in SPECIAL:
+                letter = " " if token == SPACE else token
                 yield letter, frame, frame + length, float(scores[frame : frame + length].mean())
             frame += length
 
     def _words(self, letters: list[tuple[str, int, int, float]]) -> Any:
-        frame_s = _HOP / self._input.sampling_rate
+        frame_s = HOP / self._input.sampling_rate
         for is_space, run in groupby(letters, key=lambda letter: letter[0] == " "):
             if not is_space:
                 word = list(run)
@@ -104,15 +104,15 @@ def cut(samples: int, window: int, overlap: int) -> list[_Window]:
     The kept frames of all windows, joined, are the frames of the whole recording: none twice, none missing
     (P. von Platen and N. Patry, "Making automatic speech recognition work on large files with Wav2Vec2").
     """
-    window, overlap = window // _HOP * _HOP, overlap // _HOP * _HOP
+    window, overlap = window // HOP * HOP, overlap // HOP * HOP
     if samples <= window:
         return [_Window(0, samples, 0, None)]
     step, windows = window - 2 * overlap, []
     for start in range(0, samples, step):
         end = min(start + window, samples)
         last = end == samples
-        keep_until = None if last else (window - overlap) // _HOP
-        windows.append(_Window(start, end, overlap // _HOP if start else 0, keep_until))
+        keep_until = None if last else (window - overlap) // HOP
+        windows.append(_Window(start, end, overlap // HOP if start else 0, keep_until))
         if last:
             break
     return windows

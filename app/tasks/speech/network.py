@@ -67,7 +67,8 @@ def logits(module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
 def _encode(module: Any, features: Tensor, mask: Tensor | None) -> Tensor:
     """[B, F, C] and which frames are real [B, F] (None: all) → logits [B, F, V]."""
     hidden, _ = module.wav2vec2.feature_projection(features)
-    if mask is not None or module.training:  # SpecAugment; nothing in evaluation mode
+    # SpecAugment; nothing in evaluation mode. A clip must be longer than one of its masks.
+    if mask is not None or (module.training and hidden.shape[1] > module.config.mask_time_length):
         hidden = module.wav2vec2._mask_hidden_states(hidden, attention_mask=mask)
     encoded = module.wav2vec2.encoder(hidden.clone(), attention_mask=mask).last_hidden_state
     logits: Tensor = module.lm_head(module.dropout(encoded))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from app.card import Card
-from app.tasks.image.folders import find, prepare, prepared
+from app.tasks.image.codec import ImageCodec
+from app.tasks.image.folders import check, find, prepare, prepared
 
 CARD = Card(
     name="toy",
@@ -102,6 +104,72 @@ def test_problems_are_bounded_and_the_rest_is_counted(tmp_path: Path):
         (root / f"{number}.png").write_bytes(b"x")
     report = find(root, 0.5, 0).report()
     assert (len(report["problems"]), report["more_problems"]) == (100, 30)
+
+
+def idx(*shape: int, kind: int = 8) -> bytes:
+    values = bytes(number % 200 for number in range(int(np.prod(shape))))
+    return gzip.compress(bytes([0, 0, kind, len(shape)]) + np.array(shape, ">i4").tobytes() + values)
+
+
+def lay_idx(root: Path, **files: bytes) -> Path:
+    root.mkdir()
+    sizes = {"train_images": (6, 8, 8), "train_labels": (6,), "t10k_images": (3, 8, 8), "t10k_labels": (3,)}
+    for name, raw in ({name: idx(*shape) for name, shape in sizes.items()} | files).items():
+        part, _, what = name.partition("_")
+        if raw:
+            (root / f"{part}-{what}-idx{3 if what == 'images' else 1}-ubyte.gz").write_bytes(raw)
+    return root
+
+
+def test_idx_files_are_pictures_like_others(tmp_path: Path):
+    into = tmp_path / "into"
+    into.mkdir()
+    gray = CARD.model_copy(update={"input": {"resize": (8, 8), "crop": 8, "color": "gray"}})
+    report = check(lay_idx(tmp_path / "data"), gray, {}, into, validation=0.2, seed=0)
+    assert report["problems"] == [] and report["augment"] is False and report["classes"] == ["0", "1", "2", "3", "4", "5"]
+    assert report["val"] == {"0": 1, "1": 1, "2": 1, "3": 0, "4": 0, "5": 0}
+    (pixels, targets), (held_out, _) = prepared(into)["train"], prepared(into)["val"]
+    assert (pixels.shape, held_out.shape, targets.tolist()) == ((6, 8, 8, 1), (3, 8, 8, 1), [0, 1, 2, 3, 4, 5])
+    served = ImageCodec(gray, {}, {}).decode((into / "sample.png").read_bytes()).samples[0].arrays["pixels"]
+    np.testing.assert_array_equal(served, held_out[0])
+    assert check(tmp_path / "data", CARD, {}, into, validation=0.2, seed=0)["problems"] == []
+    assert prepared(into)["train"][0].shape == (6, 8, 8, 3), "as the codec makes them for a model of colours"
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"t10k_labels": b""}, {"t10k-labels-idx1-ubyte.gz": "is missing"}),
+        ({"train_images": b"no gzip"}, {"train-images-idx3-ubyte.gz": "is no whole gzip file"}),
+        ({"train_images": idx(6, 8, 8)[:-20]}, {"train-images-idx3-ubyte.gz": "is no whole gzip file"}),
+        ({"train_images": gzip.compress(b"hello")}, {"train-images-idx3-ubyte.gz": "is no idx file"}),
+        (
+            {"train_images": gzip.compress(gzip.decompress(idx(6, 8, 8))[:-1])},
+            {"train-images-idx3-ubyte.gz": "holds fewer than the 6 x 8 x 8 bytes that its header says"},
+        ),
+        (
+            {"t10k_labels": gzip.compress(gzip.decompress(idx(3)) + b"x")},
+            {"t10k-labels-idx1-ubyte.gz": "holds more than the 3 bytes"},
+        ),
+        (
+            {"train_labels": gzip.compress(b"\0\0\x08\x01\x7f\xff\xff\xff")},
+            {"train-labels-idx1-ubyte.gz": "its header says 2,147,483,647 bytes"},
+        ),
+        (
+            {"train_labels": idx(6, kind=13), "t10k_images": idx(3)},
+            {
+                "train-labels-idx1-ubyte.gz": "has values of type 0x0d in 1 dimensions",
+                "t10k-images-idx3-ubyte.gz": "has values of type 0x08 in 1 dimensions, not bytes (0x08) in 3",
+            },
+        ),
+        ({"train_labels": idx(5)}, {"train-labels-idx1-ubyte.gz": "5 labels for 6 pictures"}),
+        ({"t10k_images": idx(3, 9, 8)}, {"t10k-images-idx3-ubyte.gz": "pictures are 8 x 8 in train and 9 x 8 in val"}),
+    ],
+)
+def test_damaged_idx_files_are_told(tmp_path: Path, files: dict[str, bytes], told: dict[str, str]):
+    report = check(lay_idx(tmp_path / "data", **files), CARD, {}, tmp_path, validation=0.2, seed=0)
+    found = {problem["where"]: problem["what"] for problem in report["problems"]}
+    assert found.keys() == told.keys() and all(found[where].startswith(what) for where, what in told.items()), found
 
 
 def test_uneven_classes_are_told(tmp_path: Path):
