@@ -52,6 +52,9 @@ class Settings(BaseModel):
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(30.0, description="how long SIGTERM waits for what was accepted")
     database: str = Field("", description="where jobs are kept, as SQLAlchemy writes it; empty: SQLite in HEARTH_HOME")
     tuners: Annotated[int, Field(ge=1, le=64)] = Field(1, description="jobs that are trained at once")
+    tuner_share: Annotated[float, Field(ge=0.01, le=1)] = Field(
+        0.1, description="share of the time that jobs get while models answer requests; 1: they are not held back"
+    )
     checkpoint_s: Annotated[float, Field(gt=0)] = Field(10.0, description="seconds between two checkpoints of a job")
     versions: Annotated[int, Field(ge=2)] = Field(5, description="newest versions of a tuned model that are kept on the disk")
     max_jobs: Annotated[int, Field(ge=1)] = Field(32, description="jobs that may be open at once")

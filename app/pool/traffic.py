@@ -67,8 +67,8 @@ class Traffic:
         before = self._present(name_of(key), [other for other in keys if other != key])
         if before is None or share >= 1:
             return Route({key: 1.0})
-        shares = {other: part * (1 - share) for other, part in before.shares.items()} | ({key: share} if share else {})
-        return Route(shares, before.shadow)
+        shares = {other: part * (1 - share) for other, part in before.shares.items()} | {key: share}
+        return Route({other: part for other, part in shares.items() if part}, before.shadow)
 
     def put(self, model: str, route: Route, keys: Collection[str], adopted: str = "") -> None:
         """The route is the present one now. On the disk when this returns."""

@@ -23,6 +23,7 @@ from app.logs import configure, log
 from app.process import command, die_with_parent, set_name
 from app.settings import Settings, jobs_folder
 from app.tuning.archive import remove
+from app.tuning.gate import Gate
 from app.tuning.job import OPEN, Job, version_of
 from app.tuning.store import Store
 from app.wire.messages import Adopt
@@ -112,6 +113,10 @@ class Foreman:
             hint = "; it may have had too little memory: lower batch_size" if status == -signal.SIGKILL else ""
             self._store.move(job.id, "failed", reason=f"its process died {_TRIES} times at the same place ({reason}){hint}")
 
+    def pids(self) -> list[int]:
+        """Of the tuners."""
+        return [tuner.process.pid for tuner in list(self._tuners.values())]
+
     def stop(self) -> None:
         """End the tuners; they will be started again."""
         for tuner in self._tuners.values():
@@ -141,6 +146,9 @@ def main() -> None:
     configure(settings)
     supervisor = Endpoint.connect(address(sys.argv[1], "supervisor"), f"foreman.{os.getpid()}")
     foreman = Foreman(settings, Store.of(settings.home, settings.database), supervisor)
+    gate = Gate(Path(sys.argv[1]), settings.tuner_share, foreman.pids)
+    if settings.tuner_share < 1:
+        gate.start()
     while not stopping:
         try:
             foreman.turn()
@@ -152,6 +160,7 @@ def main() -> None:
             break
         for _ in supervisor.receive():
             pass
+    gate.close()
     foreman.stop()
     supervisor.close()
 

@@ -1,0 +1,71 @@
+"""Holds tuners back while models answer requests: a batch waits for the slower of its threads, and a low priority does not help
+where a core is shared or its caches are. What the workers do stands in their black boxes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from app.wire.blackbox import BlackBox
+
+_TICK_S = 0.002  # between two looks; the shortest batches take as long
+_QUIET_S = 0.05  # without a batch, after which tuners run freely again
+_PERIOD_S = 0.1  # of which tuners get their share while requests come, in one piece
+_BOXES_S = 0.5  # between two looks for new workers
+
+
+class Gate(threading.Thread):
+    """Stops and continues the processes `pids()` tells. `share`: of the time that they get while requests come."""
+
+    def __init__(self, folder: Path, share: float, pids: Callable[[], Collection[int]]) -> None:
+        super().__init__(name="gate", daemon=True)
+        self._folder = folder
+        self._share = share
+        self._pids = pids
+        self._boxes: dict[Path, BlackBox] = {}
+        self._looked = 0.0
+        self._quiet_from = 0.0
+        self._stopped: set[int] = set()
+        self._end = threading.Event()
+
+    def run(self) -> None:
+        """Until `close`."""
+        while not self._end.wait(_TICK_S if self._pids() else _BOXES_S):
+            self.turn(time.monotonic())
+
+    def turn(self, now: float) -> None:
+        """One look."""
+        if now - self._looked > _BOXES_S:
+            self._looked = now
+            self._find()
+        if any(box.read().busy_since for box in self._boxes.values()):
+            self._quiet_from = now + _QUIET_S
+        free = now >= self._quiet_from or now % _PERIOD_S < self._share * _PERIOD_S
+        pids = set(self._pids())
+        for pid in pids & self._stopped if free else pids - self._stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT if free else signal.SIGSTOP)
+        self._stopped = set() if free else pids
+
+    def _find(self) -> None:
+        there = set(self._folder.glob("*.blackbox"))
+        for path in self._boxes.keys() - there:
+            self._boxes.pop(path).close()
+        for path in there - self._boxes.keys():
+            with contextlib.suppress(OSError, ValueError):  # its worker has just gone, or is not all there yet
+                self._boxes[path] = BlackBox(path)
+
+    def close(self) -> None:
+        """Let all run on."""
+        self._end.set()
+        if self.is_alive():
+            self.join()
+        for pid in self._stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
