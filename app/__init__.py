@@ -6,8 +6,9 @@
     web/              6   speaks HTTP: a route → read.py → answer.py; edge.py around all; problems.py: codes → statuses
     pool/             5   base.py: the waist · client.py, admission.py: the frontends' side · supervisor.py, roster.py,
                           processes.py: the other
-    tuning/           5   trainer.py: the loop · command.py: `hearth tune` · jobs: spec.py, store.py (database), foreman.py (who
-                          runs when), process.py (the tuner) → archive.py, image.py, features.py, speech.py
+    tuning/           5   trainer.py: the loop → recipe.py, optimize.py, average.py, chance.py, pace.py, progress.py, device.py
+                          (accelerate) · command.py: `hearth tune` · jobs: spec.py, store.py (database), foreman.py (who runs
+                          when), process.py (the tuner) → archive.py, image.py, text.py, speech.py, lora.py, features.py
     engine/           4   in a worker: worker.py → batcher.py → runner.py → compute.py, lane.py; with torch: eagerly.py →
                           loader.py, modules.py, torch_lane.py, graphs.py; what computes: kept.py, search.py, choosing.py,
                           order.py, agreement.py; device.py; nursery.py forks it

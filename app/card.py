@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(@[1-9][0-9]{0,8})?$")]
+"""A model's name, or with it one of its versions: `photos`, `photos@2`."""
 
 # An architecture is `torchvision:<entry>` (weights in one file), `transformers` (a folder with config.json
 # and model.safetensors, class chosen by the task).
@@ -124,7 +126,7 @@ class About(_Part):
 class Card(_Part):
     """One model. `name` and `folder` come from where the card lies, the rest from `card.toml`."""
 
-    name: Name
+    name: Key
     folder: Path
     task: str
     source: Source
@@ -138,3 +140,8 @@ class Card(_Part):
     limits: Limits = Limits()
     serving: Serving = Serving()
     about: About
+
+    @property
+    def model(self) -> str:
+        """What callers call it, whatever its version."""
+        return self.name.partition("@")[0]

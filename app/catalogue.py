@@ -85,7 +85,8 @@ def read_card(folder: Path) -> Card:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise Invalid(f"{path}: {error}") from error
     try:
-        card = Card(**{"name": folder.name, "folder": folder, **values})
+        _, _, version = folder.name.partition("@")
+        card = Card(**{"name": folder.name, "folder": folder, **values, **({"version": version} if version else {})})
     except ValidationError as error:
         raise Invalid(_explain(path, text, error, Card)) from error
     if card.task not in TASKS:
@@ -96,6 +97,21 @@ def read_card(folder: Path) -> Card:
     except ValidationError as error:
         raise Invalid(_explain(path, text, error, schema, "input")) from error
     return card
+
+
+def name_of(key: str) -> str:
+    """`photos@2` → photos."""
+    return key.partition("@")[0]
+
+
+def number_of(key: str) -> int:
+    """`photos@2` → 2. A model without versions is its own first one."""
+    return int(key.partition("@")[2] or 1)
+
+
+def versions_of(model: str, keys: Iterable[str]) -> list[str]:
+    """The keys of this model."""
+    return [key for key in keys if name_of(key) == model]
 
 
 def _folders(parent: Path) -> Iterable[Path]:

@@ -171,5 +171,3 @@ def main() -> None:
         app()
     except HearthError as error:
         _stop(error.detail)
-    except KeyboardInterrupt:
-        sys.exit(130)

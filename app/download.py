@@ -7,7 +7,9 @@ hashes, and `torch.hub` starts over after every cut.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ Report = Callable[[str, int, int], None]
 """Told a file's name, the bytes that are here, and the bytes in all (0: unknown)."""
 
 _TRIES = 5
+_GIT = 40  # hexadecimal digits of SHA-1
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 
@@ -48,9 +51,11 @@ def download(url: str, target: Path, expected: Expected, report: Report) -> None
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stated = _fetch(url, part, target.name, report)
-        _check(part, target.name, stated, expected)
-        part.replace(target)
+        with (target.parent / ".lock").open("w") as lock:  # two pulls of one file would write into one another
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            stated = _fetch(url, part, target.name, report)
+            _check(part, target.name, stated, expected)
+            part.replace(target)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
         raise WeightsError(f"{target.name}: no network: {host} cannot be reached ({error}); {_OFFLINE}") from error
     except _Cut as error:
@@ -102,15 +107,15 @@ def _attempt(client: httpx.Client, url: str, part: Path, name: str, report: Repo
 
 def _check(part: Path, name: str, headers: httpx.Headers, expected: Expected) -> None:
     """Compare with what is expected, else with what the hub states: SHA-256 of large files, git's blob hash of small ones."""
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    wanted = expected.sha256 or headers.get("X-Linked-ETag", "").strip('W/"')
+    stated = headers.get("X-Linked-ETag", headers.get("ETag", "")).removeprefix("W/").strip('"')
+    wanted = expected.sha256 or (stated if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated) else "")
     if not wanted:
-        wanted = headers.get("ETag", "").strip('W/"')
-        if len(wanted) != 40:
-            return
-        content = part.read_bytes()
-        found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        part.unlink()
+        raise WeightsError(f"{name}: the server states no hash to check it by; write its sha256 into the card's source")
+    git = not expected.sha256 and len(wanted) == _GIT
+    with part.open("rb") as file:
+        start = hashlib.sha1(b"blob %d\0" % part.stat().st_size, usedforsecurity=False) if git else hashlib.sha256()
+        found = hashlib.file_digest(file, lambda: start).hexdigest()
     if not found.startswith(wanted):
         part.unlink()
         raise WeightsError(

@@ -24,7 +24,7 @@ def show(base: str, out: Console) -> None:
     for job in answer.json()["jobs"]:
         done = job["progress"]
         how_far = f"{done['step']} of {done['steps']}" if done else ""
-        metrics = in_words(job["result"].get("metrics") or done.get("metrics") or {})
+        metrics = in_words(job["result"].get("metrics") or (done.get("best") or {}).get("metrics") or {})
         table.add_row(job["id"], job["model"], job["spec"]["base"], job["state"], how_far, metrics, job["reason"])
     out.print(table)
 

@@ -17,8 +17,9 @@ from app.download import WeightsError
 from app.errors import Invalid
 from app.logs import log
 from app.pool.roster import Roster, Served
+from app.pool.traffic import Traffic
 from app.process import command, search_path
-from app.settings import Settings
+from app.settings import Settings, traffic_file
 from app.tasks.base import Files
 from app.weights import checked, is_remote, locate, reachable
 
@@ -52,10 +53,17 @@ async def _run(
     from app.pool.supervisor import Supervisor  # after PROMETHEUS_MULTIPROC_DIR is set: app/metrics.py reads it once
 
     defaults = await _choose(settings, catalogue)
-    preload = settings.models or tuple(name for name in defaults.values() if catalogue.cards[name].serving.preload)
+    traffic = Traffic(traffic_file(settings.home))
+    routes = traffic.routes(catalogue.cards)
+    named = settings.models or [name for name in defaults.values() if catalogue.cards[name].serving.preload]
+    preload = [key for name in named for key in (routes[name].shares if name in routes else [name])]
     if unknown := [name for name in preload if name not in catalogue.cards]:
         raise Invalid(f"HEARTH_MODELS: no model is called {unknown[0]!r}; there are: {', '.join(catalogue.cards)}")
-    preload = tuple(dict.fromkeys([*preload, *(name for name, card in catalogue.cards.items() if card.serving.resident)]))
+    answering = {key for route in routes.values() for key in (*route.shares, route.shadow)}
+    resident = [
+        key for key, card in catalogue.cards.items() if key in answering or (card.serving.resident and card.model not in routes)
+    ]
+    preload = list(dict.fromkeys([*preload, *resident]))
     for name in reversed(preload):  # a task whose default is not among the chosen models uses the first one that is
         if defaults.get(catalogue.cards[name].task) not in preload:
             defaults[catalogue.cards[name].task] = name
@@ -67,7 +75,7 @@ async def _run(
     async def find(card: Card) -> Files:
         return await _find(card, settings)
 
-    await Supervisor(settings, settings.to_environment(), roster, listening, folder, find).run(announce)
+    await Supervisor(settings, settings.to_environment(), roster, traffic, listening, folder, find).run(announce)
 
 
 async def _choose(settings: Settings, catalogue: Catalogue) -> dict[str, str]:

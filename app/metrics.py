@@ -51,6 +51,7 @@ class Families:
         self.queue = Histogram("hearth_queue_seconds", "Wait in the worker", ["model"], buckets=_SECONDS, registry=registry)
         self.batch = Histogram("hearth_batch_size", "Samples per batch", ["model"], buckets=_COUNTS, registry=registry)
         self.cost = Histogram("hearth_batch_cost", "Padded cost per batch", ["model"], buckets=_COSTS, registry=registry)
+        self.shadow = Counter("hearth_shadow", "Answers of versions that run along", ["model", "outcome"], registry=registry)
         self.restarts = Counter("hearth_worker_restarts", "Workers that died and were replaced", ["model"], registry=registry)
         self.http_restarts = Counter("hearth_frontend_restarts", "Frontends that died and were replaced", registry=registry)
 
@@ -92,6 +93,7 @@ class Tally:
         self._written = 0
         self._requests: Counts[tuple[str, str, str]] = Counts()
         self._errors: Counts[tuple[str, str]] = Counts()
+        self._shadows: Counts[tuple[str, str]] = Counts()
         self._spreads: dict[tuple[str, ...], Spread] = {}
 
     def request(self, endpoint: str, model: str, status: int, seconds: float, code: str = "") -> None:
@@ -100,6 +102,10 @@ class Tally:
         if code:
             self._errors[endpoint, code] += 1
         (self._spreads.get((endpoint,)) or self._spread((endpoint,), families().request)).observe(seconds)
+
+    def shadow(self, model: str, outcome: str) -> None:
+        """What came of a copy: it agreed, differed, failed, or was skipped."""
+        self._shadows[model, outcome] += 1
 
     def stage(self, stage: str, model: str, seconds: float) -> None:
         """A stage of one input took so long."""
@@ -114,6 +120,9 @@ class Tally:
             families().requests.labels(*labels).inc(count)
         for labels_, count in self._errors.items():
             families().errors.labels(*labels_).inc(count)
+        for labels_, count in self._shadows.items():
+            families().shadow.labels(*labels_).inc(count)
+        self._shadows.clear()
         self._requests.clear()
         self._errors.clear()
         for spread in self._spreads.values():

@@ -53,6 +53,7 @@ class Settings(BaseModel):
     database: str = Field("", description="where jobs are kept, as SQLAlchemy writes it; empty: SQLite in HEARTH_HOME")
     tuners: Annotated[int, Field(ge=1, le=64)] = Field(1, description="jobs that are trained at once")
     checkpoint_s: Annotated[float, Field(gt=0)] = Field(10.0, description="seconds between two checkpoints of a job")
+    versions: Annotated[int, Field(ge=2)] = Field(5, description="newest versions of a tuned model that are kept on the disk")
     max_jobs: Annotated[int, Field(ge=1)] = Field(32, description="jobs that may be open at once")
     max_dataset_mb: Annotated[float, Field(gt=0)] = Field(4096.0, description="largest data set of a job, MiB")
     max_body_mb: Annotated[float, Field(gt=0)] = Field(64.0, description="largest request body, MiB")
@@ -110,6 +111,11 @@ class Settings(BaseModel):
     def to_environment(self) -> dict[str, str]:
         """The same settings as variables, for child processes."""
         return {variable(name): _text(getattr(self, name)) for name in type(self).model_fields}
+
+
+def traffic_file(home: Path) -> Path:
+    """Which versions of models answer, and how it was before."""
+    return home / "traffic.json"
 
 
 def jobs_folder(home: Path) -> Path:

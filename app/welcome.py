@@ -12,6 +12,7 @@ _EXAMPLES = (
     ("image-classification", "curl -F file=@photo.jpg {url}/predict/image"),
     ("image-classification", "curl -F file=@photo.jpg {url}/embed/image"),
     ("text-embedding", 'curl --json \'{{"inputs": "a warm hearth"}}\' {url}/embed/text'),
+    ("text-classification", 'curl --json \'{{"inputs": "a warm hearth"}}\' {url}/predict/text'),
     ("speech-recognition", "curl -F file=@recording.wav {url}/transcribe"),
     ("", "curl {url}/models                      # and /models/NAME; POST /models/NAME/load, /models/NAME/unload"),
     ("", "curl {url}/health/ready                # and /health/live, /metrics"),

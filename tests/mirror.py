@@ -63,8 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path in self.server.lies:
             digest = digest[::-1]
         headers = {"Location": f"/cdn{path}", "X-Repo-Commit": path.split("/resolve/")[1].split("/")[0], "ETag": f'"{digest}"'}
-        if large:
-            headers |= {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(content))}
+        headers |= {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(content))}  # of small files, too
         self._answer(302, headers, b"")
 
     def _send(self, path: str, content: bytes) -> None:

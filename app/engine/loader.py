@@ -12,6 +12,9 @@ from app.card import Card, FileSource, ModuleSource, PackageSource, TorchvisionS
 from app.errors import ModelFailed
 from app.tasks.base import Files
 
+_UNUSED = ("masked_spec_embed", "position_ids")
+"""What published weights leave out and inference does not need: what training masks with, and what is counted anyway."""
+
 
 def load(card: Card, files: Files) -> torch.nn.Module:
     """Build the card's module and give it its weights.
@@ -31,6 +34,13 @@ def load(card: Card, files: Files) -> torch.nn.Module:
         if isinstance(source, FileSource) and source.classes:
             give_classes(module, source.classes)
         _give(module, files["weights"], card)
+    elif card.task == "text-classification":
+        classes = source.classes if isinstance(source, FileSource) else None
+        if classes is None:
+            raise ModelFailed(
+                f"{card.name}: a card for {card.task} is of kind 'file' and says in source.classes how many there are"
+            )
+        module = _text_classifier(card, files, classes)
     else:
         module = _transformers(card, files["config.json"].parent)
     return module.eval().requires_grad_(False)
@@ -106,14 +116,35 @@ def _give(module: torch.nn.Module, path: Path, card: Card) -> None:
         raise ModelFailed(f"{card.name}: {path.name} does not fit the network: {str(error)[:300]}") from error
 
 
+def _text_classifier(card: Card, files: Files, classes: int) -> torch.nn.Module:
+    """The encoder that `config.json` describes and a linear layer, whose weights lie in one file."""
+    import transformers
+
+    from app.tasks.text.network import TextClassifier
+
+    config = transformers.AutoConfig.from_pretrained(files["config.json"].parent, local_files_only=True)
+    encoder = transformers.AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    module = TextClassifier(without_pooler(encoder), classes)
+    _give(module, files["model.safetensors"], card)
+    return module
+
+
+def without_pooler(encoder: torch.nn.Module) -> torch.nn.Module:
+    """Mean pooling does not use BERT's: time and memory for nothing."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]
+    return encoder
+
+
 def _transformers(card: Card, folder: Path) -> torch.nn.Module:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-    if card.task == "speech-recognition":
-        return cast(torch.nn.Module, transformers.AutoModelForCTC.from_pretrained(folder, **options))
-    model = transformers.AutoModel.from_pretrained(folder, **options)
-    if getattr(model, "pooler", None) is not None:  # mean pooling does not use it: time and memory for nothing
-        model.pooler = None
-    return cast(torch.nn.Module, model)
+    auto = transformers.AutoModelForCTC if card.task == "speech-recognition" else transformers.AutoModel
+    options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    model, loaded = auto.from_pretrained(folder, **options)
+    missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler.") and not name.endswith(_UNUSED))
+    if missing or loaded["mismatched_keys"]:
+        wrong = ", ".join((missing or sorted(key for key, *_ in loaded["mismatched_keys"]))[:5])
+        raise ModelFailed(f"{card.name}: model.safetensors does not fit config.json: {wrong} missing or of another shape")
+    return without_pooler(model) if card.task == "text-embedding" else cast(torch.nn.Module, model)

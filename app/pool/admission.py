@@ -39,9 +39,9 @@ class Admission:
             return
         before = max(self.held, self.sent)
         asked = min(inputs, max(1, room // 2))  # a request larger than that enters a queue that is half empty
-        if self.held + asked > room:
-            wait_s = max(1.0, (self.held + asked - room) * self.pace_s / workers)
-            why = f"{self.held} inputs wait and the queue holds {room}"
+        if before + asked > room:
+            wait_s = max(1.0, (before + asked - room) * self.pace_s / workers)
+            why = f"{before} inputs wait and the queue holds {room}"
         else:
             expected_s = (before + inputs) * self.pace_s / workers
             if expected_s <= _MARGIN * allowed_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -47,6 +48,10 @@ class Model:
     default: bool = False
     """Its task's endpoint uses it when no model is named (depends on the profile)."""
     replicas: tuple[Replica, ...] = ()
+    share: float = 1.0
+    """Of the traffic of its name."""
+    shadow: bool = False
+    """It runs along unheard."""
     meta: dict[str, Any] = field(default_factory=dict)
     """What the worker's program told of the module: labels, dimensions, max_tokens, parameters …"""
 
@@ -58,8 +63,12 @@ class Pool(Protocol):
         """Every card of the catalogue with its present state, by name."""
         ...
 
+    def versions(self, name: str) -> list[Model]:
+        """The versions of a model, the most asked one first; of `name@2` that one alone. Raises UnknownModel."""
+        ...
+
     def find(self, name: str | None, task: str) -> tuple[Model, Codec]:
-        """The ready model `name` of `task` (None: the task's default) and its codec.
+        """A model `name` of `task` (None: the task's default) and its codec: of its versions the one whose turn it is.
 
         Raises UnknownModel (naming the known ones), Conflict (another task), Loading (not ready, saying how to load it).
         """
@@ -78,8 +87,22 @@ class Pool(Protocol):
         """
         ...
 
+    def shadow(self, model: str) -> str:
+        """The version that runs along with version `model`; empty: none."""
+        ...
+
     async def change(self, name: str, verb: Literal["load", "unload"]) -> Model:
         """Load or unload a model; returns when it is `ready`, `failed` or `unloaded`. Idempotent. Raises UnknownModel."""
+        ...
+
+    async def switch(self, name: str, shares: Mapping[str, float], shadow: str) -> None:
+        """Share a model's traffic anew, by version; returns when it is done, all at once. Raises UnknownModel, Invalid for a
+        version that there is not, Conflict for one that cannot be loaded.
+        """
+        ...
+
+    async def back(self, name: str) -> None:
+        """Share a model's traffic as it was before the last change. Raises UnknownModel, Conflict where nothing was before."""
         ...
 
     def tune(self) -> None:
@@ -88,6 +111,6 @@ class Pool(Protocol):
 
     async def proven(self, within_s: float) -> dict[str, str]:
         """Preloaded models → "" if each of its workers has answered a real forward in the last second or does so within
-        `within_s`, else what is wrong. Truth for `/health/ready`.
+        `within_s` (and the time of two of its longest batches: it may be busy), else what is wrong. Truth for `/health/ready`.
         """
         ...

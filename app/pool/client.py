@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -24,7 +24,7 @@ from app.pool.probe import Probe
 from app.settings import Settings
 from app.tasks import card_samples
 from app.tasks.base import Codec, Sample
-from app.wire.messages import Cancel, Change, Changed, Died, Done, Failed, Hello, Message, Run, Table, Tune
+from app.wire.messages import Back, Cancel, Change, Changed, Died, Done, Failed, Hello, Message, Run, Switch, Table, Tune
 from app.wire.sockets import Endpoint, address
 
 _AGAIN_S = 1.0  # after which a worker that could not be reached is tried again
@@ -53,6 +53,7 @@ class Client:
         self._links: dict[str, Endpoint] = {}
         self._load: Counter[str] = Counter()  # worker → open flights
         self._answered: dict[str, float] = {}  # worker → its last answer
+        self._longest: dict[str, float] = {}  # worker → seconds of its longest batch, slowly forgotten
         self._frontends = 1
         self._table: Table | None = None
         self._changes: dict[int, asyncio.Future[None]] = {}
@@ -74,13 +75,20 @@ class Client:
 
     def models(self) -> list[Model]:
         """Every card with its present state, by name."""
-        return sorted((describe(known) for known in self._directory), key=lambda model: model.card.name)
+        return sorted((self._describe(known.card.name) for known in self._directory), key=lambda model: model.card.name)
+
+    def versions(self, name: str) -> list[Model]:
+        """The versions of a model, the most asked one first."""
+        return [self._describe(key) for key in self._directory.keys(name)]
+
+    def _describe(self, key: str, *, memory: bool = True) -> Model:
+        return describe(self._directory[key], self._directory.route(key), memory=memory)
 
     def find(self, name: str | None, task: str) -> tuple[Model, Codec]:
         """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""
         known, codec = self._directory.find(name, task)
         if known.model is None:
-            known.model = describe(known, memory=False)
+            known.model = self._describe(known.card.name, memory=False)
         return known.model, codec
 
     @contextmanager
@@ -104,17 +112,35 @@ class Client:
         """Run one sample. Whatever happens, exactly one answer or error."""
         return await self._submit(model, sample, outputs, deadline, None)
 
+    def shadow(self, model: str) -> str:
+        """The version that runs along with version `model`."""
+        route = self._directory.route(model)
+        return route.shadow if model in route.shares else ""
+
     async def change(self, name: str, verb: Literal["load", "unload"]) -> Model:
-        """Ask the supervisor, wait until the model stands still."""
-        self._directory[name]
+        """Ask the supervisor, wait until the model stands still: the versions with traffic to load it, all to unload it."""
+        first, *others = self._directory.keys(name)
+        shares = self._directory.route(first).shares
+        keys = [first, *(key for key in others if verb == "unload" or key in shares)]
+        await asyncio.gather(*(self._ask(lambda id, key=key: Change(id, key, verb)) for key in keys))  # type: ignore[misc]
+        return self._describe(first)
+
+    async def switch(self, name: str, shares: Mapping[str, float], shadow: str) -> None:
+        """Ask the supervisor, wait until it is done."""
+        await self._ask(lambda id: Switch(id, name, dict(shares), shadow))
+
+    async def back(self, name: str) -> None:
+        """The same."""
+        await self._ask(lambda id: Back(id, name))
+
+    async def _ask(self, message: Callable[[int], Message]) -> None:
         id = next(self._change_ids)
         self._changes[id] = asyncio.get_running_loop().create_future()
-        self._control.send(Change(id, name, verb))
+        self._control.send(message(id))
         try:
             await self._changes[id]
         finally:
             del self._changes[id]
-        return describe(self._directory[name])
 
     def tune(self) -> None:
         """A job was written into the database: somebody shall look after it."""
@@ -139,9 +165,10 @@ class Client:
         ready = [worker.name for worker in entry.workers if worker.state == "ready"]
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
         for worker in quiet:
+            allowed_s = within_s + 2 * self._longest.get(worker, 0.0)  # the batch that runs, and the one that the sample is in
             if why := await self._probe.run(
                 worker,
-                lambda worker=worker: self._try(known.card, codec, worker, now + within_s),  # type: ignore[misc]
+                lambda worker=worker, until=now + allowed_s: self._try(known.card, codec, worker, until),  # type: ignore[misc]
             ):
                 return why
         return ""
@@ -247,6 +274,7 @@ class Client:
             link.close()
         self._load.pop(died.worker, None)
         self._answered.pop(died.worker, None)
+        self._longest.pop(died.worker, None)
         again, poisoned = self._flights.died(died.worker, died.running)
         for flight in poisoned:
             self._fail(flight, Poisoned("this input, run alone, ended the process that ran it; do not send it again"))
@@ -262,6 +290,7 @@ class Client:
             return
         if isinstance(message, Done):
             self._directory[flight.model].queue.answered(message.pace_s, message.batch)
+            self._longest[worker] = max(message.run_s, 0.9 * self._longest.get(worker, 0.0))
             answer = Answer(output=arrays, queue_s=message.queue_s, run_s=message.run_s, batch=message.batch)
             flight.cargo.future.set_result(answer)
         else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app.card import Card
+from app.catalogue import number_of, versions_of
 from app.errors import Conflict, HearthError, Loading, UnknownModel, WorkerLost
 from app.pool.admission import Admission
 from app.pool.base import Model, Replica
@@ -15,7 +17,7 @@ from app.process import resident_bytes
 from app.settings import Settings
 from app.tasks import make_codec
 from app.tasks.base import Codec
-from app.wire.messages import Entry, Table
+from app.wire.messages import Entry, Route, Table
 
 
 @dataclass(slots=True)
@@ -49,13 +51,15 @@ class Directory:
         self._settings = settings
         self._known: dict[str, Known] = {}
         self._defaults: dict[str, Known] = {}  # by task, as far as they were asked for since the last table
+        self._routes: dict[str, Route] = {}
 
     def __getitem__(self, name: str) -> Known:
-        """The model `name`. Raises UnknownModel naming the known ones."""
+        """The version `name`. Raises UnknownModel naming the known models."""
         try:
             return self._known[name]
         except KeyError:
-            raise UnknownModel(f"no model is called {name!r}; there are: {', '.join(sorted(self._known))}") from None
+            there = ", ".join(sorted({known.card.model for known in self}))
+            raise UnknownModel(f"no model is called {name!r}; there are: {there}") from None
 
     def __iter__(self) -> Iterator[Known]:
         return iter(self._known.values())
@@ -63,6 +67,9 @@ class Directory:
     def update(self, table: Table) -> None:
         """Take in a new table; a codec whose card, files or meta changed is made anew when it is next needed."""
         self._defaults.clear()
+        self._routes = table.routes
+        for gone in self._known.keys() - table.models.keys():
+            del self._known[gone]
         for name, entry in table.models.items():
             known = self._known.get(name)
             if known is None or known.entry.card != entry.card:
@@ -74,16 +81,36 @@ class Directory:
 
     def find(self, name: str | None, task: str) -> tuple[Known, Codec]:
         """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""
-        known = self._default(task) if name is None else self[name]
+        known = self._turn(self._default(task).card.model if name is None else name)
         if known.card.task != task:
-            fitting = sorted(other.card.name for other in self if other.card.task == task)
-            raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; use one of: {', '.join(fitting)}")
+            raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; {self._instead(task)}")
         if not known.entry.meta:  # it never was ready; one that is being replaced is: its samples wait for the new worker
             raise known.not_ready()
         if known.codec is None:
             files = {key: Path(path) for key, path in known.entry.files.items()}
             known.codec = make_codec(known.card, files, known.entry.meta, self._settings)
         return known, known.codec
+
+    def keys(self, name: str) -> list[str]:
+        """The versions of model `name`, the most asked one first. Raises UnknownModel."""
+        if name not in self._routes:
+            return [self[_plain(name, self._known)].card.name]
+        shares = self._routes[name].shares
+        return sorted(versions_of(name, self._known), key=lambda key: (-shares.get(key, 0.0), -number_of(key)))
+
+    def route(self, key: str) -> Route:
+        """How the traffic of this version's model is shared."""
+        return self._routes.get(self[key].card.model) or Route({key: 1.0})
+
+    def _turn(self, name: str) -> Known:
+        """The version that answers now. One that cannot is passed over while another can."""
+        route = self._routes.get(name)
+        if route is None:
+            return self[_plain(name, self._known)]
+        able = {key: share for key, share in route.shares.items() if self[key].entry.state in ("ready", "loading")}
+        shares = able or route.shares
+        (key,) = shares if len(shares) == 1 else random.choices(list(shares), list(shares.values()))  # noqa: S311
+        return self[key]
 
     def _default(self, task: str) -> Known:
         if known := self._defaults.get(task):
@@ -94,7 +121,20 @@ class Directory:
                 return known
         if not self._known:
             raise Loading("the server is starting; come back in a moment", retry_after_s=1.0)
-        raise UnknownModel(f"no model is the default for {task}; name one with model=…")
+        raise UnknownModel(f"no model is the default for {task}; {self._instead(task)}")
+
+    def _instead(self, task: str) -> str:
+        """What a caller can do who did not name a model for this task."""
+        fitting = sorted(known.card.name for known in self if known.card.task == task)
+        if fitting:
+            return f"name one of these as model: {', '.join(fitting)}"
+        return "there is none yet: POST /finetune makes one of your data, or put a card into $HEARTH_HOME/models"
+
+
+def _plain(name: str, known: Collection[str]) -> str:
+    """A model without versions is its own first one."""
+    model, _, version = name.partition("@")
+    return model if version == "1" and name not in known else name
 
 
 def _for_codec(entry: Entry) -> dict[str, Any]:
@@ -102,8 +142,8 @@ def _for_codec(entry: Entry) -> dict[str, Any]:
     return {name: value for name, value in entry.meta.items() if name != "compute"}
 
 
-def describe(known: Known, *, memory: bool = True) -> Model:
-    """As the web shows it. Reading the workers' memory costs milliseconds: leave it out where nobody looks."""
+def describe(known: Known, route: Route, *, memory: bool = True) -> Model:
+    """As the web shows it; `route` is its model's. Reading memory costs milliseconds: leave it out where nobody looks."""
     entry = known.entry
     replicas = tuple(
         Replica(
@@ -116,4 +156,13 @@ def describe(known: Known, *, memory: bool = True) -> Model:
         )
         for worker in entry.workers
     )
-    return Model(card=known.card, state=entry.state, why=entry.why, default=entry.default, replicas=replicas, meta=entry.meta)
+    return Model(
+        card=known.card,
+        state=entry.state,
+        why=entry.why,
+        default=entry.default,
+        replicas=replicas,
+        share=route.shares.get(known.card.name, 0.0),
+        shadow=known.card.name == route.shadow,
+        meta=entry.meta,
+    )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from app.card import Card
 from app.pool.placement import place
 from app.tasks.base import Files
-from app.wire.messages import Entry, Table, Worker
+from app.wire.messages import Entry, Route, Table, Worker
 
 _TRIES = 3  # deaths in a row before the first forward, after which a model counts as failed
 
@@ -116,9 +116,9 @@ class Roster:
                     return served, slot
         return None
 
-    def table(self, frontends: int) -> Table:
+    def table(self, frontends: int, routes: dict[str, Route]) -> Table:
         """What frontends are told."""
-        return Table({name: _entry(served) for name, served in self.models.items()}, frontends)
+        return Table({name: _entry(served) for name, served in self.models.items()}, frontends, routes)
 
     def _birth(self, model: str, served: Served, slot: Slot) -> Birth:
         served.generation += 1

@@ -24,6 +24,12 @@ class Task:
     dataset: str | None = None
     check: str | None = None
     """A `Check`, where models of the task can be tuned over HTTP."""
+    becomes: tuple[str, ...] = ()
+    """Further tasks that its models can be tuned to."""
+    told_by: str | None = None
+    """A function from a data set's folder to the one of these tasks, or its own, that the data is for."""
+    bare: bool = False
+    """Its data may be sent as one plain file, in no archive."""
 
 
 class Check(Protocol):
@@ -31,8 +37,8 @@ class Check(Protocol):
 
     def __call__(self, root: Path, card: Card, files: Files, into: Path, *, validation: float, seed: int) -> dict[str, Any]:
         """The report: what there is, and what `Findings.told` says. Without problems, `into` holds what training reads, and
-        `sample.*`, one input of what was kept out. `files`: of the base model. `validation`: the share to keep out where the
-        data does not say itself.
+        `sample.*`, one input of what was kept out. `card` and `files`: of the base model. `validation`: the share to keep out
+        where the data does not say itself.
         """
         ...
 
@@ -49,6 +55,17 @@ TASKS: dict[str, Task] = {
         input="app.tasks.text.input:TextInput",
         codec="app.tasks.text.codec:TextCodec",
         program="app.tasks.text.program:TextProgram",
+        check="app.tasks.text.examples:check_pairs",
+        becomes=("text-classification",),
+        told_by="app.tasks.text.table:task_of",
+        bare=True,
+    ),
+    "text-classification": Task(
+        input="app.tasks.text.input:TextInput",
+        codec="app.tasks.text.codec:TextClassifierCodec",
+        program="app.tasks.text.program:TextClassifierProgram",
+        check="app.tasks.text.examples:check_labels",
+        bare=True,
     ),
     "speech-recognition": Task(
         input="app.tasks.speech.input:SpeechInput",

@@ -44,6 +44,11 @@ class Decoded(Struct, frozen=True, kw_only=True):
     info: dict[str, Any] = field(default_factory=dict)
 
 
+def device_of(module: torch.nn.Module) -> torch.device | str:
+    """Where a module's weights lie, and so where what it is given has to go."""
+    return next((weight.device for weight in module.parameters()), "cpu")
+
+
 def unit(vector: np.ndarray) -> np.ndarray:
     """The vector at length 1; zeros stay zeros."""
     scaled: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-12)
@@ -115,7 +120,11 @@ class Dataset(Protocol):
         ...
 
     def batches(self, batch_size: int, rng: torch.Generator, epoch: int) -> Iterator[Batch]:
-        """One epoch (counted from 0) of the training part: shuffled and augmented, all randomness from `rng`."""
+        """One epoch (counted from 0) of the training part: shuffled and augmented, all randomness from `rng`.
+
+        A batch's tensors lie on the CPU; the trainer moves them. The last of them has a row for each sample: that is how many
+        there are, and what the batch counts for where several make a step.
+        """
         ...
 
     def prepare(self, module: torch.nn.Module) -> None:
@@ -127,5 +136,7 @@ class Dataset(Protocol):
         ...
 
     def score(self, module: torch.nn.Module) -> dict[str, float]:
-        """Metrics on the part kept out of training; the first one is the headline. Shares lie in 0 … 1."""
+        """Metrics on the part kept out of training; the first one is the headline. Shares lie in 0 … 1. `module` may be on a GPU
+        (`device_of`).
+        """
         ...

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 _MOST_TOLD = 100  # problems
+_UNEVEN = 10  # times as many samples in the largest class as in the smallest, from which on it is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +44,29 @@ class Findings:
             "problems": [asdict(problem) for problem in self.problems],
             "more_problems": self.untold,
         }
+
+
+def split(targets: Sequence[int], validation: float, seed: int) -> tuple[list[int], list[int]]:
+    """Which samples learn and which are kept out: of each class the same share, at least one where it has two. Seeded."""
+    random = np.random.default_rng(seed)
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for place, target in enumerate(targets):
+        by_class[target].append(place)
+    train: list[int] = []
+    val: list[int] = []
+    for _, places in sorted(by_class.items()):
+        order = random.permutation(len(places))
+        kept_out = min(len(places) - 1, max(1, round(validation * len(places))))
+        val += [places[index] for index in sorted(order[:kept_out])]
+        train += [places[index] for index in sorted(order[kept_out:])]
+    return train, val
+
+
+def weigh(counts: Mapping[int, int], labels: Sequence[str], things: str, found: Findings) -> None:
+    """Classes that cannot be learnt, or only with difficulty. `counts`: samples to learn from; `things`: what they are called."""
+    for target, label in enumerate(labels):
+        if not counts.get(target):
+            found.wrong(label, f"has no {things.removesuffix('s')} to train on", "add some, or take the class out")
+    if counts and max(counts.values()) > _UNEVEN * min(counts.values()):
+        (most, many), *_, (least, few) = Counter(counts).most_common()
+        found.warnings.append(f"uneven classes: {many} {things} of {labels[most]!r}, {few} of {labels[least]!r}")

@@ -18,7 +18,8 @@ from typing import IO
 from app.errors import BadInput, TooLarge, UnsupportedMedia
 
 _CHUNK = 1 << 20
-_WHOLE = (".csv", ".gz")  # a folder with such a file in it is a data set, not one class of it
+_PACKED = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # zip, gzip, bzip2, xz
+_WHOLE = {".csv", ".tsv", ".jsonl", ".ndjson", ".gz"}  # a folder with such a file in it is a data set, not one class of it
 _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -86,6 +87,12 @@ def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
     return files
 
 
+def is_archive(path: Path) -> bool:
+    """A zip or a tar, whatever its name is; or a piece of one, which `unpack` refuses."""
+    with path.open("rb") as file:
+        return file.read(8).startswith(_PACKED) or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+
+
 def _bounded(size: int, packed: int, bounds: Bounds) -> None:
     if size > bounds.bytes:
         raise TooLarge(f"the archive unpacks to more than {bounds.bytes / 2**30:g} GiB, the limit")
@@ -96,7 +103,11 @@ def _bounded(size: int, packed: int, bounds: Bounds) -> None:
 def strip(folder: Path) -> Path:
     """Past folders that hold nothing but one folder: archives of a folder and of what is in it mean the same."""
     inside = list(folder.iterdir())
-    while len(inside) == 1 and inside[0].is_dir() and any(path.is_dir() or path.suffix in _WHOLE for path in inside[0].iterdir()):
+    while (
+        len(inside) == 1
+        and inside[0].is_dir()
+        and any(path.is_dir() or path.suffix.lower() in _WHOLE for path in inside[0].iterdir())
+    ):
         folder = inside[0]
         inside = list(folder.iterdir())
     return folder

@@ -19,9 +19,11 @@ from app.engine.loader import build, load
 from app.errors import Invalid
 from app.tasks import TASKS, resolve
 from app.tasks.base import Dataset, Files
+from app.tuning.device import described, leave
 from app.tuning.job import in_words
 from app.tuning.publish import save_weights
-from app.tuning.trainer import Recipe, Training
+from app.tuning.recipe import Recipe
+from app.tuning.trainer import Training
 
 _PARTS = ("model.py", "config.json", "vocab.json", "tokenizer.json", "tune.toml")
 """What a tuned model needs of the one that it was made from, where it has it."""
@@ -69,7 +71,8 @@ def tune(
     """Train the card's network on `data`, write the result into `out`, return the measured metrics.
 
     `options`: for the dataset. `start`: files of the weights to start from; None: fresh ones. `out` gets the weights (stored
-    in half precision), `labels.txt`, and a copy of the card that tells the accuracy.
+    in half precision), `labels.txt`, and a copy of the card that tells the accuracy. Of several processes (`accelerate launch`)
+    the first one prints and writes.
     Raises Invalid where the task has no training yet, BadInput naming the file that cannot be read.
     """
     torch.manual_seed(recipe.seed)
@@ -83,17 +86,23 @@ def tune(
     if card.task == "image-classification":
         module = module.to(memory_format=torch.channels_last)
     size = sum(parameter.numel() for parameter in module.parameters())
-    console.print(f"{card.name}: {size:,} parameters, {recipe.epochs} epochs, seed {recipe.seed}")
     started = time.monotonic()
-    metrics = _run(module, dataset, recipe, console)
-    publish(card, module, dataset.labels, metrics, out)
-    console.print(f"{card.name}: {in_words(metrics)} on the held-out part, {time.monotonic() - started:.0f} s → {out}")
-    return metrics
-
-
-def _run(module: torch.nn.Module, dataset: Dataset, recipe: Recipe, console: Console) -> dict[str, float]:
-    """Train with a bar; one line for each measurement. What was measured of the weights that were kept."""
     training = Training(module, dataset, recipe)
+    if not training.leads:
+        console = Console(quiet=True)
+    where = " on {device} ({device_name})".format(**described(training.device))
+    console.print(f"{card.name}: {size:,} parameters, {recipe.epochs} epochs, seed {recipe.seed}{where}")
+    _run(training, console)
+    if training.leads:
+        publish(card, module, dataset.labels, training.metrics, out)
+    leave()
+    seconds = time.monotonic() - started
+    console.print(f"{card.name}: {in_words(training.metrics)} on the held-out part, {seconds:.0f} s → {out}")
+    return training.metrics
+
+
+def _run(training: Training, console: Console) -> None:
+    """Train with a bar; one line for each measurement."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, refresh_per_second=2) as bar:
         row = bar.add_task("training", total=None)
@@ -101,7 +110,6 @@ def _run(module: torch.nn.Module, dataset: Dataset, recipe: Recipe, console: Con
             bar.update(row, total=progress.steps, completed=progress.step, description=f"loss {progress.loss:.3f}")
             if progress.metrics:
                 bar.console.print(f"epoch {progress.epoch:3d}  loss {progress.loss:.3f}  {in_words(progress.metrics)}")
-    return training.metrics
 
 
 def publish(card: Card, module: torch.nn.Module, labels: Sequence[str], metrics: Mapping[str, float], out: Path) -> None:

@@ -1,21 +1,24 @@
-"""Training the head alone: what the rest of the network sees of each picture is computed once, and then only a layer learns."""
+"""Training the head alone: what the rest of the network sees of each sample is computed once, and then only a layer learns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.tasks.base import Batch
+from app.tasks.base import Batch, device_of
 from app.tasks.image.network import ImageNetwork
+from app.tuning.run import recipe
+from app.tuning.spec import Spec, filled
+from app.tuning.trainer import Training
 
 _ROWS = 64  # pictures per forward
 
 
 class Features:
-    """A `Dataset` of vectors, for the classifier of an image model."""
+    """A `Dataset` of vectors, for the last linear layer of a classifier."""
 
     def __init__(
         self, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], labels: Sequence[str], label_smoothing: float
@@ -47,11 +50,24 @@ class Features:
     def score(self, module: nn.Module) -> dict[str, float]:
         """Top-1 accuracy on what was kept out."""
         vectors, targets = self._held_out
-        return {"accuracy": float((module(vectors).argmax(1) == targets).float().mean())}
+        best = module(vectors.to(device_of(module))).argmax(1).cpu()
+        return {"accuracy": float((best == targets).float().mean())}
+
+
+def head_training(
+    classifier: nn.Linear, vectors: Mapping[str, tuple[Tensor, Tensor]], labels: Sequence[str], spec: Spec, task: str
+) -> Training:
+    """Of the last layer alone, on the vectors of `train` and `val`: as the spec says if that is all it wants, else as usual."""
+    wanted = spec
+    if spec.method != "head":
+        wanted = filled(Spec(name=spec.name, base=spec.base, method="head", metric=spec.metric, seed=spec.seed), task)
+    dataset = Features(vectors["train"], vectors["val"], labels, wanted.label_smoothing or 0.0)
+    return Training(classifier, dataset, recipe(wanted, len(vectors["train"][1])))
 
 
 @torch.inference_mode()
 def features(network: ImageNetwork, pixels: Tensor) -> Tensor:
-    """uint8 [N, H, W, C] → what the classifier sees, float32 [N, D]."""
-    seen = [network(pixels[start : start + _ROWS])[1] for start in range(0, len(pixels), _ROWS)]
+    """uint8 [N, H, W, C] → what the classifier sees, float32 [N, D], on the CPU; computed where the network is."""
+    device = device_of(network)
+    seen = [network(pixels[start : start + _ROWS].to(device))[1].cpu() for start in range(0, len(pixels), _ROWS)]
     return torch.cat(seen).clone()

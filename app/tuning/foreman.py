@@ -23,7 +23,7 @@ from app.logs import configure, log
 from app.process import command, die_with_parent, set_name
 from app.settings import Settings, jobs_folder
 from app.tuning.archive import remove
-from app.tuning.job import OPEN, Job, made_by
+from app.tuning.job import OPEN, Job, version_of
 from app.tuning.store import Store
 from app.wire.messages import Adopt
 from app.wire.sockets import Endpoint, address, wait
@@ -36,8 +36,8 @@ _TRIES = 3  # deaths of a job's tuner without a step done in between
 
 @dataclass(slots=True)
 class _Tuner:
+    job: Job
     phase: str
-    model: str
     step: int
     process: subprocess.Popen[bytes]
 
@@ -53,7 +53,7 @@ class Foreman:
         self._deaths: Counter[str] = Counter()
         sweep(settings.home, store)
         for job in store.all(("succeeded",)):  # the foreman before may have died before it could say so
-            self._adopt(job.id, job.model)
+            self._adopt(job)
 
     def turn(self) -> None:
         """One look."""
@@ -81,7 +81,7 @@ class Foreman:
             log.error("job %s cannot be started: %s", job.id, error)
             self._store.move(job.id, "failed", reason=f"it could not be started ({error.strerror}); mend that, then resume it")
             return
-        self._tuners[job.id] = _Tuner(phase, job.model, job.progress.get("step", 0), process)
+        self._tuners[job.id] = _Tuner(job, phase, job.progress.get("step", 0), process)
 
     def _reap(self) -> None:
         for id, tuner in list(self._tuners.items()):
@@ -89,7 +89,7 @@ class Foreman:
             if status is None:
                 continue
             del self._tuners[id]
-            self._adopt(id, tuner.model)  # however it ended: what counts is whether it made a model
+            self._adopt(tuner.job)  # however it ended: what counts is whether it made a model
             try:
                 job = self._store.get(id)
             except UnknownJob:
@@ -97,11 +97,11 @@ class Foreman:
             if job.state in OPEN and status not in (0, -signal.SIGTERM):
                 self._count(job, tuner, status)
 
-    def _adopt(self, id: str, model: str) -> None:
-        """Tell the supervisor of a model, if it is this job's and it is all there. It may hear so twice."""
-        if made_by(self._settings.home / "models" / model) == id:
-            log.info("job %s became %s", id, model)
-            self._supervisor.send(Adopt(model))
+    def _adopt(self, job: Job) -> None:
+        """Tell the supervisor of a job's model, if it is all there. It may hear so twice."""
+        if made := version_of(self._settings.home, job.model, job.id):
+            log.info("job %s became %s", job.id, made.name)
+            self._supervisor.send(Adopt(made.name, job.spec.get("traffic", 1.0)))
 
     def _count(self, job: Job, tuner: _Tuner, status: int) -> None:
         """It will be started again, unless it dies over and over at the same place."""

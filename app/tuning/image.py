@@ -17,9 +17,10 @@ from app.tasks.image.dataset import ImageDataset
 from app.tasks.image.folders import prepared
 from app.tasks.image.input import ImageInput
 from app.tasks.image.network import ImageNetwork, classifier
-from app.tuning.features import Features, features
-from app.tuning.run import Run, recipe
-from app.tuning.spec import Spec, filled
+from app.tuning.device import accelerator
+from app.tuning.features import features, head_training
+from app.tuning.run import Run, best, recipe
+from app.tuning.spec import Spec
 from app.tuning.trainer import Training
 
 
@@ -42,22 +43,16 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     pictures = len(parts["train"][1])
     head: Training | None = None
     if spec.start == "weights" and not (goes_on and spec.method == "full"):
-        network = ImageNetwork(module.eval(), ImageInput(**card.input))
+        network = ImageNetwork(module.eval(), ImageInput(**card.input)).to(accelerator().device)
         vectors = {part: (features(network, pixels), targets) for part, (pixels, targets) in parts.items()}
-        wanted = (
-            spec
-            if spec.method == "head"
-            else filled(Spec(name=spec.name, base=spec.base, method="head", seed=spec.seed), card.task)
-        )
-        dataset: Dataset = Features(vectors["train"], vectors["val"], labels, wanted.label_smoothing or 0.0)
-        head = Training(classifier(module), dataset, recipe(wanted, pictures))
+        head = head_training(classifier(module), vectors, labels, spec, card.task)
         if spec.method == "head":
             return _run(card, module, head, labels)
         for _ in head:
             pass
     train, val = ((pixels.permute(0, 3, 1, 2), targets) for pixels, targets in (parts["train"], parts["val"]))
     augment = report.get("augment", True) if spec.augment is None else spec.augment
-    dataset = ImageDataset(train, val, labels, card, augment=augment, label_smoothing=spec.label_smoothing or 0.0)
+    dataset: Dataset = ImageDataset(train, val, labels, card, augment=augment, label_smoothing=spec.label_smoothing or 0.0)
     if spec.start == "fresh":
         dataset.prepare(module)
     module = module.to(memory_format=torch.channels_last)
@@ -73,7 +68,7 @@ def _run(card: Card, module: torch.nn.Module, training: Training, labels: Sequen
         training=training,
         source=source,
         outputs=("scores",),
-        expected=_expected,
+        expected=best,
         labels=labels,
         parts=code,
     )
@@ -89,8 +84,3 @@ def _source(card: Card) -> dict[str, Any]:
             return {"kind": "file", "path": "weights.safetensors", "architecture": architecture}
         case _:
             raise Invalid(f"{card.name}: a model of this kind cannot be tuned")
-
-
-def _expected(answer: dict[str, Any]) -> dict[str, Any]:
-    best = answer["predictions"][0]
-    return {"label": best["label"], "index": best["index"]}

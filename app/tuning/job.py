@@ -42,8 +42,16 @@ class Event:
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
-    """`{"word_error_rate": 0.05}` → 5.00 % word error rate."""
-    return ", ".join(f"{100 * value:.2f} % {name.replace('_', ' ')}" for name, value in metrics.items())
+    """`{"word_error_rate": 0.05}` → 5.00 % word error rate; correlations, which are no shares, as they are."""
+    return ", ".join(
+        f"{value:.4f} Spearman" if name == "spearman" else f"{100 * value:.2f} % {name.replace('_', ' ')}"
+        for name, value in metrics.items()
+    )
+
+
+def version_of(home: Path, model: str, job: str) -> Path | None:
+    """The folder of the version of `model` that this job made, if it is there."""
+    return next((folder for folder in (home / "models").glob(f"{model}@*") if made_by(folder) == job), None)
 
 
 def made_by(folder: Path) -> str:

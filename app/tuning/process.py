@@ -8,36 +8,39 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib.metadata
 import os
-import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import psutil
 
-from app.catalogue import Catalogue
+from app.catalogue import Catalogue, number_of
 from app.errors import HearthError, Invalid, UnknownJob
 from app.logs import configure, log
 from app.process import die_with_parent, set_name, stand_back
 from app.settings import Settings, cores, jobs_folder
 from app.tasks import TASKS, Check, resolve
-from app.tuning.archive import remove, strip, unpack
+from app.tuning.archive import is_archive, remove, strip, unpack
 from app.tuning.job import Job
-from app.tuning.spec import Spec
+from app.tuning.spec import Spec, filled, one_task
 from app.tuning.store import Store
 from app.weights import fetch
 
 if TYPE_CHECKING:
+    import torch
+
+    from app.tuning.progress import Progress
     from app.tuning.run import Run
-    from app.tuning.trainer import Progress
 
 _NOTE_S = 0.25  # between two notes of how far it has come, which are also when a cancel is heard
 _TELL_S = 1.0  # between two events of progress
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+# As torch, CUDA, safetensors and SQLite put it, each in an exception of its own.
+_NO_ROOM_WORDS = ("No space left on device", "database or disk is full")
+_NO_MEMORY_WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory", "std::bad_alloc")
 
 
 class Cancelled(Exception):
@@ -54,47 +57,54 @@ class Tuner:
         self._spec = Spec(**job.spec)
         self._folder = jobs_folder(settings.home) / job.id
         self._prepared = self._folder / "prepared"
-        self._card = Catalogue.read(settings.home).named(self._spec.base)
+        self._catalogue = Catalogue.read(settings.home)
+        self._card = self._catalogue.named(self._spec.base)
 
     def check(self) -> None:
         """`validating` → `queued`. Raises HearthError, OSError, MemoryError."""
         report = self._checked()
-        self._store.move(self._job.id, "queued", only_from=("validating",), report=report)
+        spec = filled(self._spec, report["task"])
+        self._store.move(self._job.id, "queued", only_from=("validating",), report=report, spec=spec.model_dump())
 
     def train(self) -> None:
         """`queued` → `running` → `succeeded`, from wherever it stands. Raises the same."""
         import torch
 
+        from app.tuning.device import choose, described, versions
         from app.tuning.publish import move_in, write
         from app.tuning.run import begin
 
         report = self._checked()
+        spec = filled(self._spec, report["task"])
         if not self._store.move(self._job.id, "running"):
             return
         started = time.monotonic()
+        choose(self._settings.devices)
         threads = self._settings.thread_count() or cores()
         torch.set_num_threads(threads)
-        torch.manual_seed(self._spec.seed)
+        torch.manual_seed(spec.seed)
         files = fetch(self._card, self._settings, lambda *_: None)
         checkpoint = self._folder / "checkpoint.pt"
-        run = begin(self._card, files, self._spec, self._prepared, report, goes_on=checkpoint.exists())
+        run = begin(self._card, files, spec, self._prepared, report, goes_on=checkpoint.exists())
         if checkpoint.exists():
-            run.training.restore(torch.load(checkpoint, weights_only=True))
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            started -= state["seconds"]
+            run.training.restore(state)
             log.info("going on from step %d", run.training.step)
-        self._train(run, checkpoint)
+        self._train(run, checkpoint, started)
         result = {
             "metrics": run.training.metrics,
+            "best": run.training.best,
             "seconds": round(time.monotonic() - started, 1),
-            "device": "cpu",
+            **described(run.training.device),
             "threads": threads,
-            "spec": self._spec.model_dump(),
-            "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "transformers", "numpy")}
-            | {"python": platform.python_version()},
+            "spec": spec.model_dump(),
+            "versions": versions(),
         }
-        made = write(run, self._spec, self._prepared, result | {"job": self._job.id}, self._settings)
+        made = write(run, spec, self._prepared, result | {"job": self._job.id}, self._settings)
         if self._store.get(self._job.id).state != "running":
             raise Cancelled
-        move_in(made, self._settings.home / "models" / self._spec.name, self._job.id)
+        result["version"] = number_of(move_in(made, self._settings.home, self._spec.name, self._job.id))
         self._store.move(self._job.id, "succeeded", only_from=("running",), result=result)
 
     def _checked(self) -> dict[str, Any]:
@@ -107,10 +117,17 @@ class Tuner:
         for folder in (beside, data):
             remove(folder)
             folder.mkdir(parents=True)
-        unpack(self._folder / "dataset", data)
+        own = TASKS[self._card.task]
+        if own.bare and not is_archive(self._folder / "dataset"):
+            (data / "dataset").hardlink_to(self._folder / "dataset")
+        else:
+            unpack(self._folder / "dataset", data)
+        root = strip(data)
+        task: str = self._spec.task or (resolve(own.told_by)(root) if own.told_by else self._card.task)
+        one_task(self._spec.name, task, self._catalogue.cards.values())
+        check: Check = resolve(TASKS[task].check or "")
         files = fetch(self._card, self._settings, lambda *_: None)
-        check: Check = resolve(TASKS[self._card.task].check or "")
-        report = check(strip(data), self._card, files, beside, validation=self._spec.validation, seed=self._spec.seed)
+        report = check(root, self._card, files, beside, validation=self._spec.validation, seed=self._spec.seed) | {"task": task}
         if report["problems"]:
             self._store.note(self._job.id, only_in="validating", report=report)
             first = report["problems"][0]
@@ -122,26 +139,26 @@ class Tuner:
         remove(data)
         return report
 
-    def _train(self, run: Run, checkpoint: Path) -> None:
+    def _train(self, run: Run, checkpoint: Path, started: float) -> None:
         noted = told = saved = time.monotonic()
         for progress in run.training:
             now = time.monotonic()
             if progress.metrics or progress.step == 1 or now - told > _TELL_S:
-                self._tell(progress, "progress")
+                self._tell(progress, run.training.device, "progress")
                 noted = told = now
             elif now - noted > _NOTE_S:
-                self._tell(progress, "")
+                self._tell(progress, run.training.device)
                 noted = now
             pause_s = self._settings.checkpoint_s
             if now - saved > (pause_s / 5 if progress.metrics else pause_s):  # the end of an epoch is a better place
-                save(run.training.state(), checkpoint)
+                save(run.training.state() | {"seconds": now - started}, checkpoint)
                 saved = time.monotonic()
 
-    def _tell(self, progress: Progress, kind: str) -> None:
-        values: dict[str, Any] = {name: getattr(progress, name) for name in progress.__slots__} | {
-            "memory_bytes": psutil.Process().memory_info().rss,
-            "device": "cpu",
-        }
+    def _tell(self, progress: Progress, device: torch.device, kind: str = "") -> None:
+        from app.tuning.device import described, memory
+
+        values: dict[str, Any] = {name: getattr(progress, name) for name in progress.__slots__}
+        values |= described(device) | memory(device)
         if not self._store.note(self._job.id, kind, values, progress=values):
             raise Cancelled
 
@@ -151,22 +168,37 @@ def save(state: dict[str, Any], path: Path) -> None:
     import torch
 
     beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:  # on a full disk this is the room that it takes to write down why the job failed
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def why(error: Exception) -> str:
     """What the job's owner is told."""
     if isinstance(error, HearthError):
         return error.detail
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    errors = list(_with_causes(error))
+    said = " ".join(map(str, errors))
+    numbers = {one.errno for one in errors if isinstance(one, OSError)}
+    if numbers & _NO_ROOM or any(words in said for words in _NO_ROOM_WORDS):
         return "the disk is full; make room in HEARTH_HOME, then resume the job"
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "not enough memory; lower batch_size and start again"
+    if errno.ENOMEM in numbers or isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY_WORDS):
+        where = "GPU memory" if "CUDA" in said else "memory"
+        return f"not enough {where}; ask again with half the batch_size and twice the accumulate, which learn the same"
     return f"training raised {type(error).__name__}; the job's log has the details"
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from: PyTorch's writer covers the disk's with one of its own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def attempt(work: Callable[[], None], store: Store, job: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from pathlib import Path
@@ -13,15 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.card import Card
-from app.catalogue import read_card
+from app.catalogue import Catalogue, number_of, read_card, versions_of
 from app.engine.loader import load
 from app.engine.modules import eager
 from app.engine.runner import Runner
-from app.errors import Conflict, HearthError
+from app.errors import HearthError
 from app.settings import Settings
 from app.tasks import TASKS, card_inputs, make_codec, resolve
 from app.tuning.archive import remove
-from app.tuning.job import in_words, made_by
+from app.tuning.job import in_words, version_of
 from app.tuning.run import Run
 from app.tuning.spec import Spec
 from app.weights import checked
@@ -44,6 +45,7 @@ def write(run: Run, spec: Spec, prepared: Path, result: dict[str, Any], settings
     remove(beside)
     beside.mkdir(parents=True)
     source = run.source
+    run.finish()
     name = "model.safetensors" if source.get("architecture") == "transformers" else "weights.safetensors"
     digest = save_weights(run.module.state_dict(), beside / name)
     for part, path in run.parts.items():
@@ -58,13 +60,21 @@ def write(run: Run, spec: Spec, prepared: Path, result: dict[str, Any], settings
     return beside
 
 
-def move_in(made: Path, target: Path, job: str) -> None:
-    """Into `$HEARTH_HOME/models`. What this job put there before is replaced. Raises Conflict for anything else that is there."""
-    if target.exists() and made_by(target) != job:
-        raise Conflict(f"a model called {target.name!r} has come into being meanwhile; move it away, then resume the job")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove(target)
-    made.rename(target)
+def move_in(made: Path, home: Path, model: str, job: str) -> str:
+    """Into `$HEARTH_HOME/models` as the next version of `model`; its key. What this job put there before is replaced."""
+    if before := version_of(home, model, job):
+        remove(before)
+    number = 1 + max((number_of(key) for key in versions_of(model, Catalogue.read(home).cards)), default=0)
+    (home / "models").mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            made.rename(home / "models" / f"{model}@{number}")
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another job was quicker, or a broken card lies there
+                raise
+            number += 1
+        else:
+            return f"{model}@{number}"
 
 
 def _card(run: Run, spec: Spec, source: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:

@@ -7,15 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from app.card import Card
 from app.tasks import resolve
 from app.tasks.base import Files
+from app.tuning.recipe import Recipe
 from app.tuning.spec import Spec
-from app.tuning.trainer import Recipe, Training
+from app.tuning.trainer import Training
 
-_BEGIN = {"image-classification": "app.tuning.image:begin", "speech-recognition": "app.tuning.speech:begin"}
+_BEGIN = {
+    "image-classification": "app.tuning.image:begin",
+    "speech-recognition": "app.tuning.speech:begin",
+    "text-classification": "app.tuning.text:begin_classifier",
+    "text-embedding": "app.tuning.text:begin_embedding",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,8 @@ class Run:
     """An answer to the sample → what of it stands in `expected.json`."""
     task: str = ""
     """If not the card's own."""
+    finish: Callable[[], object] = lambda: None
+    """What is to be done to `module` between training and writing."""
     labels: Sequence[str] = ()
     parts: Mapping[str, Path] = field(default_factory=dict)
     """Files that the new model needs beside its card: name → where to copy it from."""
@@ -51,12 +60,21 @@ class Begin(Protocol):
 
 
 def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, Any], *, goes_on: bool = False) -> Run:
-    """As the card's task does."""
-    start: Begin = resolve(_BEGIN[card.task])
+    """As the task does that the new model is for."""
+    start: Begin = resolve(_BEGIN[report["task"]])
     return start(card, files, spec, folder, report, goes_on=goes_on)
 
 
 def recipe(spec: Spec, samples: int) -> Recipe:
     """What of the spec is the trainer's. No batch is larger than the data."""
     known = spec.model_dump(include=set(Recipe.model_fields), exclude_none=True)
-    return Recipe(**(known | {"batch_size": max(1, min(known["batch_size"], samples))}))
+    known["batch_size"] = max(1, min(known["batch_size"], samples))
+    if spec.precision == "auto":
+        known["precision"] = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return Recipe(**known)
+
+
+def best(answer: dict[str, Any]) -> dict[str, Any]:
+    """What `expected.json` says of a classifier's answer."""
+    first = answer["predictions"][0]
+    return {"label": first["label"], "index": first["index"]}

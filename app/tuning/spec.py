@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.card import Name
-from app.errors import Invalid
+from app.card import Card, Name
+from app.errors import Conflict, Invalid
+from app.tasks import TASKS
 
-Method = Literal["full", "head"]
+Method = Literal["full", "head", "lora"]
 
 
 class Spec(BaseModel):
@@ -21,28 +23,58 @@ class Spec(BaseModel):
 
     name: Name = Field(description="the model that it becomes")
     base: str = Field(description="the model to start from")
-    method: Method = Field("full", description="full: the classifier learns, then all weights do; head: only the classifier")
+    task: str | None = Field(
+        None, description="what the new model is for, where the base can be tuned to several; without it, the data says"
+    )
+    method: Method = Field(
+        "full",
+        description="full: the classifier learns, then all weights do; head: only the classifier; "
+        "lora: the classifier, then small matrices beside the weights, which are merged into them at the end",
+    )
     start: Literal["weights", "fresh"] = Field("weights", description="go on from the base model's weights, or from random ones")
     epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     optimizer: Literal["sgd", "adamw"] | None = None
     learning_rate: Annotated[float, Field(gt=0, le=100)] | None = None
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
-    warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
+    schedule: Literal["cosine", "linear"] | None = Field(None, description="how the rate falls after the warm-up")
+    warmup: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="share of the steps in which the rate climbs")
+    accumulate: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="batches that one step adds up: the memory of one batch, the result of so many"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
-    patience: Annotated[int, Field(ge=0)] | None = None
+    metric: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="what chooses the best weights, and what patience watches; not given: the headline"
+    )
+    patience: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="measurements, one an epoch, without a gain that are borne; the next one ends the job"
+    )
     evaluate_every: Annotated[int, Field(ge=1)] | None = Field(None, description="epochs between two measurements")
     keep: Literal["best", "last"] | None = Field(None, description="the best weights that were measured, or the last ones")
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Literal["auto", "fp32", "bf16"] | None = Field(None, description="auto: bf16 where the processor computes in it")
     keep_statistics: bool | None = Field(None, description="batch norms keep the statistics that they came with")
+    per_epoch: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="texts, or pairs of them, in an epoch; where there are more, the next epoch takes the next ones"
+    )
+    rank: Annotated[int, Field(ge=1, le=256)] | None = Field(None, description="of the matrices of method lora")
     augment: bool | None = Field(None, description="change pictures or recordings at random; null: as the data wants")
+    traffic: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="share of the requests for `name` that the new version answers at once; the others answer the rest"
+    )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share kept out, where the data does not say itself")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
-_ALL = {"weight_decay": 5e-4, "warmup": 0.15, "label_smoothing": 0.0, "ema": 0.0, "precision": "fp32", "keep_statistics": False}
+_ALL = {"weight_decay": 5e-4, "schedule": "cosine", "warmup": 0.15, "accumulate": 1, "label_smoothing": 0.0, "ema": 0.0} | {
+    "precision": "fp32",
+    "keep_statistics": False,
+}
+_TEXT = {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "weight_decay": 0.01, "clip_norm": 1.0} | {
+    "precision": "auto",
+    "per_epoch": 16_384,
+}
 _SPEECH = {"optimizer": "adamw", "weight_decay": 0.01, "warmup": 0.1, "clip_norm": 1.0, "augment": True}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "image-classification": {
@@ -56,8 +88,24 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "head": _SPEECH | {"epochs": 10, "batch_size": 8, "learning_rate": 1e-3, "patience": 3},
         "fresh": _SPEECH | {"epochs": 50, "batch_size": 32, "learning_rate": 1.5e-3, "ema": 0.998, "evaluate_every": 5},
     },
+    "text-classification": {
+        "full": _TEXT | {"learning_rate": 1e-4},
+        "lora": _TEXT | {"learning_rate": 1e-3, "rank": 16},
+        "head": _TEXT | {"epochs": 40, "learning_rate": 3e-3, "patience": 5, "precision": "fp32", "per_epoch": None},
+    },
+    "text-embedding": {
+        "full": _TEXT | {"batch_size": 32, "learning_rate": 5e-5},
+        "lora": _TEXT | {"batch_size": 32, "learning_rate": 5e-4, "rank": 16},
+    },
 }
 """Task → method, or `fresh` where there are no weights to start from → what gives a good result for callers who say no more."""
+
+
+def one_task(name: str, task: str, cards: Iterable[Card]) -> None:
+    """Raise Conflict if `name` is a model for anything but `task`: all versions of a name are for the same."""
+    for card in cards:
+        if card.model == name and card.task != task:
+            raise Conflict(f"{name!r} is a model for {card.task} already; choose another name")
 
 
 def filled(spec: Spec, task: str) -> Spec:
@@ -73,4 +121,19 @@ def filled(spec: Spec, task: str) -> Spec:
         if spec.patience is not None:
             raise Invalid('spec: patience waits for better weights and keep = "last" wants none chosen; leave one out')
         wanted |= {"patience": None}
-    return Spec(**(wanted | given))
+    return Spec(**(wanted | given | {"task": task}))
+
+
+def understood(spec: Spec, task: str) -> Spec:
+    """The spec for a base model of this task: filled, or as it is where only the data will tell what the new model is for.
+
+    Raises Invalid for a task that the base cannot be tuned to, and for a method that no task has which it can.
+    """
+    tasks = (task, *TASKS[task].becomes)
+    if spec.task is not None and spec.task not in tasks:
+        raise Invalid(f"spec: task: {spec.base!r} is for {task}, and can be tuned to one of: {', '.join(tasks)}")
+    if spec.task is None and len(tasks) > 1:
+        if not any(spec.method in _DEFAULTS[one] for one in tasks):
+            filled(spec, task)
+        return spec
+    return filled(spec, spec.task or task)

@@ -13,6 +13,7 @@ from app.tasks.base import Files
 from app.tasks.speech.dataset import SpeechDataset
 from app.tasks.speech.transcripts import prepared
 from app.tasks.speech.utterances import Mix
+from app.tuning.device import accelerator
 from app.tuning.run import Run, recipe
 from app.tuning.spec import Spec
 from app.tuning.trainer import Training
@@ -37,7 +38,7 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
         dataset.prepare(module)
     elif not goes_on:
         with torch.inference_mode():
-            reached = dataset.score(module.eval())
+            reached = dataset.score(module.to(accelerator().device).eval())
     return Run(
         card=card,
         module=module,

@@ -4,75 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, send_to_device
 
 from app.errors import Invalid, ModelFailed
 from app.tasks.base import Batch, Dataset
+from app.tuning import chance, optimize
+from app.tuning.average import Average
+from app.tuning.device import accelerator
+from app.tuning.pace import Pace
+from app.tuning.progress import Measured, Progress, better
+from app.tuning.recipe import Recipe
 
-
-class Recipe(BaseModel):
-    """Everything that, with data and seed, decides the result. Read from `models/<name>/tune.toml`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: Annotated[int, Field(ge=1)] = 10
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    momentum: float = 0.9
-    """SGD only; Nesterov's form."""
-    weight_decay: float = 5e-4
-    """Not applied to biases and normalisation weights."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    """Share of the steps in which the rate climbs; then it falls to zero along a cosine (arXiv:1608.03983)."""
-    clip_norm: float | None = None
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay per step of the averaged weights that are scored and kept; 0: no averaging."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    evaluate_every: Annotated[int, Field(ge=1)] = 1
-    """Epochs between two measurements; the last epoch is always measured."""
-    keep_statistics: bool = False
-    """Batch norms go on normalising by what they saw before: small batches of few data tell less (and some published weights
-    have theirs folded away)."""
-    patience: Annotated[int, Field(ge=0)] | None = None
-    """Stop after so many measurements without a gain; None: run to the end."""
-    keep: Literal["best", "last"] = "best"
-    """Which measured weights the run ends with. What chose the best ones flatters them a little: `last` is for data whose
-    figures are to be published."""
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _choosing(self) -> Self:
-        if self.keep == "last" and self.patience is not None:
-            raise ValueError('patience waits for better weights and keep = "last" wants none chosen; leave one out')
-        return self
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """One step of a run. `metrics` are there when the held-out part was just measured."""
-
-    step: int
-    steps: int
-    epoch: int
-    loss: float
-    learning_rate: float
-    samples_per_s: float
-    seconds_left: float
-    metrics: dict[str, float] = field(default_factory=dict)
+__all__ = ["Progress", "Recipe", "Training", "better"]
 
 
 class Training:
-    """One run. Iterate it and it trains `module` in place, a `Progress` after every step. The same recipe, data and machine give
-    the same weights; so does a run that was saved after any step, and restored into a new `Training` of the same.
+    """One run. Iterate it and it trains `module` in place, on the device that accelerate gives, a `Progress` after every step.
+    The same recipe, data and machine give the same weights; so does a run that was saved after any step (a step is the
+    optimizer's: it takes in `accumulate` batches), and restored into a new `Training` of the same.
+
+    Of several processes each makes all batches and takes its own share of them; the first one measures, and all end with its
+    weights. All must iterate, and all must ask for `state`.
     """
 
     def __init__(
@@ -82,65 +41,72 @@ class Training:
         self.module = module
         self.metrics: dict[str, float] = dict(reached or {})
         """Of the weights that the run will end with, as far as it has come."""
+        self.best: Measured | None = {"epoch": 0, "step": 0, "metrics": self.metrics} if reached else None
         self._dataset = dataset
         self._recipe = recipe
-        self._per_epoch = dataset.steps(recipe.batch_size)
+        self._accelerator = accelerator()
+        processes = self._accelerator.num_processes
+        if recipe.batch_size % processes:
+            raise Invalid(f"batch_size {recipe.batch_size} cannot be shared by {processes} processes; make it a multiple of that")
+        self._batches = dataset.steps(recipe.batch_size // processes) // processes  # of an epoch, for each process
+        self._per_epoch = -(-self._batches // recipe.accumulate)
         self._steps = self._per_epoch * recipe.epochs
         if not self._steps:
             raise Invalid(f"the data does not fill one batch of {recipe.batch_size}; lower batch_size or give more data")
         self._seed()
-        self._optimizer = _optimizer(module, recipe)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: _rate(step, self._steps, recipe.warmup))
-        self._average = _Average(module, recipe.ema)
-        self._best: dict[str, torch.Tensor] | None = _copied(module) if reached else None
+        self._optimizer = optimize.optimizer(module, recipe)
+        schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: optimize.rate(step, self._steps, recipe))
+        # The optimizer comes back in a wrapping whose every step looks for a package on the disk (lomo): 0.36 ms, a third of a
+        # small network's step. Without loss scaling, which bf16 does not need, it does no more than what it wraps.
+        self._loss, _, self._schedule = self._accelerator.prepare(_Loss(module, dataset), self._optimizer, schedule)
+        self._average = Average(module, recipe.ema)
+        self._kept: dict[str, torch.Tensor] | None = _copied(module) if reached else None
         self._patience = 0  # measurements since the best one
         self._step = 0
         self._epoch_began = self._rng.get_state()
 
     def _seed(self) -> None:
-        torch.manual_seed(self._recipe.seed)
-        np.random.seed(self._recipe.seed)
+        """The data's randomness is the same in all processes, the network's own (dropout) is not."""
+        own = (self._recipe.seed + self._accelerator.process_index) % 2**32
+        torch.manual_seed(own)
+        np.random.seed(own)
         self._rng = torch.Generator().manual_seed(self._recipe.seed)
 
     def __iter__(self) -> Iterator[Progress]:
-        """Raises ModelFailed when the loss stops being a number."""
-        recipe, first = self._recipe, self._step
-        started = time.monotonic()
+        """Raises ModelFailed when the loss stops being a number, Invalid when `metric` is none of the data set's."""
+        self._check_metric()
+        recipe, device = self._recipe, self._accelerator.device
+        pace: Pace | None = None
         while self._step < self._steps and not self._enough():
             self._enter()
-            for batch in self._rest_of_epoch():
-                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
-                    loss = self._dataset.loss(self.module, batch)
-                value = loss.item()
+            rest = self._rest_of_epoch()
+            pace = pace or Pace(time.monotonic())
+            for batches in rest:
+                self._optimizer.zero_grad()
+                value = 0.0
+                for batch, share, last in self._own(batches):
+                    with nullcontext() if last else self._accelerator.no_sync(self._loss):
+                        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                            loss = self._loss(send_to_device(batch, device))
+                        loss = loss if share == 1 else loss * share
+                        self._accelerator.backward(loss)
+                    value += loss.item()
+                value = self._over_all(value)
                 if not math.isfinite(value):
                     raise ModelFailed(
                         f"the loss became {value} at step {self._step + 1}; lower learning_rate, or set clip_norm = 1.0"
                     )
-                self._optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
                 if recipe.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(self.module.parameters(), recipe.clip_norm)
+                    self._accelerator.clip_grad_norm_(self.module.parameters(), recipe.clip_norm)
                 self._optimizer.step()
                 self._average.update()
                 rate = float(self._schedule.get_last_lr()[0])
                 self._schedule.step()
                 self._step += 1
-                metrics = self._measure() if self._step % self._per_epoch == 0 else {}
-                pace = (time.monotonic() - started) / (self._step - first)
-                yield Progress(
-                    step=self._step,
-                    steps=self._steps,
-                    epoch=-(-self._step // self._per_epoch),
-                    loss=value,
-                    learning_rate=rate,
-                    samples_per_s=recipe.batch_size / pace,
-                    seconds_left=pace * (self._steps - self._step),
-                    metrics=metrics,
-                )
-        self._average.keep()
-        if self._best is not None:
-            self.module.load_state_dict(self._best)
-        self.module.eval()
+                pace.trained(sum(map(_samples, batches)), len(batches))
+                metrics = self._measure(pace) if self._step % self._per_epoch == 0 else {}
+                yield self._progress(value, rate, metrics, pace)
+        self._end()
 
     def _enter(self) -> None:
         self.module.train()
@@ -149,141 +115,168 @@ class Training:
                 if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
                     part.eval()
 
-    def _rest_of_epoch(self) -> Iterator[Batch]:
-        """The batches that are left of this epoch. Those before are made again and let go: so all randomness is as it was."""
+    def _rest_of_epoch(self) -> Iterator[list[Batch]]:
+        """The batches of each step that is left of this epoch, for all processes. Those before are made again and let go: so all
+        randomness is as it was.
+        """
         epoch, done = divmod(self._step, self._per_epoch)
         if done:
             self._rng.set_state(self._epoch_began)
         else:
             self._epoch_began = self._rng.get_state()
-        return islice(self._dataset.batches(self._recipe.batch_size, self._rng, epoch), done, None)
+        processes = self._accelerator.num_processes
+        batches = iter(self._dataset.batches(self._recipe.batch_size // processes, self._rng, epoch))
+        batches = islice(batches, self._batches * processes)
+        for _ in islice(batches, done * self._recipe.accumulate * processes):
+            pass
+        return iter(lambda: list(islice(batches, self._recipe.accumulate * processes)), [])
 
-    def _measure(self) -> dict[str, float]:
+    def _own(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, float, bool]]:
+        """This process's batches of a step, the share that each has in the step's loss, by its samples, and whether it is the
+        last: then gradients meet. Processes take the mean of what they have, hence their number.
+        """
+        processes, total = self._accelerator.num_processes, sum(map(_samples, batches))
+        own = batches[self._accelerator.process_index :: processes]
+        for number, batch in enumerate(own, 1):
+            yield batch, processes * _samples(batch) / total, number == len(own)
+
+    def _over_all(self, value: float) -> float:
+        """The mean over all processes: so all stop where one's loss is no number."""
+        if self._accelerator.num_processes == 1:
+            return value
+        return float(self._accelerator.reduce(torch.tensor(value, device=self._accelerator.device), "mean"))
+
+    def _measure(self, pace: Pace) -> dict[str, float]:
         """At the end of an epoch: the metrics of the weights that would be kept, and those weights if they are the best."""
         epoch = self._step // self._per_epoch
         if epoch % self._recipe.evaluate_every and epoch != self._recipe.epochs:
             return {}
-        was_training = self._average.module.training
-        self._average.module.eval()
-        with torch.inference_mode():
-            metrics = self._dataset.score(self._average.module)
-        self._average.module.train(was_training)
-        if self._recipe.keep == "last" or not self.metrics or better(metrics, self.metrics):
-            self.metrics, self._patience = metrics, 0
-            self._best = _copied(self._average.module)
-        else:
-            self._patience += 1
+        began = time.monotonic()
+        metrics = self._score()
+        gained = self.best is None or better(metrics, self.best["metrics"], self._recipe.metric)
+        self._patience = 0 if gained else self._patience + 1
+        if gained:
+            self.best = {"epoch": epoch, "step": self._step, "metrics": metrics}
+        if gained or self._recipe.keep == "last":
+            self.metrics = metrics
+            self._kept = _copied(self._average.module) if self.leads else None
+        pace.measured(time.monotonic() - began)
         return metrics
+
+    def _score(self) -> dict[str, float]:
+        """As the first process measures it, told to all."""
+        told: list[dict[str, float]] = [{}]
+        if self.leads:
+            module = self._average.module
+            was_training = module.training
+            module.eval()
+            with torch.inference_mode():
+                told = [self._dataset.score(module)]
+            module.train(was_training)
+        return dict(broadcast_object_list(told)[0])
+
+    def _check_metric(self) -> None:
+        """Before hours of training, not after the first epoch."""
+        name = self._recipe.metric
+        if name and not self._step and name not in (known := self._score()):
+            raise Invalid(f"metric: the held-out part is not measured by {name!r}; it is by: {', '.join(known)}")
+
+    def _progress(self, loss: float, rate: float, metrics: dict[str, float], pace: Pace) -> Progress:
+        recipe, now = self._recipe, time.monotonic()
+        epoch, steps = divmod(self._step, self._per_epoch)
+        batches = (recipe.epochs - epoch) * self._batches - steps * recipe.accumulate
+        measurements = -(-recipe.epochs // recipe.evaluate_every) - epoch // recipe.evaluate_every if batches else 0
+        return Progress(
+            step=self._step,
+            steps=self._steps,
+            epoch=epoch + bool(steps),
+            loss=loss,
+            learning_rate=rate,
+            samples_per_s=pace.samples_per_s(now),
+            seconds_left=pace.seconds_left(now, batches * self._accelerator.num_processes, measurements),
+            metrics=metrics,
+            best=self.best,
+        )
 
     def _enough(self) -> bool:
         return self._recipe.patience is not None and self._patience > self._recipe.patience
+
+    def _end(self) -> None:
+        self._average.keep()
+        if self._kept is not None:
+            self.module.load_state_dict(self._kept)
+        if self._accelerator.num_processes > 1:
+            with torch.no_grad():
+                for value in self.module.state_dict().values():
+                    value.copy_(broadcast(value.contiguous()))
+        self.module.eval()
 
     @property
     def step(self) -> int:
         """Steps done."""
         return self._step
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self._accelerator.device
+        return device
+
+    @property
+    def leads(self) -> bool:
+        """This is the first of its processes: the one that prints, measures and writes."""
+        return bool(self._accelerator.is_main_process)
+
     def state(self) -> dict[str, Any]:
         """All that it takes to go on from here: tensors and plain values, which `torch.load(weights_only=True)` reads."""
-        name, keys, position, gauss, cached = np.random.get_state(legacy=True)
         return {
             "step": self._step,
             "module": self.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "schedule": {"last_epoch": self._schedule.last_epoch, "last_lr": self._schedule.get_last_lr()},
+            "schedule": self._schedule.state_dict(),
             "average": self._average.state(),
-            "best": self._best,
+            "kept": self._kept,
             "metrics": self.metrics,
+            "best": self.best,
             "patience": self._patience,
             "epoch_began": self._epoch_began,
             "rng": self._rng.get_state(),
-            "torch": torch.get_rng_state(),
-            "numpy": [name, [int(key) for key in keys], int(position), int(gauss), float(cached)],
+            "chance": gather_object([chance.state(self.device)]),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave. Raises Invalid if that was of another number of processes."""
+        if len(state["chance"]) != self._accelerator.num_processes:
+            raise Invalid(f"the checkpoint is of {len(state['chance'])} processes; go on with as many")
         self._step = state["step"]
         self.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.last_epoch = state["schedule"]["last_epoch"]
-        self._schedule._last_lr = state["schedule"]["last_lr"]
+        self._schedule.load_state_dict(state["schedule"])
         self._average.restore(state["average"])
-        self._best, self.metrics, self._patience = state["best"], state["metrics"], state["patience"]
+        self._kept, self.metrics, self.best = state["kept"], state["metrics"], state["best"]
+        self._patience = state["patience"]
         self._epoch_began = state["epoch_began"]
         self._rng.set_state(state["rng"])
-        torch.set_rng_state(state["torch"])
-        name, keys, *rest = state["numpy"]
-        np.random.set_state((name, np.array(keys, np.uint32), *rest))
+        chance.restore(state["chance"][self._accelerator.process_index], self.device)
+
+
+class _Loss(torch.nn.Module):
+    """Network and loss as one: what spreads a network over devices has to see its forward, and a loss may call any part of it."""
+
+    def __init__(self, network: torch.nn.Module, dataset: Dataset) -> None:
+        super().__init__()
+        self.network = network
+        self._loss = dataset.loss
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self._loss(self.network, batch)
+
+
+def _samples(batch: Batch) -> int:
+    """By its last array, which has a row for each (`tasks/base.py`)."""
+    return len(batch[next(reversed(batch))])
 
 
 def _copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def better(metrics: Mapping[str, float], than: Mapping[str, float]) -> bool:
-    """By the first one, the headline: an error shall fall, all others rise."""
-    name = next(iter(metrics))
-    return metrics[name] < than[name] if name.endswith("error_rate") else metrics[name] > than[name]
-
-
-def _rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak learning rate: linear climb, then half a cosine."""
-    climb = max(1, round(steps * warmup))
-    if step < climb:
-        return (step + 1) / climb
-    return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, steps - climb)))
-
-
-def _optimizer(module: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-
-
-class _Average:
-    """Exponential moving average of a module's weights and buffers (Polyak averaging); with decay 0, the module itself."""
-
-    def __init__(self, module: torch.nn.Module, decay: float) -> None:
-        self._module = module
-        self._decay = decay
-        self._copy = deepcopy(module) if decay else module
-        self._updates = 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights after a step. Early on the average is short, so that random weights are soon forgotten."""
-        if not self._decay:
-            return
-        self._updates += 1
-        share = 1 - min(self._decay, self._updates / (self._updates + 10))
-        for kept, new in zip(self._copy.state_dict().values(), self._module.state_dict().values(), strict=True):
-            if kept.is_floating_point():
-                kept.lerp_(new, share)
-            else:
-                kept.copy_(new)
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """What to measure."""
-        return self._copy
-
-    def state(self) -> dict[str, Any]:
-        """What `restore` takes."""
-        return {"updates": self._updates, "copy": self._copy.state_dict() if self._decay else {}}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on averaging."""
-        self._updates = state["updates"]
-        if self._decay:
-            self._copy.load_state_dict(state["copy"])
-
-    def keep(self) -> None:
-        """Give the module the averaged weights."""
-        if self._decay:
-            self._module.load_state_dict(self._copy.state_dict())
+    """On the CPU: a GPU's memory is for training."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}

@@ -9,10 +9,11 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.errors import HearthError, Invalid
+from app.errors import HearthError
 from app.tasks.image.codec import MEDIA_TYPES
-from app.web.answer import Order, Served, reply, serve, trouble
-from app.web.read import read_files, read_json, read_query, too_many
+from app.web.answer import Served, reply, serve, trouble
+from app.web.kitchen import Order
+from app.web.read import read_files, read_json, read_query, texts
 from app.web.schemas import EmbedAnswer, EmbedImageQuery, EmbedText, files_body, json_body, problems, query_of
 
 router = APIRouter(tags=["inference"])
@@ -25,16 +26,10 @@ _ERRORS = problems(400, 404, 409, 413, 415, 422, 500, 503, 504, 507)
 async def embed_text(request: Request) -> Response:
     """One vector per text, in order. Texts with more tokens than the model reads are refused, or cut with `truncate`."""
     body = await read_json(request, EmbedText)
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    limit = request.app.state.kitchen.settings.max_inputs
-    if not texts:
-        raise Invalid("inputs: the list is empty; send at least one text")
-    if len(texts) > limit:
-        raise too_many(str(len(texts)), limit)
     order = Order(
         task="text-embedding",
         model=body.model,
-        items=texts,
+        items=texts(body.inputs, request.app.state.kitchen.settings.max_inputs),
         outputs=("embedding",),
         decode={"truncate": body.truncate},
         interpret={"normalize": body.normalize, "dimensions": body.dimensions},
@@ -71,7 +66,7 @@ async def embed_image(request: Request) -> Response:
 def _answer(served: Served, encoding: Literal["float", "base64"]) -> dict[str, Any]:
     vectors = [None if isinstance(result, HearthError) else _written(result["embedding"], encoding) for result in served.results]
     errors = {str(i): trouble(result) for i, result in enumerate(served.results) if isinstance(result, HearthError)}
-    body = {"model": served.model.card.name, "version": served.model.card.version, "embeddings": vectors}
+    body = {"model": served.model.card.model, "version": served.model.card.version, "embeddings": vectors}
     return body | ({"errors": errors} if errors else {})
 
 

@@ -5,32 +5,33 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from app.card import described
-from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJob
+from app.card import Card, described
+from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJob, UnknownModel
 from app.settings import jobs_folder
 from app.tasks import TASKS
 from app.tuning.archive import remove
-from app.tuning.job import DONE, OPEN, Job, made_by, new_id
-from app.tuning.spec import Spec, filled
-from app.web.answer import Kitchen, reply
-from app.web.read import wrong_field
+from app.tuning.job import DONE, OPEN, Job, new_id
+from app.tuning.spec import Spec, one_task, understood
+from app.web.answer import reply
+from app.web.kitchen import Kitchen
+from app.web.read import no_query, wrong_field
 from app.web.schemas import JobsAnswer, job_body, problems
 
 if TYPE_CHECKING:
     from app.tuning.store import Store
 
-router = APIRouter(prefix="/finetune", tags=["finetune"])
+router = APIRouter(prefix="/finetune", tags=["finetune"], dependencies=[Depends(no_query)])
 _LOOK_S = 0.25  # between two looks for events
 _BEAT_S = 10.0  # after which a silent stream says that it lives
 _LOG_BYTES = 1 << 20
@@ -47,7 +48,7 @@ _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     summary="Tune a model on your data",
 )
 async def submit(request: Request) -> Response:
-    """Multipart: `spec`, JSON, and `dataset`, a zip or tar. The job is checked, queued and run; follow its events."""
+    """Multipart: `spec`, JSON, and `dataset`: a zip, a tar, or a table of texts. Checked, queued, run: follow its events."""
     kitchen = _kitchen(request)
     try:
         form = await request.form(max_files=2, max_fields=2)
@@ -58,8 +59,9 @@ async def submit(request: Request) -> Response:
         dataset = form.get("dataset")
         if not isinstance(dataset, UploadFile):
             raise BadInput("the part 'dataset' is missing; send the archive as a file (curl -F dataset=@photos.zip)")
-        spec = filled(spec, _task(kitchen, spec))
-        _free(kitchen, spec.name, "")
+        base = _base(kitchen, spec)
+        spec = understood(spec.model_copy(update={"base": base.name}), base.task)
+        _free(kitchen, spec)
         job = await asyncio.to_thread(_accept, kitchen, spec, dataset)
     finally:
         await form.close()
@@ -136,9 +138,6 @@ async def cancel(request: Request, id: str) -> Response:
 async def resume(request: Request, id: str) -> Response:
     """A failed or cancelled job is queued again, and goes on from its last checkpoint."""
     store = await _store(request)
-    job = await asyncio.to_thread(store.get, id)
-    _free(_kitchen(request), job.model, id)
-    _alone([other for other in await asyncio.to_thread(store.all, OPEN) if other.id != id], job.model)
     if not await asyncio.to_thread(store.move, id, "validating", only_from=("failed", "cancelled")):
         state = (await asyncio.to_thread(store.get, id)).state
         raise Conflict(f"job {id} is {state}; only failed and cancelled jobs can be resumed")
@@ -171,30 +170,24 @@ async def _text(part: Any) -> str:
     return str(part)
 
 
-def _task(kitchen: Kitchen, spec: Spec) -> str:
-    """What the base model is for. Raises what can be known before the data is looked at."""
-    known = {model.card.name: model.card for model in kitchen.pool.models()}
-    if spec.base not in known:
-        raise Invalid(f"spec: base: no model is called {spec.base!r}; there are: {', '.join(sorted(known))}")
-    card = known[spec.base]
+def _base(kitchen: Kitchen, spec: Spec) -> Card:
+    """The model to start from; of its versions, the most asked one. Raises what can be known before the data is looked at."""
+    try:
+        card = kitchen.pool.versions(spec.base)[0].card
+    except UnknownModel as error:
+        raise Invalid(f"spec: base: {error.detail}") from error
     if spec.start == "fresh" and not described(card.source):
         raise Invalid(f"spec: start: {spec.base!r} has no network of its own to begin afresh; use weights")
     if TASKS[card.task].check is None:
-        tunable = ", ".join(sorted(name for name, card in known.items() if TASKS[card.task].check))
+        tunable = ", ".join(sorted({model.card.model for model in kitchen.pool.models() if TASKS[model.card.task].check}))
         raise Invalid(f"spec: base: models for {card.task} cannot be tuned over HTTP yet; one of: {tunable}")
-    return card.task
+    return card
 
 
-def _free(kitchen: Kitchen, name: str, job: str) -> None:
-    """Raise Conflict if there is a model of this name that this job did not make."""
-    there = (kitchen.settings.home / "models" / name).exists() or any(m.card.name == name for m in kitchen.pool.models())
-    if there and made_by(kitchen.settings.home / "models" / name) != (job or "nobody"):
-        raise Conflict(f"a model called {name!r} is there already; choose another name")
-
-
-def _alone(waiting: Sequence[Job], name: str) -> None:
-    if any(job.model == name for job in waiting):
-        raise Conflict(f"a job that makes {name!r} is open already; choose another name, or cancel that one")
+def _free(kitchen: Kitchen, spec: Spec) -> None:
+    """Raise Conflict if the name belongs to a model for something else, as far as it is known what the new one is for."""
+    if spec.task:
+        one_task(spec.name, spec.task, [model.card for model in kitchen.pool.models()])
 
 
 def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
@@ -204,7 +197,6 @@ def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
         raise TooBusy(
             f"{len(waiting)} jobs are open, the limit is {kitchen.settings.max_jobs}; come back later", retry_after_s=60
         )
-    _alone(waiting, spec.name)
     id = new_id()
     folder = jobs_folder(kitchen.settings.home) / id
     folder.mkdir(parents=True)
@@ -212,7 +204,7 @@ def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
         with (folder / "dataset").open("wb") as sink:
             shutil.copyfileobj(dataset.file, sink, 1 << 20)
         if not (folder / "dataset").stat().st_size:
-            raise BadInput("the part 'dataset' is empty; send a zip or tar archive")
+            raise BadInput("the part 'dataset' is empty; send the data")
         return store.add(id, spec.model_dump())
     except BaseException as error:
         remove(folder)

@@ -9,7 +9,7 @@ from app import metrics
 from app.web.answer import reply
 
 router = APIRouter(tags=["health"])
-_PROOF_S = 2.0  # a worker that needs longer for its card's sample is not ready to serve others
+_PROOF_S = 2.0  # a worker that needs longer for its card's sample, its usual batches aside, is not ready to serve others
 
 
 @router.get("/health/live", summary="Does the HTTP process answer?")

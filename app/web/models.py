@@ -1,19 +1,20 @@
-"""GET /models, /models/{name} · POST /models/{name}/load, /unload."""
+"""GET /models, /models/{name} · POST /models/{name}/load, /unload, /rollback · PUT /models/{name}/traffic."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.errors import Conflict, UnknownModel
+from app.errors import Conflict
 from app.pool.base import Model, Pool
 from app.web.answer import reply
-from app.web.schemas import ModelAnswer, ModelsAnswer, problems
+from app.web.read import no_query, read_json
+from app.web.schemas import ModelAnswer, ModelsAnswer, Traffic, json_body, problems
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[Depends(no_query)])
 
 
 @router.get("/models", response_model=ModelsAnswer, summary="All models and their states")
@@ -24,11 +25,8 @@ async def models(request: Request) -> Response:
 
 @router.get("/models/{name}", response_model=ModelAnswer, responses=problems(404), summary="One model")
 async def model(request: Request, name: str) -> Response:
-    """One card, its workers, and what is known of the loaded module."""
-    known = {model.card.name: model for model in _pool(request).models()}
-    if name not in known:
-        raise UnknownModel(f"no model is called {name!r}; there are: {', '.join(known)}")
-    return reply(_told(known[name]) | {"meta": known[name].meta})
+    """One card, its workers, what is known of the loaded module, and its versions. `name@2` is that version."""
+    return reply(_whole(request, name))
 
 
 @router.post("/models/{name}/load", response_model=ModelAnswer, responses=problems(404, 409), summary="Load a model")
@@ -37,13 +35,46 @@ async def load(request: Request, name: str) -> Response:
     model = await _pool(request).change(name, "load")
     if model.state == "failed":
         raise Conflict(f"{name} could not be loaded: {model.why}")
+    if model.state == "unloaded":
+        raise Conflict(f"{name} was unloaded meanwhile; agree on what is wanted, then load it again")
     return reply(_told(model))
 
 
-@router.post("/models/{name}/unload", response_model=ModelAnswer, responses=problems(404), summary="Unload a model")
+@router.post("/models/{name}/unload", response_model=ModelAnswer, responses=problems(404, 409), summary="Unload a model")
 async def unload(request: Request, name: str) -> Response:
     """What it has accepted is answered; then its process ends and the memory is free."""
-    return reply(_told(await _pool(request).change(name, "unload")))
+    model = await _pool(request).change(name, "unload")
+    if model.state in ("loading", "ready"):
+        raise Conflict(f"{name} was loaded meanwhile; agree on what is wanted, then unload it again")
+    return reply(_told(model))
+
+
+@router.put(
+    "/models/{name}/traffic",
+    response_model=ModelAnswer,
+    openapi_extra=json_body(Traffic),
+    responses=problems(404, 409, 422),
+    summary="Share traffic among versions",
+)
+async def traffic(request: Request, name: str) -> Response:
+    """Returns when every version that shall answer is ready and does so; until then all is as before."""
+    body = await read_json(request, Traffic)
+    await _pool(request).switch(name, body.shares, body.shadow or "")
+    return reply(_whole(request, name))
+
+
+@router.post("/models/{name}/rollback", response_model=ModelAnswer, responses=problems(404, 409), summary="Undo that")
+async def rollback(request: Request, name: str) -> Response:
+    """The traffic is shared as it was before the last change of it, by a person or by a job."""
+    await _pool(request).back(name)
+    return reply(_whole(request, name))
+
+
+def _whole(request: Request, name: str) -> dict[str, Any]:
+    first, *others = _pool(request).versions(name)
+    known = ("version", "state", "why", "share", "shadow")
+    versions = [{field: _told(model)[field] for field in known} for model in (first, *others)]
+    return _told(first) | {"meta": first.meta, "versions": versions}
 
 
 def _pool(request: Request) -> Pool:
@@ -54,11 +85,13 @@ def _pool(request: Request) -> Pool:
 def _told(model: Model) -> dict[str, Any]:
     card = model.card
     return {
-        "name": card.name,
+        "name": card.model,
         "task": card.task,
         "version": card.version,
         "state": model.state,
         "why": model.why,
+        "share": model.share,
+        "shadow": model.shadow,
         "default": model.default,
         "workers": [asdict(replica) for replica in model.replicas],
         "about": card.about.model_dump(exclude_defaults=True),

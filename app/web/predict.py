@@ -1,4 +1,4 @@
-"""POST /predict/image."""
+"""POST /predict/image and /predict/text."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.tasks.image.codec import MEDIA_TYPES
-from app.web.answer import Order, per_file, reply, serve
-from app.web.read import read_files, read_query
-from app.web.schemas import PredictAnswer, PredictQuery, files_body, problems, query_of
+from app.web.answer import per_file, reply, serve
+from app.web.kitchen import Order
+from app.web.read import read_files, read_json, read_query, texts
+from app.web.schemas import PredictAnswer, PredictQuery, PredictText, files_body, json_body, problems, query_of
 
 router = APIRouter(tags=["inference"])
+_ERRORS = problems(400, 404, 409, 413, 415, 422, 500, 503, 504, 507)
 
 
 @router.post(
     "/predict/image",
     response_model=PredictAnswer,
     openapi_extra=files_body(MEDIA_TYPES) | query_of(PredictQuery),
-    responses=problems(400, 404, 409, 413, 415, 422, 500, 503, 504, 507),
+    responses=_ERRORS,
     summary="What is in the picture?",
 )
 async def predict_image(request: Request) -> Response:
@@ -35,3 +37,26 @@ async def predict_image(request: Request) -> Response:
     )
     served = await serve(request, order)
     return reply(per_file(served, [name for name, _ in files]))
+
+
+@router.post(
+    "/predict/text",
+    response_model=PredictAnswer,
+    openapi_extra=json_body(PredictText),
+    responses=_ERRORS,
+    summary="Of which class is the text?",
+)
+async def predict_text(request: Request) -> Response:
+    """The best labels of each text, best first. Texts with more tokens than the model reads are refused, or cut (`truncate`)."""
+    body = await read_json(request, PredictText)
+    items = texts(body.inputs, request.app.state.kitchen.settings.max_inputs)
+    order = Order(
+        task="text-classification",
+        model=body.model,
+        items=items,
+        outputs=("scores",),
+        decode={"truncate": body.truncate},
+        interpret={"top_k": body.top_k},
+        timeout_ms=body.timeout_ms,
+    )
+    return reply(per_file(await serve(request, order), [None] * len(items)))

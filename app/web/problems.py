@@ -7,7 +7,6 @@ from typing import Any
 
 import orjson
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -79,8 +78,6 @@ async def on_error(request: Request, error: Exception) -> Response:
 def _respond(error: Exception) -> Problem:
     if isinstance(error, HearthError):
         return from_error(error)
-    if isinstance(error, RequestValidationError):
-        return problem("invalid", _sentence(error), errors=[_plain(one) for one in error.errors()])
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_input")
         detail = {
@@ -90,12 +87,3 @@ def _respond(error: Exception) -> Problem:
         return problem(code, detail.get(code, str(error.detail)), headers=dict(error.headers or {}))
     log.error("a mistake of ours", exc_info=error)
     return problem("internal", "the server made a mistake; report it with this request_id")
-
-
-def _sentence(error: RequestValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'][1:]) or first['loc'][0]}: {first['msg']}"
-
-
-def _plain(one: dict[str, Any]) -> dict[str, Any]:
-    return {"field": ".".join(str(part) for part in one["loc"][1:]), "message": one["msg"]}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
@@ -57,7 +57,7 @@ async def _files(form: FormData, max_inputs: int) -> list[tuple[str | None, byte
             raise Invalid(f"unknown part {name!r}; send each file in a part named 'file', and options in the query")
         if not isinstance(part, UploadFile):
             raise Invalid("the part 'file' has no filename; send it as a file (curl -F file=@name)")
-        files.append((part.filename, await part.read()))
+        files.append((_told(part.filename), await part.read()))
     if not files:
         raise BadInput("the multipart body has no part named 'file'; send at least one")
     if len(files) > max_inputs:
@@ -65,17 +65,27 @@ async def _files(form: FormData, max_inputs: int) -> list[tuple[str | None, byte
     return files
 
 
+def _told(name: str | None) -> str | None:
+    """A file's name as JSON can say it: halves of surrogate pairs become question marks."""
+    return name and name.encode("utf-8", "replace").decode()
+
+
+def no_query(request: Request) -> None:
+    """Raise Invalid for a query where there is nothing to say in one."""
+    if request.scope["query_string"]:
+        name = next(iter(request.query_params), "")
+        raise Invalid(f"unknown query parameter {name!r}; this call takes none (options of POST calls stand in the body)")
+
+
 def read_query(request: Request, model: type[M]) -> M:
-    """The query as `model`. Raises RequestValidationError naming each parameter that is wrong or unknown."""
+    """The query as `model`. Raises Invalid naming the parameter that is wrong or unknown."""
     if not request.scope["query_string"]:
         defaults: M = _defaults(model)
         return defaults
     try:
         return model.model_validate(dict(request.query_params))
     except ValidationError as error:
-        raise RequestValidationError(
-            [{**one, "loc": ("query", *one["loc"])} for one in error.errors(include_url=False)]
-        ) from error
+        raise wrong_field(error, model, "query") from error
 
 
 @cache
@@ -85,6 +95,7 @@ def _defaults(model: type[BaseModel]) -> Any:
 
 async def read_json(request: Request, model: type[M]) -> M:
     """The body as `model`. Raises UnsupportedMedia, BadInput, Invalid naming the first field that is wrong."""
+    no_query(request)
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media not in ("", "application/json", "application/x-www-form-urlencoded"):
         raise UnsupportedMedia(f"{media!r} is not read here; send application/json")
@@ -101,10 +112,21 @@ async def read_json(request: Request, model: type[M]) -> M:
         raise wrong_field(error, model, "body") from error
 
 
+def texts(inputs: str | list[str], max_inputs: int) -> list[str]:
+    """One text, or several. Raises Invalid where there is none, TooLarge where there are too many."""
+    found = [inputs] if isinstance(inputs, str) else inputs
+    if not found:
+        raise Invalid("inputs: the list is empty; send at least one text")
+    if len(found) > max_inputs:
+        raise too_many(str(len(found)), max_inputs)
+    return found
+
+
 def wrong_field(error: ValidationError, model: type[BaseModel], whole: str, before: str = "") -> Invalid:
     """What the caller hears of the first field that is wrong. `whole`: what the value is called if no field is to blame."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or whole
+    # Of a union's complaints, the one that came farthest; "str" and "list[str]" in its path are pydantic's names for the ways.
+    first = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
+    field = ".".join(str(part) for part in first["loc"] if not re.match(r"str$|list\[", str(part))) or whole
     if first["type"] == "extra_forbidden":
         return Invalid(f"{before}unknown field {field!r}; known: {', '.join(model.model_fields)}")
     return Invalid(f"{before}{field}: {first['msg']}")

@@ -54,6 +54,18 @@ class EmbedText(_Strict):
     timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
 
 
+class PredictText(_Strict):
+    """Body of POST /predict/text."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"inputs": ["a charming journey", "bleak and desperate"]}})
+
+    inputs: str | list[str] = Field(description="one text, or several")
+    model: str | None = None
+    top_k: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="labels per text, best first")
+    truncate: bool = Field(False, description="cut texts that have too many tokens instead of refusing them")
+    timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
+
+
 class Trouble(BaseModel):
     """Why one input of several has no result."""
 
@@ -70,7 +82,7 @@ class Prediction(BaseModel):
 
 
 class PredictResult(BaseModel):
-    """One picture."""
+    """One picture, or one text."""
 
     file: str | None = None
     predictions: list[Prediction] | None = None
@@ -78,7 +90,7 @@ class PredictResult(BaseModel):
 
 
 class PredictAnswer(BaseModel):
-    """Answer of POST /predict/image."""
+    """Answer of POST /predict/image and /predict/text."""
 
     model: str
     version: str
@@ -133,6 +145,16 @@ class Worker(BaseModel):
     restarts: int
 
 
+class Version(BaseModel):
+    """One version of a model."""
+
+    version: str
+    state: Literal["unloaded", "loading", "ready", "failed"]
+    why: str
+    share: float
+    shadow: bool
+
+
 class ModelAnswer(BaseModel):
     """One model."""
 
@@ -141,11 +163,28 @@ class ModelAnswer(BaseModel):
     version: str
     state: Literal["unloaded", "loading", "ready", "failed"]
     why: str
+    share: float = Field(description="of the requests for this name")
+    shadow: bool
     default: bool
     workers: list[Worker]
     about: dict[str, Any]
     limits: dict[str, Any]
     meta: dict[str, Any] | None = None
+    versions: list[Version] | None = None
+
+
+Share = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+class Traffic(_Strict):
+    """Who answers for a model, from now on."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"shares": {"1": 0.9, "2": 0.1}}})
+
+    shares: Annotated[dict[str, Share], Field(min_length=1, max_length=100)] = Field(
+        description="version → its share of the requests; what they add up to does not matter"
+    )
+    shadow: str | None = Field(None, description="a version that answers copies of the requests, which nobody hears")
 
 
 class ModelsAnswer(BaseModel):

@@ -9,7 +9,6 @@ from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
@@ -20,8 +19,9 @@ from app.errors import ClientLeft, HearthError
 from app.pool.base import Pool
 from app.settings import Settings, cores
 from app.web import embed, finetune, health, models, predict, transcribe
-from app.web.answer import Kitchen, reply
+from app.web.answer import reply
 from app.web.edge import Edge
+from app.web.kitchen import Kitchen
 from app.web.problems import on_error
 from app.web.schemas import ProblemAnswer
 
@@ -40,9 +40,10 @@ def make_app(
         docs_url=None,
         redoc_url=None,
     )
-    decoders = ThreadPoolExecutor(max_workers=decoder_count(cores(), settings.frontend_count()), thread_name_prefix="decode")
-    app.state.kitchen = Kitchen(pool, settings, decoders, stopping)
-    for kind in (ClientLeft, HearthError, RequestValidationError, HTTPException, Exception):
+    threads = decoder_count(cores(), settings.frontend_count())
+    decoders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
+    app.state.kitchen = Kitchen(pool, settings, decoders, max(1, threads - 1), stopping)
+    for kind in (ClientLeft, HearthError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)
     for part in (predict, embed, transcribe, models, finetune, health):
         app.include_router(part.router)

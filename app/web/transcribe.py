@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.tasks.speech.audio import MEDIA_TYPES
-from app.web.answer import Order, per_file, reply, serve
+from app.web.answer import per_file, reply, serve
+from app.web.kitchen import Order
 from app.web.read import read_files, read_query
 from app.web.schemas import TranscribeAnswer, TranscribeQuery, files_body, problems, query_of
 

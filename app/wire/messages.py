@@ -2,7 +2,7 @@
 
     frontend → worker       Run, Cancel
     worker → frontend       Done, Failed
-    child → supervisor      Hello, Ready, LoadFailed, Change, Tune, Adopt
+    child → supervisor      Hello, Ready, LoadFailed, Change, Switch, Back, Tune, Adopt
     supervisor → child      Table, Died, Changed, Stop
     whoever connects        Named
 
@@ -85,14 +85,34 @@ class Change(Struct, tag="change", frozen=True, array_like=True):
     verb: Literal["load", "unload"]
 
 
+class Switch(Struct, tag="switch", frozen=True, array_like=True):
+    """A frontend asks to share a model's traffic anew among its versions."""
+
+    id: int
+    model: str
+    shares: dict[str, float]
+    """By version."""
+    shadow: str
+    """A version; empty: none."""
+
+
+class Back(Struct, tag="back", frozen=True, array_like=True):
+    """A frontend asks to share a model's traffic as it was before."""
+
+    id: int
+    model: str
+
+
 class Tune(Struct, tag="tune", frozen=True, array_like=True):
     """A frontend has accepted a job: let there be a foreman."""
 
 
 class Adopt(Struct, tag="adopt", frozen=True, array_like=True):
-    """The foreman: a job became this model, whose card lies in the home folder."""
+    """The foreman: a job became this version of a model, whose card lies in the home folder."""
 
-    model: str
+    key: str
+    share: float
+    """Of the model's traffic, as the job's owner wanted it."""
 
 
 class Worker(Struct, frozen=True, array_like=True):
@@ -119,12 +139,21 @@ class Entry(Struct, frozen=True, array_like=True):
     workers: tuple[Worker, ...]
 
 
+class Route(Struct, frozen=True, array_like=True):
+    """Who answers for a model: shares of its traffic by key, 1 in all, and the key of a version that runs along unheard."""
+
+    shares: dict[str, float]
+    shadow: str = ""
+
+
 class Table(Struct, tag="table", frozen=True, array_like=True):
     """The supervisor's whole knowledge: replaces what the frontend knew."""
 
     models: dict[str, Entry]
     frontends: int
     """How many frontends share each model's queue."""
+    routes: dict[str, Route] = {}
+    """For models that have versions."""
 
 
 class Died(Struct, tag="died", frozen=True, array_like=True):
@@ -135,7 +164,7 @@ class Died(Struct, tag="died", frozen=True, array_like=True):
 
 
 class Changed(Struct, tag="changed", frozen=True, array_like=True):
-    """The answer to `Change`: an empty code, or why not."""
+    """The answer to `Change`, `Switch` and `Back`: an empty code, or why not."""
 
     id: int
     code: str = ""
@@ -146,6 +175,6 @@ class Stop(Struct, tag="stop", frozen=True, array_like=True):
     """Finish what was accepted, then exit."""
 
 
-Message = (
-    Run | Cancel | Done | Failed | Hello | Ready | LoadFailed | Change | Table | Died | Changed | Stop | Named | Tune | Adopt
+Message = (Run | Cancel | Done | Failed | Hello | Ready | LoadFailed | Table | Died | Stop | Named) | (
+    Change | Switch | Back | Changed | Tune | Adopt
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from transformers import (
 )
 
 from app.card import Card
+from app.catalogue import Catalogue
+from app.engine.loader import load
 from app.engine.modules import eager
 from app.engine.runner import Runner
+from app.settings import Settings
 from app.tasks.speech import network
 from app.tasks.speech.audio import demuxer, read_audio
 from app.tasks.speech.codec import SpeechCodec, cut
 from app.tasks.speech.program import SpeechProgram
+from app.weights import fetch
 from tests.conftest import SHARED
 
 LETTERS = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
@@ -117,6 +122,30 @@ def test_an_answer_does_not_depend_on_its_neighbours(shared: Path, model: tuple[
             reference = module(torch.from_numpy(sample["waveform"].copy())[None]).logits[0]
             assert len(reference) == frames[row]
             assert float((together[row, : frames[row]] - reference).abs().max()) <= 1e-5 * float(reference.abs().max())
+
+
+def test_the_starter_hears_what_the_reference_hears_alone_and_in_company(shared: Path):
+    """As served: token by token what `Wav2Vec2ForCTC` gives, and in a mixed batch within 1e-5 of what it is alone."""
+    settings = Settings(home=Path("/nowhere"))
+    card = Catalogue.read(settings.home).named("spoken-digits")
+    files = fetch(card, settings, lambda *_: None)
+    module = load(card, files)
+    program, codec = SpeechProgram(card, files), SpeechCodec(card, files, {})
+    runner = Runner(eager(program, module), program, lambda *_: None)
+    reference = Wav2Vec2ForCTC.from_pretrained(card.folder, dtype=torch.float32).eval()
+    with zipfile.ZipFile(shared / "speech" / "fsdd.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith("_0.wav"))[::5]
+        waves = [codec.decode(archive.read(name)).samples[0].arrays for name in names]
+    together: Any = runner.run(waves)
+    assert len(together) == 12
+    for sample, got in zip(waves, together, strict=True):
+        alone: Any = runner.run([sample])[0]
+        assert (alone["token_ids"] == got["token_ids"]).all()
+        assert np.abs(alone["token_scores"] - got["token_scores"]).max() <= 1e-5
+        with torch.inference_mode():
+            scores = reference(torch.from_numpy(sample["waveform"].copy())[None]).logits[0].softmax(-1)
+        assert (scores.argmax(-1).numpy() == got["token_ids"]).all()
+        assert np.abs(scores.amax(-1).numpy() - got["token_scores"]).max() <= 1e-5
 
 
 def test_every_clip_has_the_length_that_its_list_says(shared: Path):

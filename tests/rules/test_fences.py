@@ -17,6 +17,7 @@ ONLY_IN = {
     "starlette": ("app.web",),
     "uvicorn": ("app.web",),
     "typer": ("app.cli",),
+    "accelerate": ("app.tuning",),  # not in what serves
 }
 NOWHERE = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "requests", "sentence_transformers")
 ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv")
@@ -104,6 +105,7 @@ RULES: dict[str, tuple[Rule, list[tuple[str, str]]]] = {
         [
             ("app.pool.client", "from fastapi import Request"),
             ("app.engine.worker", "import starlette.responses"),
+            ("app.engine.loader", "from accelerate import Accelerator"),
             ("app.pool.client", "def late():\n    import fastapi.routing"),
         ],
     ),

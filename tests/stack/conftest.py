@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.conftest import ROOT
@@ -64,6 +66,16 @@ limits = { max_batch = 8, max_cost = 120, max_queue = 256 }
 [about]
 licence = "x"
 """
+TEXT_CARD = """
+task   = "text-embedding"
+source = { kind = "file", path = ".", architecture = "transformers" }
+input  = { max_tokens = 16, pooling = "mean" }
+limits = { max_batch = 8, max_cost = 512, max_queue = 256 }
+[about]
+licence = "x"
+"""
+_VOCABULARY = "a the film was good great fine bad dull poor and very quite rather not plot music end"
+WORDS = _VOCABULARY.split()
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
@@ -77,12 +89,13 @@ def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
 
 def picture(red: int, green: int, blue: int) -> bytes:
     """An 8 x 8 PNG of one colour."""
-    from io import BytesIO
+    return saved(Image.new("RGB", (8, 8), (red, green, blue)))
 
-    from PIL import Image
 
-    out = BytesIO()
-    Image.new("RGB", (8, 8), (red, green, blue)).save(out, "PNG")
+def saved(image: Image.Image) -> bytes:
+    """As PNG."""
+    out = io.BytesIO()
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -107,15 +120,18 @@ def write_toys(home: Path) -> None:
     """A picture model with levers, a speech model with random weights, a card whose weights do not fit."""
     torch.manual_seed(0)
     for name, default in (("toy", "true"), ("other", "false"), ("misfit", "false")):
-        folder = home / "models" / name
-        folder.mkdir(parents=True)
-        (folder / "model.py").write_text(TOY)
-        (folder / "card.toml").write_text(TOY_CARD.format(default=default))
-        (folder / "sample.png").write_bytes(picture(10, 20, 30))
-        (folder / "labels.txt").write_text("\n".join(f"label{n}" for n in range(16)))
-        rows = 3 if name == "misfit" else 16
-        save_file({"head.weight": torch.randn(rows, 192), "head.bias": torch.zeros(rows)}, folder / "weights.safetensors")
+        write_toy(home / "models" / name, default, 3 if name == "misfit" else 16)
     write_speech(home / "models" / "toy-speech")
+
+
+def write_toy(folder: Path, default: str = "false", rows: int = 16) -> None:
+    """A picture model with random weights."""
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(TOY)
+    (folder / "card.toml").write_text(TOY_CARD.format(default=default))
+    (folder / "sample.png").write_bytes(picture(10, 20, 30))
+    (folder / "labels.txt").write_text("\n".join(f"label{n}" for n in range(16)))
+    save_file({"head.weight": torch.randn(rows, 192), "head.bias": torch.zeros(rows)}, folder / "weights.safetensors")
 
 
 def write_speech(folder: Path) -> None:
@@ -137,6 +153,24 @@ def write_speech(folder: Path) -> None:
     (folder / "card.toml").write_text(SPEECH_CARD)
     (folder / "vocab.json").write_text(json.dumps({"<pad>": 0, "|": 1, "A": 2, "B": 3, "C": 4, "D": 5}))
     (folder / "sample.wav").write_bytes(wave(0.5))
+
+
+def write_text(folder: Path) -> None:
+    """A tiny BERT with random weights, and the vocabulary of WORDS."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    special = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
+    vocabulary = special | {word: number for number, word in enumerate(WORDS, 4)}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **sizes)).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "card.toml").write_text(TEXT_CARD)
+    (folder / "sample.json").write_text('{"inputs": "a good film"}')
 
 
 class Server:

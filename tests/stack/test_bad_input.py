@@ -6,6 +6,7 @@ import io
 import struct
 import threading
 import time
+import wave as wave_module
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,16 @@ def jpeg() -> bytes:
 
 
 ZEROS = zlib.compress(bytes(200_000_000), 9)  # 200 MB in 200 kB
+
+
+def two_hours() -> bytes:
+    """A WAV of 8 bits at 1 kHz: below the limit of the body."""
+    out = io.BytesIO()
+    with wave_module.open(out, "wb") as file:
+        file.setparams((1, 1, 1000, 0, "NONE", ""))
+        file.writeframes(b"\x90" * 7_200_000)
+    return out.getvalue()
+
 
 CASES: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = {
     "empty body": ("/predict/image", {"content": b"", "headers": PNG}, 400, "bad_input", ("empty",)),
@@ -74,7 +85,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = {
     "audio body of no bytes": ("/transcribe", {"content": b"", "headers": WAV}, 400, "bad_input", ("empty",)),
     "2-hour audio": (
         "/transcribe",
-        {"content": wave(7200, rate=200, value=0.1), "headers": WAV},
+        {"content": two_hours(), "headers": WAV},
         413,
         "too_large",
         ("limit is 1", "in parts"),
@@ -104,6 +115,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = {
         ("gpt-9", "all-minilm-l6-v2"),
     ),
     "model of path kind": ("/predict/image?model=../../etc", {"content": b"x", "headers": PNG}, 404, "unknown_model", ()),
+    "query where none is taken": ("/embed/text?model=x", {"json": {"inputs": "a"}}, 422, "invalid", ("'model'", "body")),
+    "query of a list": ("/models/toy/load?x=1", {}, 422, "invalid", ("'x'",)),
     "unknown query parameter": ("/predict/image?topk=1", {"content": b"x", "headers": PNG}, 422, "invalid", ("topk",)),
     "unknown media type": (
         "/predict/image",

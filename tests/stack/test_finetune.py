@@ -83,6 +83,11 @@ def test_from_an_archive_to_a_model_that_answers(server: Server):
     assert done["result"]["metrics"]["accuracy"] == 1.0
     assert done["report"]["train"] == {"bright": 19, "dark": 19} and done["report"]["val"] == {"bright": 5, "dark": 5}
     assert done["spec"]["seed"] == 0 and done["spec"]["optimizer"] == "sgd" and done["result"]["versions"]["torch"]
+    assert {"hearth", "python", "accelerate", "transformers"} < set(done["result"]["versions"])
+    best = done["progress"]["best"]
+    assert best["metrics"] == done["result"]["metrics"] and best == done["result"]["best"] and best["step"] == 4 * best["epoch"]
+    assert done["progress"]["device"] == done["result"]["device"] and done["progress"]["device_name"]
+    assert done["progress"]["memory_bytes"] > 1 << 20 and done["progress"]["seconds_left"] == 0
     wait_for(lambda: server.http.get("/models/shades").json().get("state") == "ready", 20)
     best = server.predict(picture(240, 240, 240), model="shades").json()["results"][0]["predictions"][0]
     assert best["label"] == "bright"
@@ -122,9 +127,9 @@ def test_recordings_become_a_model_that_transcribes(server: Server, how: dict[st
     assert done["report"]["train"]["recordings"] == 13 and done["report"]["val"]["words"] == 3
     assert done["result"]["metrics"]["word_error_rate"] >= 0 and done["spec"]["optimizer"] == "adamw"
     wait_for(lambda: server.http.get(f"/models/{name}").json().get("state") == "ready", 20)
-    (sample,) = (server.home / "models" / name).glob("sample.*")
+    (sample,) = (server.home / "models").glob(f"{name}*/sample.*")
     answer = server.http.post("/transcribe", params={"model": name}, content=sample.read_bytes()).json()
-    expected = json.loads((server.home / "models" / name / "expected.json").read_text())
+    expected = json.loads(sample.with_name("expected.json").read_text())
     assert answer["results"][0]["text"] == expected["text"] and answer["results"][0]["duration_s"] == 0.5
 
 
@@ -144,6 +149,11 @@ def test_idx_files_become_a_model(server: Server):
     assert best["label"] == "1"
 
 
+def test_a_metric_that_nobody_measures_fails_with_those_that_are(server: Server):
+    failed = ended(server, submit(server, "unmeasured", metric="f1").json()["id"])
+    assert failed["state"] == "failed" and "not measured by 'f1'; it is by: accuracy" in failed["reason"]
+
+
 def test_what_is_wrong_with_the_data_is_told_at_once(server: Server):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
@@ -160,12 +170,13 @@ def test_what_is_wrong_with_the_data_is_told_at_once(server: Server):
     ("spec", "data", "status", "words"),
     [
         ({"base": "nobody"}, None, 422, "no model is called 'nobody'"),
-        ({"base": "all-minilm-l6-v2"}, None, 422, "cannot be tuned over HTTP yet"),
         ({"base": "resnet18", "start": "fresh"}, None, 422, "no network of its own"),
         ({"keep": "last", "patience": 2}, None, 422, "leave one out"),
         ({"epochs": 0}, None, 422, "spec: epochs"),
         ({"epoch": 3}, None, 422, "unknown field 'epoch'"),
-        ({"name": "toy"}, None, 409, "is there already"),
+        ({"name": "toy-speech"}, None, 409, "is a model for speech-recognition already"),
+        ({"schedule": "step"}, None, 422, "'cosine' or 'linear'"),
+        ({"accumulate": 0}, None, 422, "spec: accumulate"),
         ({"name": "../up"}, None, 422, "spec: name"),
         ({}, b"", 400, "is empty"),
     ],
@@ -185,6 +196,23 @@ def test_parts_that_are_missing_are_named(server: Server):
     assert server.http.get("/finetune/nope/events").json()["code"] == "unknown_job"
 
 
+def test_a_second_job_is_a_second_version_and_one_call_undoes_it(server: Server):
+    """It goes live by itself with the share that its owner wanted; all is answered meanwhile, by versions that say so."""
+    first = submit(server, "twice").json()["id"]
+    assert ended(server, first)["result"]["version"] == 1
+    wait_for(lambda: server.http.get("/models/twice").json().get("state") == "ready", 20)
+    second = submit(server, "twice", base="twice", seed=5, traffic=0.5).json()
+    assert second["spec"]["base"] == "twice@1"
+    ask = lambda: server.predict(picture(240, 240, 240), model="twice").json()  # noqa: E731
+    while job(server, second["id"])["state"] not in ("succeeded", "failed"):
+        assert ask()["version"] == "1"
+    told = wait_for(lambda: [v["share"] for v in server.http.get("/models/twice").json()["versions"]] == [0.5, 0.5], 30)
+    assert told and {ask()["version"] for _ in range(60)} == {"1", "2"}
+    back = server.http.post("/models/twice/rollback").json()
+    assert [(v["version"], v["share"]) for v in back["versions"]] == [("1", 1.0), ("2", 0.0)]
+    assert {ask()["version"] for _ in range(20)} == {"1"}
+
+
 def test_cancel_answers_at_once_and_resume_goes_on(server: Server):
     id = submit(server, "long", epochs=10_000).json()["id"]
     wait_for(lambda: job(server, id)["progress"].get("step", 0) > 20, 60)
@@ -199,7 +227,7 @@ def test_cancel_answers_at_once_and_resume_goes_on(server: Server):
 
 
 def weights(home: Path, name: str) -> str:
-    return hashlib.sha256((home / "models" / name / "weights.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((home / "models" / f"{name}@1" / "weights.safetensors").read_bytes()).hexdigest()
 
 
 def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path: Path):

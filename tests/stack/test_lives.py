@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from PIL import Image
 
-from tests.stack.conftest import Server, picture, wait_for
+from tests.stack.conftest import Server, picture, saved, wait_for
 
 MAGENTA, GREEN, BLUE = picture(255, 0, 255), picture(0, 255, 0), picture(0, 0, 255)
 
@@ -94,6 +97,46 @@ def test_ten_killed_workers_cost_no_request(server: Server):
     assert load.right > 60
     assert server.model("toy")["workers"][0]["restarts"] >= 10
     assert statistics.median(recoveries) < 10, recoveries  # a bound, not a benchmark: benchmarks/recovery.py measures
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_every_caller_gets_its_own_answer(server: Server, data: st.DataObject):
+    """Requests of random sizes and mixes, some of whose callers leave, and workers that die meanwhile: each input of each request
+    has scores of its own, which were noted when it was alone.
+    """
+    raws = [Image.fromarray(np.random.default_rng(n).integers(0, 200, (8, 8, 3), np.uint8)) for n in range(24)]
+    pictures = [saved(raw) for raw in raws]
+    alone = [server.predict(raw).json()["results"][0] for raw in pictures]
+    assert len({str(answer["predictions"]) for answer in alone}) == len(alone)
+    mixes = data.draw(st.lists(st.lists(st.integers(0, 23), min_size=1, max_size=9), min_size=8, max_size=24))
+    leaving = data.draw(st.sets(st.integers(0, len(mixes) - 1), max_size=len(mixes) // 3))
+    kills = data.draw(st.integers(0, 2))
+    wrong: list[object] = []
+
+    def ask(number: int) -> None:
+        files = [("file", (str(which), pictures[which], "image/png")) for which in mixes[number]]
+        with httpx.Client(base_url=server.url, timeout=0.02 if number in leaving else 60) as http:
+            try:
+                answer = http.post("/predict/image", files=files)
+            except httpx.TimeoutException:
+                wrong.extend([] if number in leaving else [number])
+                return
+            results = answer.json()["results"] if answer.status_code == 200 else [answer.text]
+            for which, got in zip(mixes[number], results, strict=True):
+                if not close({"results": [got]}, {"results": [alone[which]]}) or got["file"] != str(which):
+                    wrong.append(got)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(mixes))]
+    for thread in threads:
+        thread.start()
+    for _ in range(kills):
+        pid = wait_for(lambda: [w["pid"] for w in server.model("toy")["workers"] if w["state"] == "ready"])[0]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(replaced(server, pid))
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_poison_gets_its_own_error_and_its_neighbours_get_answers(server: Server):

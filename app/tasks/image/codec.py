@@ -16,9 +16,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from app.card import Card
-from app.errors import BadInput, ModelFailed, TooLarge, UnsupportedMedia
+from app.errors import BadInput, HearthError, TooLarge, UnsupportedMedia
 from app.tasks.base import Decoded, Files, Output, Sample, unit
 from app.tasks.image.input import ImageInput
+from app.tasks.labels import best, read_labels
 
 # Of odd metadata, which is not ours to judge. Once and for all: catch_warnings is not made for threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -29,6 +30,7 @@ MEDIA_TYPES = tuple(f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # Pillow takes the header from any chunk before the pixels, and the last one counts
 _TINY = (64).to_bytes(4, "big")  # pixels along a side, as a PNG's header writes it: decoding takes 50 µs
+_STRIP = 256  # rows
 _MARGIN = 2  # decoded this many times as large as resized or larger; why 2: tests/models/test_image_exactness.py
 _TURNED = range(2, 9)  # EXIF orientations other than upright
 _ON_ITS_SIDE = range(5, 9)
@@ -41,9 +43,7 @@ class ImageCodec:
     def __init__(self, card: Card, files: Files, meta: dict[str, Any], max_pixels: float = 50_000_000) -> None:
         self._input = ImageInput(**card.input)
         self._max_pixels = max_pixels
-        self._labels: list[str] = (
-            files["labels.txt"].read_text(encoding="utf-8").splitlines() if "labels.txt" in files else meta.get("labels") or []
-        )
+        self._labels = read_labels(files, meta)
 
     def light(self, item: bytes) -> bool:
         """A PNG whose header says that it is tiny; of other formats, size in bytes says too little."""
@@ -58,7 +58,9 @@ class ImageCodec:
         picture = self._open(item)
         try:
             return self._prepare(picture)
-        except (OSError, SyntaxError, ValueError, TypeError, EOFError, MemoryError, ArithmeticError, IndexError) as error:
+        except HearthError:
+            raise
+        except Exception as error:  # Pillow's plugins raise whatever their parsers trip over
             if "truncated" in str(error) or isinstance(error, EOFError):
                 raise BadInput("the picture is truncated: its file ends too early; send the whole file") from error
             raise BadInput(f"the picture is damaged ({error}); send it again, or convert it to JPEG or PNG") from error
@@ -68,15 +70,7 @@ class ImageCodec:
         output = outputs[0]
         if "embedding" in output:
             return {"embedding": unit(output["embedding"]) if normalize else output["embedding"]}
-        scores = output["scores"]
-        if self._labels and len(self._labels) != len(scores):
-            raise ModelFailed(f"the model gave {len(scores)} scores for {len(self._labels)} labels; mend its labels.txt")
-        best = np.argsort(-scores, kind="stable")[:top_k]
-        pairs = zip(best.tolist(), scores[best].tolist(), strict=True)
-        return {"predictions": [{"label": self._label(i), "index": i, "score": score} for i, score in pairs]}
-
-    def _label(self, index: int) -> str:
-        return self._labels[index] if self._labels else str(index)
+        return best(output["scores"], self._labels, top_k)
 
     def _open(self, raw: bytes) -> Image.Image:
         if not raw:
@@ -87,7 +81,7 @@ class ImageCodec:
             raise self._too_many("more than 179 million pixels") from error  # 2 x PIL.Image.MAX_IMAGE_PIXELS
         except UnidentifiedImageError as error:
             raise UnsupportedMedia(f"these bytes are no picture that can be read; send one of {', '.join(FORMATS)}") from error
-        except (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, MemoryError) as error:
+        except Exception as error:  # as in _read
             raise BadInput(f"the picture's header is damaged ({error}); send it again, or convert it to JPEG or PNG") from error
         width, height = picture.size
         if width * height > self._max_pixels:
@@ -149,11 +143,14 @@ def _to_8_bit(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         if not np.isfinite(values).all():
             raise ValueError("its pixels are not all finite numbers")
-        scaled = values * (255.0 if values.max(initial=0.0) <= 1.0 else 1.0)
+        share = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
     else:
-        scaled = values / (257.0 if values.max(initial=0) > 255 or picture.mode != "I" else 1.0)
+        share = 1 / 257 if values.max(initial=0) > 255 or picture.mode != "I" else 1.0
+    levels = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), _STRIP):  # of the whole at once, a copy in double precision would be 400 MB
+        levels[row : row + _STRIP] = np.clip(np.rint(values[row : row + _STRIP] * share), 0, 255)
     exif = picture.getexif()
-    small = Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), "L")
+    small = Image.fromarray(levels, "L")
     small.getexif().update(exif)
     return small
 

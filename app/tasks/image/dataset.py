@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from app.card import Card
 from app.errors import BadInput, HearthError
-from app.tasks.base import Batch
+from app.tasks.base import Batch, device_of
 from app.tasks.findings import Findings
 from app.tasks.image import idx
 from app.tasks.image.codec import ImageCodec
@@ -102,10 +102,10 @@ class ImageDataset:
     def score(self, module: torch.nn.Module) -> dict[str, float]:
         """Top-1 accuracy on the held-out pictures."""
         pixels, labels = self._held_out
-        right = 0
+        right, device = 0, device_of(module)
         for start in range(0, len(labels), _SCORED):
-            logits = module(self._normalise(pixels[start : start + _SCORED].float() / 255))
-            right += int((logits.argmax(1) == labels[start : start + _SCORED]).sum())
+            logits = module(self._normalise(pixels[start : start + _SCORED].float() / 255).to(device))
+            right += int((logits.argmax(1).cpu() == labels[start : start + _SCORED]).sum())
         return {"accuracy": right / len(labels)}
 
     def _normalise(self, pixels: Tensor) -> Tensor:

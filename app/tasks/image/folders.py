@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +21,10 @@ from app.card import Card
 from app.errors import HearthError
 from app.tasks import table
 from app.tasks.base import Files
-from app.tasks.findings import Findings
+from app.tasks.findings import Findings, split, weigh
 from app.tasks.image import idx
 from app.tasks.image.codec import ImageCodec
 from app.tasks.table import SPLITS
-
-_UNEVEN = 10  # times as many pictures in the largest class as in the smallest, from which on it is told
 
 
 @dataclass(slots=True)
@@ -65,7 +63,7 @@ def _check_idx(root: Path, card: Card, into: Path) -> dict[str, Any]:
     targets = {part: np.searchsorted(values, labels).tolist() for part, (_, labels) in parts.items()}
     found.train, found.val = ([(root, target) for target in targets.get(part, ())] for part in ("train", "val"))
     if not found.problems:
-        _weigh(found)
+        weigh(Counter(target for _, target in found.train), found.labels, "pictures", found)
     if not found.problems:
         pixels = {part: idx.as_served(pictures, card) for part, (pictures, _) in parts.items()}
         keep(
@@ -95,16 +93,16 @@ def find(root: Path, validation: float, seed: int) -> Found:
         )
     elif not parts["val"]:
         _split(found, validation, seed)
-    _weigh(found)
+    weigh(Counter(target for _, target in found.train), found.labels, "pictures", found)
     return found
 
 
 def _of_folders(root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
     parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
-    split = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS}
-    if split and len(split) == len(folders) and "train" in split.values():
-        for part, name in split.items():
+    parted = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS}
+    if parted and len(parted) == len(folders) and "train" in parted.values():
+        for part, name in parted.items():
             parts[name] += _classes(part, root, found)
     else:
         parts["train"] = _classes(root, root, found)
@@ -146,34 +144,15 @@ def _of_table(path: Path, root: Path, found: Found) -> dict[str, list[tuple[Path
 
 
 def _split(found: Found, validation: float, seed: int) -> None:
-    """Stratified and seeded: of each class the same share, at least one."""
-    random = np.random.default_rng(seed)
-    by_class: dict[int, list[Path]] = defaultdict(list)
-    for path, target in found.train:
-        by_class[target].append(path)
-    found.train, found.val = [], []
-    for target, paths in sorted(by_class.items()):
-        if len(paths) < 2:
+    """The same share of each class."""
+    items = found.train
+    for target, count in sorted(Counter(target for _, target in items).items()):
+        if count < 2:
             found.wrong(
                 found.labels[target], "has one picture", "give at least two of each class: one to learn from, one to check with"
             )
-        order = random.permutation(len(paths))
-        kept_out = min(len(paths) - 1, max(1, round(validation * len(paths))))
-        found.val += [(paths[place], target) for place in sorted(order[:kept_out])]
-        found.train += [(paths[place], target) for place in sorted(order[kept_out:])]
-
-
-def _weigh(found: Found) -> None:
-    """What hinders learning without being wrong."""
-    counts = Counter(target for _, target in found.train)
-    for target, label in enumerate(found.labels):
-        if not counts[target]:
-            found.wrong(label, "has no picture to train on", "add some, or take the class out")
-    if counts and max(counts.values()) > _UNEVEN * min(counts.values()):
-        most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-        found.warnings.append(
-            f"uneven classes: {counts[most]} pictures of {found.labels[most]!r}, {counts[least]} of {found.labels[least]!r}"
-        )
+    train, val = split([target for _, target in items], validation, seed)
+    found.train, found.val = [items[place] for place in train], [items[place] for place in val]
 
 
 def decode(found: Found, root: Path, card: Card) -> Iterator[tuple[str, int, np.ndarray]]:

@@ -35,6 +35,7 @@ _MAGIC = {  # first bytes, and those from the eighth → demuxer
     (b"\x1aE\xdf\xa3", b""): "matroska",
     (b"FORM", b"AIF"): "aiff",
 }
+_RATES = (1_000, 768_000)  # Hz; beyond them is damage, and a filter from 120 MHz down takes seconds
 _QUIETEST = 10 ** (-70 / 20)  # -70 dBFS: below the noise of any microphone, above the dither of 16-bit files
 _SHORTEST = 400  # samples at 16 kHz that one frame of Wav2Vec2 needs: 25 ms
 
@@ -70,6 +71,7 @@ def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
         if not container.streams.audio:
             raise UnsupportedMedia("the file has no sound in it; send WAV, FLAC, MP3, OGG, M4A or WebM")
         stream = container.streams.audio[0]
+        _believable(stream.rate)
         stated_s = float(container.duration or 0) / av.time_base
         if stated_s > max_seconds + 1:
             raise _too_long(stated_s, max_seconds)
@@ -85,7 +87,8 @@ def _mono(frames: Iterator[av.AudioFrame], rate: int, max_seconds: float) -> np.
     """Channels averaged, at `rate`; where rate or channels change on the way, a new resampler takes over."""
     parts: list[np.ndarray] = []
     count = 0
-    for _, alike in groupby(frames, key=lambda frame: (frame.sample_rate, frame.layout.name, frame.format.name)):
+    for (heard, *_), alike in groupby(frames, key=lambda frame: (frame.sample_rate, frame.layout.name, frame.format.name)):
+        _believable(heard)
         resampler = av.AudioResampler(format="fltp", rate=rate, frame_size=rate)  # a second at a time: codecs' frames are short
         for frame in chain(alike, [None]):  # None: what is left
             if frame is not None:
@@ -96,6 +99,13 @@ def _mono(frames: Iterator[av.AudioFrame], rate: int, max_seconds: float) -> np.
             if count > max_seconds * rate:
                 raise _too_long(count / rate, max_seconds)
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _believable(rate: int) -> None:
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise BadInput(
+            f"the recording claims {rate:,} samples a second; {_RATES[0]:,} to {_RATES[1]:,} are read: export it again"
+        )
 
 
 def _too_long(seconds: float, limit: float) -> TooLarge:

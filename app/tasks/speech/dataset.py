@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from app.card import Card
 from app.errors import BadInput, HearthError
-from app.tasks.base import Batch, Files
+from app.tasks.base import Batch, Files, device_of
 from app.tasks.speech import network
 from app.tasks.speech.audio import read_audio
 from app.tasks.speech.codec import SpeechCodec
@@ -127,9 +127,11 @@ class SpeechDataset:
         """What the server would answer."""
         arrays = self._codec._sample(wave).arrays
         with torch.inference_mode():
-            batch = {name: torch.from_numpy(array) for name, array in self._program.collate([arrays]).items()}
+            batch = {
+                name: torch.from_numpy(array).to(device_of(module)) for name, array in self._program.collate([arrays]).items()
+            }
             found = self._program.forward(self._program.networks(module), batch)
-        (output,) = self._program.split({name: tensor.numpy() for name, tensor in found.items()}, [arrays])
+        (output,) = self._program.split({name: tensor.cpu().numpy() for name, tensor in found.items()}, [arrays])
         return "".join(letter for letter, *_ in self._codec._letters(output["token_ids"], output["token_scores"])).strip()
 
     def _collate(self, clips: Sequence[Clip]) -> Batch:

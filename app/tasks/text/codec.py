@@ -1,4 +1,4 @@
-"""Text → token ids, embedding → answer. The `tokenizers` library does the work."""
+"""Text → token ids; embedding, or scores → answer. The `tokenizers` library does the work."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from app.card import Card
 from app.errors import Invalid, TooLarge
 from app.tasks.base import Decoded, Files, Output, Sample, unit
+from app.tasks.labels import best, read_labels
 from app.tasks.text.input import TextInput
 
 # A longer text cannot have few enough tokens unless its words are longer than any that people write; it is refused unread.
@@ -19,16 +20,16 @@ _LIGHT = 500  # characters: 150 µs of tokenising
 
 
 class TextCodec:
-    """The codec of text models. `tokenizer.json` is read once; encoding is thread-safe."""
+    """The codec of text embeddings. `tokenizer.json` is read once; encoding is thread-safe."""
 
     def __init__(self, card: Card, files: Files, meta: dict[str, Any]) -> None:
-        self._max_tokens = min(TextInput(**card.input).max_tokens, meta.get("max_tokens") or 1 << 30)
+        self.max_tokens = min(TextInput(**card.input).max_tokens, meta.get("max_tokens") or 1 << 30)
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._cutting: Tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
         self._cutting.no_padding()
-        self._cutting.enable_truncation(self._max_tokens)
+        self._cutting.enable_truncation(self.max_tokens)
 
     def light(self, item: str) -> bool:
         """All but long texts."""
@@ -42,17 +43,17 @@ class TextCodec:
             item.encode()
         except UnicodeEncodeError as error:
             raise Invalid(f"the text has half of a surrogate pair at character {error.start}; send valid Unicode") from error
-        most = self._max_tokens * _MOST_CHARACTERS_PER_TOKEN
+        most = self.max_tokens * _MOST_CHARACTERS_PER_TOKEN
         if len(item) > most and not truncate:
             raise TooLarge(
-                f"the text has {len(item):,} characters; the limit is {self._max_tokens} tokens: "
+                f"the text has {len(item):,} characters; the limit is {self.max_tokens} tokens: "
                 "shorten it, send it in parts, or set truncate to true"
             )
         tokenizer = self._cutting if truncate else self._tokenizer
         ids = tokenizer.encode(item[:most]).ids
-        if len(ids) > self._max_tokens:
+        if len(ids) > self.max_tokens:
             raise TooLarge(
-                f"the text has {len(ids)} tokens; the limit is {self._max_tokens}: "
+                f"the text has {len(ids)} tokens; the limit is {self.max_tokens}: "
                 "shorten it, send it in parts, or set truncate to true"
             )
         sample = Sample(arrays={"input_ids": np.array(ids, np.int64)}, cost=float(len(ids)))
@@ -68,3 +69,15 @@ class TextCodec:
                 raise Invalid(f"dimensions is {dimensions}; this model has {len(vector)}")
             vector = vector[:dimensions]
         return {"embedding": unit(vector) if normalize else vector}
+
+
+class TextClassifierCodec(TextCodec):
+    """The codec of text classifiers: texts are read as for embeddings."""
+
+    def __init__(self, card: Card, files: Files, meta: dict[str, Any]) -> None:
+        super().__init__(card, files, meta)
+        self._labels = read_labels(files, meta)
+
+    def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, top_k: int = 5) -> dict[str, Any]:  # type: ignore[override]
+        """`scores` [C] → the `top_k` labels, best first."""
+        return best(outputs[0]["scores"], self._labels, top_k)

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Positions start after the padding id (transformers, create_position_ids_from_input_ids).
-_AFTER_PADDING = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta"})
+from app.tasks.text.input import first_position
 
 
 class TextEncoder(nn.Module):
@@ -19,7 +18,8 @@ class TextEncoder(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.first_position = first_position(module.config)
+        config: Any = module.config
+        self.first_position = first_position(config.to_dict())
 
     def forward(self, input_ids: Tensor, positions: Tensor, texts: Tensor) -> Tensor:
         """[R, L] each, `texts` the number of the text that a token belongs to → hidden states float32 [R, L, D]."""
@@ -52,6 +52,24 @@ class PlainTextEncoder(nn.Module):
         return hidden.float()
 
 
-def first_position(config: Any) -> int:
-    """The position of a text's first token."""
-    return int(config.pad_token_id) + 1 if config.model_type in _AFTER_PADDING else 0
+class TextClassifier(nn.Module):
+    """An encoder, and a linear layer over the vector of a text. What is trained and written; `program.py` runs the two."""
+
+    def __init__(self, encoder: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        config: Any = encoder.config
+        self.classifier = nn.Linear(int(config.hidden_size), classes)
+
+
+class Classifier(nn.Module):
+    """The linear layer as a network."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """float32 [B, D] → class probabilities float32 [B, C]."""
+        scores: Tensor = self.layer(embedding.to(self.layer.weight.dtype)).float().softmax(1)
+        return scores

@@ -15,7 +15,7 @@ import numpy as np
 
 from app.card import Card
 from app.tasks.base import Arrays, Batch, Files, Networks, Output
-from app.tasks.text.input import TextInput
+from app.tasks.text.input import TextInput, most_tokens
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,15 +77,37 @@ class TextProgram:
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`dimensions`, `max_tokens`, `parameters`."""
-        from app.tasks.text.network import first_position
-
         config: Any = module.config
-        positions = int(config.max_position_embeddings) - first_position(config)
         return {
             "dimensions": int(config.hidden_size),
-            "max_tokens": min(self._input.max_tokens, positions),
+            "max_tokens": most_tokens(self._input, config.to_dict()),
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
         }
+
+
+class TextClassifierProgram(TextProgram):
+    """The same encoders, and on a text's vector the linear layer of `TextClassifier`."""
+
+    def networks(self, module: nn.Module) -> dict[str, nn.Module]:
+        """`encoder` as above; `classifier`: vectors float32 [B, D] → probabilities float32 [B, C]."""
+        from app.tasks.text.network import Classifier
+
+        whole: Any = module
+        return super().networks(whole.encoder) | {"classifier": Classifier(whole.classifier)}
+
+    def forward(self, networks: Networks, batch: Batch) -> Batch:
+        """`scores` float32 [B, C]."""
+        return {"scores": networks["classifier"](super().forward(networks, batch)["embedding"])}
+
+    def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
+        """One row each."""
+        return [{"scores": outputs["scores"][row]} for row in range(len(samples))]
+
+    def describe(self, module: nn.Module) -> dict[str, Any]:
+        """`classes`, `dimensions`, `max_tokens`, `parameters`."""
+        whole: Any = module
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        return super().describe(whole.encoder) | {"classes": whole.classifier.out_features, "parameters": parameters}
 
 
 def pack(lengths: Sequence[int]) -> tuple[list[list[int]], int]:

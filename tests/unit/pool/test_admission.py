@@ -82,3 +82,9 @@ def test_the_pace_is_the_mean_of_uneven_batches():
             for _ in range(32):
                 admission.answered(pace_s, 32)
     assert admission.pace_s == pytest.approx(0.1, rel=0.2)
+
+
+def test_samples_count_where_an_input_made_many():
+    queue = Admission("m", held=2, sent=100, pace_s=0.0)
+    with pytest.raises(TooBusy, match="100 inputs wait and the queue holds 64"):
+        queue.check(1, room=64, allowed_s=10, workers=1)

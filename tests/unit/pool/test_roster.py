@@ -32,7 +32,7 @@ def test_a_wanted_model_loads_then_is_ready(roster: Roster):
     assert roster.models["m"].state == "loading"
     roster.forked(birth.name, 42)
     assert roster.ready(birth.name, {"dimensions": 3})
-    entry = roster.table(1).models["m"]
+    entry = roster.table(1, {}).models["m"]
     assert (entry.state, entry.workers[0].pid, entry.meta) == ("ready", 42, {"dimensions": 3})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import BadInput, HearthError, TooLarge, UnsupportedMedia
-from app.tuning.archive import Bounds, strip, unpack
+from app.tuning.archive import Bounds, is_archive, strip, unpack
 
 Pack = Callable[[dict[str, bytes]], Path]
 
@@ -113,3 +113,13 @@ def test_a_torn_archive_is_told_wherever_it_is_torn(make: Callable[[Path, dict[s
         (tmp_path / "torn").write_bytes(raw[:cut])
         with pytest.raises(HearthError):
             unpack(tmp_path / "torn", folder)
+
+
+@pytest.mark.parametrize("make", [a_zip, a_tar])
+def test_an_archive_is_told_from_a_table_whole_or_torn(make: Callable[[Path, dict[str, bytes]], Path], tmp_path: Path):
+    path = make(tmp_path / "whole", {"a.csv": b"text,label\n"})
+    assert is_archive(path)
+    (tmp_path / "torn").write_bytes(path.read_bytes()[:40])
+    assert is_archive(tmp_path / "torn")
+    (tmp_path / "table").write_text("text,label\n")
+    assert not is_archive(tmp_path / "table")

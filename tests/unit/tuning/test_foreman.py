@@ -94,12 +94,12 @@ def test_what_succeeded_is_told_to_the_supervisor(house, tmp_path):
     STARTED[0].status = -15 if STARTED[0].terminated else 0
     foreman.turn()
     foreman.turn()
-    assert supervisor.sent == [Adopt("photos")]
+    assert supervisor.sent == [Adopt("photos@1", 1.0)]
 
 
 def made(home, id, name="photos"):
-    (home / "models" / name).mkdir(parents=True)
-    (home / "models" / name / "tuned.json").write_text(json.dumps({"job": id}))
+    (home / "models" / f"{name}@1").mkdir(parents=True)
+    (home / "models" / f"{name}@1" / "tuned.json").write_text(json.dumps({"job": id}))
 
 
 def test_the_next_foreman_says_what_the_last_one_could_not(house, tmp_path):
@@ -110,7 +110,7 @@ def test_the_next_foreman_says_what_the_last_one_could_not(house, tmp_path):
     made(tmp_path, ids[0], "one")
     made(tmp_path, "another", "two")
     Foreman(Settings(home=tmp_path), store, supervisor)
-    assert supervisor.sent == [Adopt("one")]
+    assert supervisor.sent == [Adopt("one@1", 1.0)]
 
 
 def test_a_job_whose_folder_is_gone_fails_alone(house, tmp_path):

@@ -77,6 +77,11 @@ def net() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
 
 
+def linear() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return torch.nn.Linear(4, 2)
+
+
 def run(recipe: Recipe) -> tuple[torch.nn.Module, list[Progress]]:
     module = net()
     return module, list(Training(module, Clouds(), recipe))

@@ -55,6 +55,7 @@ class ToyPool:
         self.verdicts = {"toy": ""}
         self.state = "ready"
         self.woken = False
+        self.shadowed = ""
 
     def _model(self, task: str = "image-classification") -> Model:
         card = Card(name="toy", folder=Path("/x"), task=task, source={"kind": "file"}, about={"licence": "x"})
@@ -63,6 +64,20 @@ class ToyPool:
 
     def models(self) -> list[Model]:
         return [self._model()]
+
+    def versions(self, name: str) -> list[Model]:
+        if name != "toy":
+            raise UnknownModel(f"no model is called {name!r}; there are: toy")
+        return [self._model()]
+
+    def shadow(self, model: str) -> str:
+        return self.shadowed
+
+    async def switch(self, name: str, shares: dict[str, float], shadow: str) -> None:
+        self.switched = (name, shares, shadow)
+
+    async def back(self, name: str) -> None:
+        raise Conflict(f"{name} has no earlier state of its traffic to go back to")
 
     def find(self, name: str | None, task: str) -> tuple[Model, ToyCodec]:
         if name not in (None, "toy"):

@@ -66,6 +66,15 @@ async def test_texts_become_vectors(client):
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(body["embeddings"][0]), "<f4"), [2.0, 0.5])
 
 
+async def test_texts_are_classified_in_order_and_a_bad_one_gets_its_own_error(client):
+    body = (await client.post("/predict/text", json={"inputs": ["ab", "bad", "cde"], "top_k": 1, "truncate": True})).json()
+    assert (body["model"], body["version"]) == ("toy", "1")
+    two, bad, three = body["results"]
+    assert two == {"predictions": [{"label": "len", "index": 0, "score": 2.0}]} and three["predictions"][0]["score"] == 3.0
+    assert bad["error"]["code"] == "bad_input"
+    told(await client.post("/predict/text", json={"inputs": "bad"}), 400, "bad_input", "truncated")
+
+
 async def test_a_bad_text_among_others_leaves_a_hole_and_a_reason(client):
     body = (await client.post("/embed/text", json={"inputs": ["ab", "bad"]})).json()
     assert body["embeddings"] == [[2.0, 0.5], None]
@@ -121,6 +130,10 @@ async def test_a_long_recording_is_one_result_of_several_windows(client):
         (("/embed/text", {"json": {"inputs": "a", "truncate": 1}}), 422, "invalid", ["truncate"]),
         (("/embed/text", {"json": {"inputs": ["a"] * 5}}), 413, "too_large", ["5 inputs", "limit is 4"]),
         (("/embed/text", {"json": {"inputs": []}}), 422, "invalid", ["inputs"]),
+        (("/predict/text", {"json": {"inputs": []}}), 422, "invalid", ["inputs"]),
+        (("/predict/text", {"json": {"inputs": ["a"] * 5}}), 413, "too_large", ["5 inputs", "limit is 4"]),
+        (("/predict/text", {"json": {"inputs": "a", "top_k": 0}}), 422, "invalid", ["top_k"]),
+        (("/predict/text", {"json": {"inputs": "a", "normalize": True}}), 422, "invalid", ["normalize", "top_k"]),
         (
             ("/embed/text", {"content": b"a", "headers": {"content-type": "text/csv"}}),
             415,

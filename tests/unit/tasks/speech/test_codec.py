@@ -118,7 +118,9 @@ def test_pcm_at_the_models_rate_is_heard_bit_for_bit():
         (wav(np.full(16000, np.nan, np.float32)), BadInput, "NaN"),
         (wav(np.full(16000, np.inf, np.float32)), BadInput, "NaN"),
         (wav(np.tile(TONE, 61)), TooLarge, "1.0 minutes or more; the limit is 1:"),
-        (wav(np.full(70, 0.1, np.float32), rate=1), TooLarge, "limit is 1"),
+        (wav(np.full(61_000, 0.1, np.float32), rate=1000), TooLarge, "limit is 1"),
+        (wav(np.full(70, 0.1, np.float32), rate=1), BadInput, "claims 1 samples a second"),
+        (wav(TONE, rate=120_000_007), BadInput, "claims 120,000,007 samples a second"),
     ],
 )
 def test_what_cannot_be_heard_is_told(raw: bytes, error: type[HearthError], words: str):

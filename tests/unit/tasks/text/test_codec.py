@@ -10,13 +10,13 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from app.card import Card
-from app.errors import HearthError, Invalid, TooLarge
+from app.errors import HearthError, Invalid, ModelFailed, TooLarge
 from app.tasks.base import Decoded
-from app.tasks.text.codec import TextCodec
+from app.tasks.text.codec import TextClassifierCodec, TextCodec
 
 
 @pytest.fixture
-def codec(tmp_path: Path) -> TextCodec:
+def tokenizer(tmp_path: Path) -> Path:
     vocabulary = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3, "b": 4}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -24,10 +24,16 @@ def codec(tmp_path: Path) -> TextCodec:
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=32)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    card = Card(
-        name="m", folder=tmp_path, task="text-embedding", source={"kind": "file"}, input={"max_tokens": 8}, about={"licence": "x"}
-    )
-    return TextCodec(card, {"tokenizer.json": tmp_path / "tokenizer.json"}, {"max_tokens": 512})
+    return tmp_path / "tokenizer.json"
+
+
+def card(task: str) -> Card:
+    return Card(name="m", folder=Path("/x"), task=task, source={"kind": "file"}, input={"max_tokens": 8}, about={"licence": "x"})
+
+
+@pytest.fixture
+def codec(tokenizer: Path) -> TextCodec:
+    return TextCodec(card("text-embedding"), {"tokenizer.json": tokenizer}, {"max_tokens": 512})
 
 
 def test_a_text_is_its_tokens_and_costs_as_many(codec: TextCodec):
@@ -77,3 +83,15 @@ def test_vectors_are_cut_then_scaled(codec: TextCodec, options: dict[str, Any], 
 def test_more_dimensions_than_there_are_is_told(codec: TextCodec):
     with pytest.raises(Invalid, match="dimensions is 4; this model has 3"):
         codec.interpret(Decoded(samples=()), [{"embedding": np.zeros(3, np.float32)}], dimensions=4)
+
+
+def test_scores_become_labels_best_first(tokenizer: Path, tmp_path: Path):
+    (tmp_path / "labels.txt").write_text("bad\nfair\ngood\n")
+    files = {"tokenizer.json": tokenizer, "labels.txt": tmp_path / "labels.txt"}
+    codec = TextClassifierCodec(card("text-classification"), files, {})
+    assert codec.decode("a b").samples[0].arrays["input_ids"].tolist() == [1, 3, 4, 2], "read as for embeddings"
+    output = {"scores": np.array([0.25, 0.125, 0.625], np.float32)}
+    best = [{"label": "good", "index": 2, "score": 0.625}, {"label": "bad", "index": 0, "score": 0.25}]
+    assert codec.interpret(Decoded(samples=()), [output], top_k=2) == {"predictions": best}
+    with pytest.raises(ModelFailed, match=r"2 scores for 3 labels; mend its labels.txt"):
+        codec.interpret(Decoded(samples=()), [{"scores": np.zeros(2, np.float32)}])

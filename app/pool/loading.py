@@ -1,0 +1,152 @@
+"""The supervisor's hand for models: loads and unloads them, and answers who asked when they stand still."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, Protocol
+
+from app.card import Card
+from app.errors import HearthError, UnknownModel
+from app.logs import log
+from app.pool.processes import Nursery
+from app.pool.roster import Birth, Roster
+from app.settings import Settings
+from app.tasks.base import Files
+from app.wire.blackbox import BlackBox
+from app.wire.messages import Change, Changed, Message, Stop
+from app.wire.sockets import address
+
+Fetch = Callable[[Card], Awaitable[Files]]
+"""Find a model's files, downloading them if they are not here. Raises HearthError."""
+
+
+class House(Protocol):
+    """What the supervisor does for its hands."""
+
+    def publish(self) -> None:
+        """Tell every frontend what there is now."""
+        ...
+
+    def tell(self, message: Message, to: str) -> None:
+        """Send a message to a frontend or worker."""
+        ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it; that it fails ends the server."""
+        ...
+
+    def settled(self, model: str) -> None:
+        """A model is ready, has failed, or is unloaded and its processes are gone."""
+        ...
+
+
+class Loading:
+    """Who is loaded. What follows from each event is decided in `roster.py`; here it is carried out."""
+
+    def __init__(self, settings: Settings, roster: Roster, folder: Path, fetch: Fetch, nursery: Nursery, house: House) -> None:
+        self.boxes: dict[str, BlackBox] = {}
+        """Of the workers that live."""
+        self._settings = settings
+        self._roster = roster
+        self._folder = folder
+        self._fetch = fetch
+        self._nursery = nursery
+        self._house = house
+        self._waiting: dict[str, list[tuple[str, int]]] = {}  # model → frontends that wait for it to settle
+
+    def load(self, model: str) -> None:
+        """Start its workers, once its files are here."""
+        served = self._roster.models[model]
+        served.wanted, served.why = True, ""
+        self._house.spawn(self._start_workers(model))
+
+    async def _start_workers(self, model: str) -> None:
+        self._house.publish()
+        served = self._roster.models[model]
+        try:
+            files = await self._fetch(served.card)
+        except HearthError as error:
+            self.give_up(model, error.detail)
+            return
+        if served.wanted and not served.slots:  # it may have been unloaded, and loaded again, while the files came
+            for birth in self._roster.want(model, files):
+                self.fork(birth)
+            self._house.publish()
+
+    def unload(self, model: str, why: str = "") -> None:
+        """Frontends hear first, so that the workers' last word is an answer."""
+        workers = self._roster.unwant(model, why)
+        self._house.publish()
+        for worker in workers:
+            self._house.tell(Stop(), to=worker)
+            asyncio.get_running_loop().call_later(self._settings.drain_s, self._nursery.kill, worker)
+
+    def give_up(self, model: str, why: str) -> None:
+        """It counts as failed."""
+        log.error("%s failed: %s", model, why)
+        self.unload(model, why)
+        self.settle(model)
+
+    def fork(self, birth: Birth) -> None:
+        """Ask the nursery for a worker."""
+        served = self._roster.models[birth.model]
+        path = self._folder / f"{birth.name}.blackbox"
+        self.boxes[birth.name] = BlackBox(path, create=True)
+        self._nursery.fork(
+            {
+                "name": birth.name,
+                "card": served.card.model_dump_json(),
+                "files": {name: str(file) for name, file in served.files.items()},
+                "device": birth.device,
+                "threads": self._settings.thread_count(),
+                "precision": self._settings.precision,
+                "compute": self._settings.compute,
+                "home": str(self._settings.home),
+                "address": address(str(self._folder), birth.name),
+                "control": address(str(self._folder), "supervisor"),
+                "blackbox": str(path),
+            }
+        )
+
+    def change(self, peer: str, change: Change) -> None:
+        """A frontend wants a model loaded or unloaded."""
+        served = self._roster.models.get(change.model)
+        if served is None:
+            error = UnknownModel(f"no model is called {change.model!r}")
+            self._house.tell(Changed(change.id, error.code, error.detail), to=peer)
+            return
+        self._waiting.setdefault(change.model, []).append((peer, change.id))
+        if change.verb == "load" and not served.wanted:
+            self.load(change.model)
+        elif change.verb == "unload" and served.wanted:
+            self.unload(change.model)
+        self.settle(change.model)
+
+    def buried(self, worker: str) -> tuple[int, ...]:
+        """A worker's process is gone; the samples that it was running."""
+        box = self.boxes.pop(worker, None)
+        running = box.read().running if box else ()
+        if box:
+            box.close()
+        for leftover in (f"{worker}.blackbox", worker):
+            (self._folder / leftover).unlink(missing_ok=True)
+        return running
+
+    def lives(self, model: str) -> bool:
+        """Whether a process of its is there, wanted or not."""
+        return any(worker.rpartition(".")[0] == model for worker in self.boxes)
+
+    def settle(self, model: str) -> None:
+        """Answer those who wait for `model`, if it stands still: ready, failed, or unloaded and its processes gone."""
+        served = self._roster.models[model]
+        if served.state == "ready" or (not served.wanted and not self.lives(model)):
+            for frontend, id in self._waiting.pop(model, []):
+                self._house.tell(Changed(id), to=frontend)
+        self._house.settled(model)
+
+    def settle_all(self) -> None:
+        """A process ended: whoever waits may wait for that."""
+        for model in list(self._waiting):
+            self.settle(model)

@@ -1,0 +1,133 @@
+"""The supervisor's hand for versions: shares a model's traffic anew, at once, when every version that shall answer is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+
+from app.card import Card
+from app.catalogue import number_of, versions_of
+from app.errors import Conflict, HearthError, UnknownModel
+from app.logs import log
+from app.pool.loading import House, Loading
+from app.pool.roster import Roster, Served
+from app.pool.traffic import Traffic
+from app.wire.messages import Back, Changed, Route, Switch
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A route that waits for its versions."""
+
+    model: str
+    keys: frozenset[str]
+    """Who must be ready for it."""
+    route: Route | None = None
+    asker: tuple[str, int] | None = None
+    back: bool = False
+    adopted: str = ""
+    """A new version, whose route is made when it is ready, from what it is then."""
+    share: float = 0.0
+
+
+class Switching:
+    """Changes of traffic under way. Until one is done, everything is answered as before."""
+
+    def __init__(self, roster: Roster, traffic: Traffic, loading: Loading, house: House, *, kept: int, grace_s: float) -> None:
+        """`kept`: how many versions of a model stay on the disk. `grace_s`: what loses its traffic stays loaded for so long."""
+        self._roster = roster
+        self._traffic = traffic
+        self._loading = loading
+        self._house = house
+        self._kept = kept
+        self._grace_s = grace_s
+        self._changes: list[_Change] = []
+
+    def routes(self) -> dict[str, Route]:
+        """What frontends are told."""
+        return self._traffic.routes(self._roster.models)
+
+    def adopt(self, card: Card, share: float) -> None:
+        """A job made this version; it gets its share as soon as it is ready."""
+        key = card.name
+        self._roster.models.setdefault(key, Served(card, default=False, preload=False))
+        under_way = any(change.adopted == key for change in self._changes)
+        if not under_way and self._traffic.adoption(key, share, self._roster.models):
+            self._begin(_Change(card.model, frozenset([key] if share else []), adopted=key, share=share))
+
+    def asked(self, peer: str, message: Switch | Back) -> None:
+        """A frontend wants other shares, or those from before."""
+        there, model = self._roster.models, message.model
+        try:
+            if not versions_of(model, there):
+                raise UnknownModel(f"no model is called {model!r}")
+            if isinstance(message, Switch):
+                route = self._traffic.wanted(model, message.shares, message.shadow, there)
+            else:
+                route = self._traffic.before(model, there)
+        except HearthError as error:
+            self._house.tell(Changed(message.id, error.code, error.detail), to=peer)
+            return
+        keys = frozenset({*route.shares, route.shadow} - {""})
+        self._begin(_Change(model, keys, route, (peer, message.id), back=isinstance(message, Back)))
+
+    def _begin(self, change: _Change) -> None:
+        for other in [other for other in self._changes if other.model == change.model and not other.adopted]:
+            self._refuse(other, Conflict(f"a later change of the traffic of {change.model} took its place"))
+        self._changes.append(change)
+        for key in change.keys:
+            if not self._roster.models[key].wanted:
+                self._loading.load(key)
+        self.look()
+
+    def look(self) -> None:
+        """Make the changes whose versions are ready; refuse those of which one cannot be loaded."""
+        for change in list(self._changes):
+            served = {key: self._roster.models[key] for key in change.keys}
+            lost = next((key for key, one in served.items() if not one.wanted), None)
+            if lost is not None:
+                self._refuse(change, Conflict(f"{lost} cannot answer: {served[lost].why or 'it was unloaded meanwhile'}"))
+            elif all(one.state == "ready" for one in served.values()):
+                self._make(change)
+
+    def _make(self, change: _Change) -> None:
+        self._changes.remove(change)
+        there = self._roster.models
+        route = change.route or self._traffic.adoption(change.adopted, change.share, there)
+        if route is None:
+            return
+        if change.back:
+            self._traffic.back(change.model, route)
+        else:
+            self._traffic.put(change.model, route, there, change.adopted)
+        said = ", ".join(f"{key} ({share:.0%})" for key, share in route.shares.items())
+        log.info("%s is answered by %s", change.model, said)
+        self._house.publish()
+        if change.asker:
+            self._house.tell(Changed(change.asker[1]), to=change.asker[0])
+        # Requests that found the old versions may still be decoding; by then they are answered.
+        asyncio.get_running_loop().call_later(self._grace_s, self._retire, change.model)
+
+    def _refuse(self, change: _Change, error: HearthError) -> None:
+        self._changes.remove(change)
+        if change.asker:
+            self._house.tell(Changed(change.asker[1], error.code, error.detail), to=change.asker[0])
+        else:
+            log.error("%s keeps its traffic: %s", change.model, error.detail)
+
+    def _retire(self, model: str) -> None:
+        """Free what nobody needs: the processes of versions without traffic, and the folders of old ones that jobs made."""
+        busy = {key for change in self._changes for key in (*change.keys, change.adopted)}
+        needed = self._traffic.needed(model, self._roster.models) | busy
+        versions = sorted(versions_of(model, self._roster.models), key=number_of)
+        for key in versions:
+            if key not in needed and self._roster.models[key].wanted:
+                self._loading.unload(key)
+        for key in versions[: -self._kept]:
+            folder = self._roster.models[key].card.folder
+            if key not in needed and not self._loading.lives(key) and (folder / "tuned.json").exists():
+                log.info("%s is removed: the newest %d versions are kept", key, self._kept)
+                del self._roster.models[key]
+                self._house.spawn(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+                self._house.publish()

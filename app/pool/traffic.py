@@ -1,0 +1,110 @@
+"""Which versions of a model answer, and how it was before: the record that outlives the server. One small file, no sockets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import msgspec
+
+from app.catalogue import name_of, number_of, versions_of
+from app.errors import Conflict, Invalid
+from app.wire.messages import Route
+
+_REMEMBERED = 10  # changes of one model that can be taken back
+
+
+class _Record(msgspec.Struct):
+    routes: dict[str, list[Route]] = {}
+    """By model, the present one last."""
+    adopted: list[str] = []
+    """Versions that had their share when they were made, so that no restart gives it to them again."""
+
+
+class Traffic:
+    """The routes of all models, kept in `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._record = _Record()
+        if path.exists():
+            self._record = msgspec.json.decode(path.read_bytes(), type=_Record)
+
+    def routes(self, keys: Collection[str]) -> dict[str, Route]:
+        """The present route of every model among `keys` that has versions. Without a record the newest version answers."""
+        models = {name_of(key) for key in keys if "@" in key}
+        return {model: route for model in models if (route := self._present(model, keys))}
+
+    def _present(self, model: str, keys: Collection[str]) -> Route | None:
+        for route in reversed(self._record.routes.get(model, [])):
+            if route.shares.keys() <= set(keys):
+                return Route(route.shares, route.shadow if route.shadow in keys else "")
+        versions = sorted(versions_of(model, keys), key=number_of)
+        known = [key for key in versions if "@" not in key or key in self._record.adopted]
+        return Route({(known or versions)[-1]: 1.0}) if versions else None
+
+    def wanted(self, model: str, shares: Mapping[str, float], shadow: str, keys: Collection[str]) -> Route:
+        """A route from what a caller says, by version. Raises Invalid naming the versions that there are."""
+        by_number = {number_of(key): key for key in versions_of(model, keys)}
+        for version in [*shares, *([shadow] if shadow else [])]:
+            if not version.isdecimal() or int(version) not in by_number:
+                there = ", ".join(str(number) for number in sorted(by_number))
+                raise Invalid(f"{model} has no version {version!r}; there are: {there}")
+        total = sum(shares.values())
+        if not total:
+            raise Invalid("shares: they are all 0; give at least one version a share of the traffic")
+        given = {by_number[int(version)]: share / total for version, share in shares.items() if share}
+        key = by_number[int(shadow)] if shadow else ""
+        if key in given:
+            raise Invalid(f"shadow: version {shadow} answers already; a shadow is a version without a share")
+        return Route(given, key)
+
+    def adoption(self, key: str, share: float, keys: Collection[str]) -> Route | None:
+        """The route that gives a new version its share; None if it had it before."""
+        if key in self._record.adopted:
+            return None
+        before = self._present(name_of(key), [other for other in keys if other != key])
+        if before is None or share >= 1:
+            return Route({key: 1.0})
+        shares = {other: part * (1 - share) for other, part in before.shares.items()} | ({key: share} if share else {})
+        return Route(shares, before.shadow)
+
+    def put(self, model: str, route: Route, keys: Collection[str], adopted: str = "") -> None:
+        """The route is the present one now. On the disk when this returns."""
+        history = self._record.routes.setdefault(model, [])
+        if not history and (before := self._present(model, [key for key in keys if key != adopted])):
+            history.append(before)
+        if not history or history[-1] != route:
+            history.append(route)
+        del history[:-_REMEMBERED]
+        if adopted:
+            self._record.adopted.append(adopted)
+        self._save()
+
+    def before(self, model: str, keys: Collection[str]) -> Route:
+        """The route before the present one. Raises Conflict if there is none."""
+        for route in reversed(self._record.routes.get(model, [])[:-1]):
+            if route.shares.keys() <= set(keys):
+                return route
+        raise Conflict(f"{model} has no earlier state of its traffic to go back to")
+
+    def back(self, model: str, route: Route) -> None:
+        """`route`, which `before` gave, is the present one again, and what came after it is forgotten."""
+        history = self._record.routes[model]
+        del history[len(history) - 1 - history[-2::-1].index(route) :]
+        self._save()
+
+    def needed(self, model: str, keys: Collection[str]) -> set[str]:
+        """The versions that are to stay loaded: those of the present route, and of the one that a rollback would bring back."""
+        routes = [route for route in [self._present(model, keys), *self._record.routes.get(model, [])[-2:-1]] if route]
+        return {key for route in routes for key in [*route.shares, route.shadow] if key}
+
+    def _save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_name(f".{self._path.name}.part")
+        with beside.open("wb") as file:
+            file.write(msgspec.json.encode(self._record))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)

@@ -1,0 +1,36 @@
+"""How fast a run goes, and how long it will take. Is told the time; asks no clock."""
+
+from __future__ import annotations
+
+
+class Pace:
+    """Since the run began, or went on: what was done before is in no figure. Seconds throughout."""
+
+    def __init__(self, now: float) -> None:
+        self._began = now
+        self._samples = 0
+        self._batches = 0
+        self._measurements = 0
+        self._measuring = 0.0
+
+    def trained(self, samples: int, batches: int) -> None:
+        """One step was done."""
+        self._samples += samples
+        self._batches += batches
+
+    def measured(self, seconds: float) -> None:
+        """The held-out part was measured. That is no training: it counts for the time left alone."""
+        self._measurements += 1
+        self._measuring += seconds
+
+    def samples_per_s(self, now: float) -> float:
+        """Samples trained on per second."""
+        return self._samples / self._training(now)
+
+    def seconds_left(self, now: float, batches: int, measurements: int) -> float:
+        """What so many batches and measurements will take. No measurement costs nothing until one was made."""
+        one = self._measuring / self._measurements if self._measurements else 0.0
+        return self._training(now) / max(1, self._batches) * batches + one * measurements
+
+    def _training(self, now: float) -> float:
+        return max(1e-9, now - self._began - self._measuring)

@@ -1,0 +1,40 @@
+"""What a run tells of itself, step by step. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+
+class Measured(TypedDict):
+    """What the held-out part said of the weights after so many steps; epoch and step 0: of those that the run began with."""
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One step of a run. `metrics` are there when the held-out part was just measured; `best` is the best measurement so far."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    samples_per_s: float
+    """Since the run began or went on, without the measurements."""
+    seconds_left: float
+    """With the measurements; less where `patience` ends the run."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: Measured | None = None
+
+
+def better(metrics: Mapping[str, float], than: Mapping[str, float], name: str = "") -> bool:
+    """By the one of that name, else by the first, the headline: an error or a loss shall fall, all others rise."""
+    name = name or next(iter(metrics))
+    if name not in than:
+        return True
+    return metrics[name] < than[name] if name.endswith(("error_rate", "loss")) else metrics[name] > than[name]

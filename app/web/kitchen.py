@@ -1,0 +1,152 @@
+"""What every inference route works with, and the work on one request: decode, submit, interpret, each input for itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from app.errors import Deadline, HearthError
+from app.metrics import tally
+from app.pool.base import Model, Pool
+from app.settings import Settings
+from app.tasks.base import Codec, Decoded
+
+T = TypeVar("T")
+Pair = tuple[Decoded | None, dict[str, Any] | HearthError]
+"""An input as it was decoded, and its result or its error."""
+
+_PORTION = 128 << 20  # bytes that one request may hold decoded before its next input is; a half hour of sound has 115 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Kitchen:
+    """What every route needs."""
+
+    pool: Pool
+    settings: Settings
+    decoders: ThreadPoolExecutor
+    share: int = 1
+    """How many of the decoders' threads one request may use: others find one free."""
+    stopping: Callable[[], bool] = lambda: False
+    """Whether this process is told to end: streams end then."""
+    shadows: set[asyncio.Task[None]] = field(default_factory=set)
+    """Copies of requests that versions without traffic answer, for nobody to hear."""
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """What one request wants of which model."""
+
+    task: str
+    model: str | None
+    items: Sequence[bytes | str]
+    outputs: tuple[str, ...]
+    decode: dict[str, Any]
+    interpret: dict[str, Any]
+    timeout_ms: int | None
+
+
+async def answers(
+    kitchen: Kitchen, model: Model, codec: Codec, order: Order, deadline: float, timing: dict[str, float]
+) -> list[Pair]:
+    """All items of an order, in order; `timing` gets the seconds of each stage."""
+    portion = Portion(kitchen, deadline)
+    work = [_caught(_one(kitchen, portion, model, codec, order, item, timing)) for item in order.items]
+    return [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
+
+
+async def _one(
+    kitchen: Kitchen,
+    portion: Portion,
+    model: Model,
+    codec: Codec,
+    order: Order,
+    item: bytes | str,
+    timing: dict[str, float],
+) -> tuple[Decoded, dict[str, Any]]:
+    decode = partial(codec.decode, item, **order.decode)
+    started = time.monotonic()
+    decoded = decode() if codec.light(item) else await portion.decode(decode)
+    portion.take(decoded)
+    _spent(timing, "decode", time.monotonic() - started, model)
+    submit = partial(kitchen.pool.submit, model.card.name, outputs=order.outputs, deadline=portion.deadline)
+    try:
+        if len(decoded.samples) == 1:
+            answers = [await submit(decoded.samples[0])]
+        else:
+            answers = await _together([submit(sample) for sample in decoded.samples])
+    finally:
+        portion.give(decoded)
+    timing["queue"] = max(timing.get("queue", 0.0), *(answer.queue_s for answer in answers))
+    timing["run"] = max(timing.get("run", 0.0), *(answer.run_s for answer in answers))
+    started = time.monotonic()
+    result = codec.interpret(decoded, [answer.output for answer in answers], **order.interpret)
+    _spent(timing, "interpret", time.monotonic() - started, model)
+    return decoded, result
+
+
+async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
+    """All or the first error: the other windows of a recording are dropped with it."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _caught(
+    work: Coroutine[Any, Any, tuple[Decoded, dict[str, Any]]],
+) -> tuple[Decoded | None, dict[str, Any] | HearthError]:
+    try:
+        return await work
+    except HearthError as error:
+        return None, error
+
+
+def _spent(timing: dict[str, float], stage: str, seconds: float, model: Model) -> None:
+    timing[stage] = timing.get(stage, 0.0) + seconds
+    tally().stage(stage, model.card.name, seconds)
+
+
+class Portion:
+    """What one request may take at a time of the decoders' threads and of memory, so that its neighbours are not kept waiting."""
+
+    def __init__(self, kitchen: Kitchen, deadline: float) -> None:
+        self.deadline = deadline
+        self._threads = kitchen.decoders
+        self._turn = asyncio.Semaphore(kitchen.share)
+        self._held = 0  # bytes decoded and not yet answered
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def decode(self, work: Callable[[], Decoded]) -> Decoded:
+        """Run it in a thread when it is this request's turn. Raises Deadline, and what `work` raises."""
+        try:
+            async with asyncio.timeout(self.deadline - time.monotonic()), self._turn:
+                await self._room.wait()
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except TimeoutError as error:
+            raise Deadline("not decoded before the deadline; allow more time with timeout_ms, or send less") from error
+
+    def take(self, decoded: Decoded) -> None:
+        """It is kept until it is answered."""
+        self._held += _size(decoded)
+        if self._held >= _PORTION:
+            self._room.clear()
+
+    def give(self, decoded: Decoded) -> None:
+        """It is answered, and may be forgotten."""
+        self._held -= _size(decoded)
+        if self._held < _PORTION:
+            self._room.set()
+
+
+def _size(decoded: Decoded) -> int:
+    return sum(array.nbytes for sample in decoded.samples for array in sample.arrays.values())

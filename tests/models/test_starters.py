@@ -1,0 +1,85 @@
+"""The shipped starters are as good as their cards say, on data that they never saw. (benchmarks/starters.py measures all of it.)"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.catalogue import Catalogue
+from app.engine.loader import load
+from app.engine.modules import eager
+from app.engine.runner import Runner
+from app.settings import Settings
+from app.tasks import TASKS, make_codec, resolve
+from app.weights import fetch
+from tests.conftest import ROOT
+
+SETTINGS = Settings(home=Path("/nowhere"))
+CATALOGUE = Catalogue.read(SETTINGS.home)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks: two threads would wait for one another more than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "metric", "least", "most"),
+    [("digits", "mnist", "accuracy", 0.975, 1.0), ("spoken-digits", "speech/fsdd.zip", "word_error_rate", 0.0, 0.05)],
+)
+def test_on_all_that_was_kept_out(shared: Path, name: str, data: str, metric: str, least: float, most: float):
+    card = CATALOGUE.named(name)
+    dataset = resolve(TASKS[card.task].dataset or "")(shared / data, card)
+    with torch.inference_mode():
+        measured = dataset.score(load(card, fetch(card, SETTINGS, lambda *_: None)))
+    assert least <= measured[metric] <= most, measured
+
+
+class Asked:
+    """The picture starter, asked as the server asks it."""
+
+    def __init__(self) -> None:
+        card = CATALOGUE.named("cifar-resnet")
+        files = fetch(card, SETTINGS, lambda *_: None)
+        module, program = load(card, files), resolve(TASKS[card.task].program)(card, files)
+        self._codec = make_codec(card, files, program.describe(module))
+        self._runner = Runner(eager(program, module), program, lambda *_: None)
+
+    def best(self, pictures: list[bytes]) -> list[str]:
+        found = []
+        for start in range(0, len(pictures), 100):
+            decoded = [self._codec.decode(raw) for raw in pictures[start : start + 100]]
+            outputs: Any = self._runner.run([one.samples[0].arrays for one in decoded])
+            answers = (
+                self._codec.interpret(*pair) for pair in zip(decoded, ([{"scores": o["scores"]}] for o in outputs), strict=True)
+            )
+            found += [answer["predictions"][0]["label"] for answer in answers]
+        return found
+
+
+def test_small_pictures(shared: Path):
+    """The first 2,000 of the test set; two standard errors below the 90 % of all 10,000."""
+    with np.load(shared / "cifar10" / "test.npz", allow_pickle=False) as archive:
+        data, offsets = archive["jpeg"], archive["offsets"][:2001]
+        wanted = [str(archive["classes"][label]) for label in archive["labels"][:2000]]
+    got = Asked().best([data[start:end].tobytes() for start, end in pairwise(offsets)])
+    assert np.mean([one == other for one, other in zip(got, wanted, strict=True)]) >= 0.887
+
+
+def test_real_photos(shared: Path):
+    with (ROOT / "benchmarks" / "starter_photos.csv").open(newline="") as table:
+        rows = [row for row in csv.DictReader(table) if not row["copy_of"]]
+    got = Asked().best([(shared / "images" / row["file"]).read_bytes() for row in rows])
+    right = [label == row["label"] for label, row in zip(got, rows, strict=True)]
+    assert len(right) == 14 and np.mean(right) >= 0.8, dict(zip((row["file"] for row in rows), got, strict=True))

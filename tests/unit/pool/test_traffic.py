@@ -1,0 +1,116 @@
+"""Which versions answer, kept over restarts: examples, and what must hold whatever happens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from app.errors import Conflict, Invalid
+from app.pool.traffic import Traffic
+from app.wire.messages import Route
+
+KEYS = ["photos@1", "photos@2", "photos@3", "resnet18", "words"]
+
+
+@pytest.fixture
+def traffic(tmp_path: Path) -> Traffic:
+    return Traffic(tmp_path / "traffic.json")
+
+
+def test_models_without_versions_have_no_route(traffic: Traffic):
+    assert traffic.routes(["resnet18", "words"]) == {}
+
+
+def test_without_a_record_the_newest_version_answers(traffic: Traffic):
+    assert traffic.routes(KEYS)["photos"] == Route({"photos@3": 1.0})
+
+
+def test_a_new_version_gets_its_share_and_the_others_keep_theirs_among_them(traffic: Traffic):
+    traffic.put("photos", Route({"photos@1": 0.75, "photos@2": 0.25}), KEYS[:2])
+    route = traffic.adoption("photos@3", 0.2, KEYS)
+    assert route is not None and route.shares == pytest.approx({"photos@1": 0.6, "photos@2": 0.2, "photos@3": 0.2})
+    traffic.put("photos", route, KEYS, "photos@3")
+    assert traffic.adoption("photos@3", 1.0, KEYS) is None, "no restart gives it again"
+
+
+def test_the_first_version_takes_all_whatever_its_share(traffic: Traffic):
+    assert traffic.adoption("photos@1", 0.1, ["photos@1"]) == Route({"photos@1": 1.0})
+
+
+def test_a_version_that_was_never_adopted_does_not_answer(traffic: Traffic):
+    """Its job has just put it there: the model that callers use goes on."""
+    assert traffic.routes(["resnet18", "resnet18@2"])["resnet18"] == Route({"resnet18": 1.0})
+    assert traffic.adoption("resnet18@2", 0.1, ["resnet18", "resnet18@2"]) == Route({"resnet18": 0.9, "resnet18@2": 0.1})
+
+
+def test_a_rollback_undoes_one_change_and_survives_a_restart(traffic: Traffic, tmp_path: Path):
+    for key in ("photos@1", "photos@2", "photos@3"):
+        traffic.put("photos", Route({key: 1.0}), KEYS)
+    for expected in ("photos@2", "photos@1"):
+        traffic.back("photos", traffic.before("photos", KEYS))
+        assert Traffic(tmp_path / "traffic.json").routes(KEYS)["photos"] == Route({expected: 1.0})
+    traffic.back("photos", traffic.before("photos", KEYS))  # what was there without a record
+    with pytest.raises(Conflict, match="no earlier state"):
+        traffic.before("photos", KEYS)
+
+
+def test_versions_that_are_gone_are_passed_over(traffic: Traffic):
+    traffic.put("photos", Route({"photos@1": 1.0}), KEYS)
+    traffic.put("photos", Route({"photos@2": 1.0}, "photos@3"), KEYS)
+    assert traffic.routes(["photos@1", "photos@2"])["photos"] == Route({"photos@2": 1.0})
+    assert traffic.routes(["photos@1", "photos@3"])["photos"] == Route({"photos@1": 1.0})
+
+
+def test_what_a_rollback_needs_stays_loaded(traffic: Traffic):
+    traffic.put("photos", Route({"photos@1": 1.0}), KEYS)
+    traffic.put("photos", Route({"photos@2": 1.0}, "photos@3"), KEYS)
+    assert traffic.needed("photos", KEYS) == {"photos@1", "photos@2", "photos@3"}
+
+
+@pytest.mark.parametrize(
+    ("shares", "shadow", "words"),
+    [
+        ({"4": 1}, "", "no version '4'; there are: 1, 2, 3"),
+        ({"1": 1}, "x", "no version 'x'"),
+        ({"1": 0}, "", "all 0"),
+        ({"1": 1, "2": 1}, "2", "answers already"),
+    ],
+)
+def test_what_cannot_be_is_told(traffic: Traffic, shares: dict[str, float], shadow: str, words: str):
+    with pytest.raises(Invalid, match=words):
+        traffic.wanted("photos", shares, shadow, KEYS)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    changes=st.lists(
+        st.one_of(
+            st.just("back"),
+            st.dictionaries(st.sampled_from(["1", "2", "3"]), st.floats(0.01, 100), min_size=1),
+            st.floats(0, 1),
+        ),
+        max_size=14,
+    )
+)
+def test_shares_add_up_to_one_after_any_changes(changes: list[object], tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("home") / "traffic.json"
+    traffic, keys = Traffic(path), list(KEYS)
+    for change in changes:
+        if change == "back":
+            try:
+                traffic.back("photos", traffic.before("photos", keys))
+            except Conflict:
+                continue
+        elif isinstance(change, dict):
+            traffic.put("photos", traffic.wanted("photos", change, "", keys), keys)
+        else:
+            key = f"photos@{len(keys)}"
+            keys.append(key)
+            route = traffic.adoption(key, float(change), keys)  # type: ignore[arg-type]
+            assert route is not None
+            traffic.put("photos", route, keys, key)
+        route = Traffic(path).routes(keys)["photos"]
+        assert sum(route.shares.values()) == pytest.approx(1) and min(route.shares.values()) > 0
+        assert route.shares.keys() <= set(keys) and "words" not in route.shares

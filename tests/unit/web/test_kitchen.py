@@ -1,0 +1,73 @@
+"""What one request may take of the decoders."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.errors import Deadline
+from app.tasks.base import Decoded, Sample
+from app.web import kitchen as kitchens
+from app.web.kitchen import Kitchen, Portion
+
+
+def decoded(size: int = 8) -> Decoded:
+    return Decoded(samples=(Sample(arrays={"x": np.zeros(size, np.uint8)}, cost=1.0),))
+
+
+@pytest.fixture
+def kitchen() -> Any:
+    with ThreadPoolExecutor(2) as threads:
+        yield Kitchen(SimpleNamespace(), SimpleNamespace(), threads, share=1)  # type: ignore[arg-type]
+
+
+async def test_a_request_leaves_a_thread_to_others(kitchen: Kitchen):
+    at_once, most, lock = 0, 0, threading.Lock()
+    begun, released = threading.Event(), threading.Event()
+
+    def work() -> Decoded:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        begun.set()
+        assert released.wait(20)
+        with lock:
+            at_once -= 1
+        return decoded()
+
+    greedy = Portion(kitchen, time.monotonic() + 30)
+    all_of_it = asyncio.gather(*(greedy.decode(work) for _ in range(6)))
+    await asyncio.to_thread(begun.wait, 20)
+    assert await asyncio.wait_for(Portion(kitchen, time.monotonic() + 30).decode(decoded), 10)
+    released.set()
+    assert len(await all_of_it) == 6 and most == 1
+
+
+async def test_what_is_not_decoded_in_time_is_told(kitchen: Kitchen):
+    released = threading.Event()
+    portion = Portion(kitchen, time.monotonic() + 0.05)
+    try:
+        with pytest.raises(Deadline, match="not decoded before the deadline"):
+            await portion.decode(lambda: decoded(1 + released.wait(20)))
+    finally:
+        released.set()
+
+
+async def test_the_next_input_waits_until_there_is_room(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kitchens, "_PORTION", 100)
+    portion = Portion(kitchen, time.monotonic() + 30)
+    large = await portion.decode(lambda: decoded(100))
+    portion.take(large)
+    following = asyncio.create_task(portion.decode(decoded))
+    others = await asyncio.gather(*(Portion(kitchen, time.monotonic() + 30).decode(decoded) for _ in range(20)))
+    assert len(others) == 20 and not following.done()
+    portion.give(large)
+    assert await asyncio.wait_for(following, 10)
