@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.stack.conftest import Server, picture, wait_for, wave_of, write_toys
 
-SETTINGS = {"HEARTH_MODELS": "toy", "HEARTH_CHECKPOINT_S": "0.1", "HEARTH_THREADS": "1"}
+SETTINGS = {"HEARTH_MODELS": "toy", "HEARTH_CHECKPOINT_S": "0.1", "HEARTH_THREADS": "1", "HEARTH_TUNER_SHARE": "1"}
 QUICK = {"base": "toy", "epochs": 12, "batch_size": 8, "augment": False, "learning_rate": 0.1}
 
 

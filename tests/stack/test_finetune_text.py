@@ -17,7 +17,7 @@ import pytest
 
 from tests.stack.conftest import WORDS, Server, wait_for, write_text
 
-SETTINGS = {"HEARTH_MODELS": "toy-text", "HEARTH_CHECKPOINT_S": "0.05", "HEARTH_THREADS": "1"}
+SETTINGS = {"HEARTH_MODELS": "toy-text", "HEARTH_CHECKPOINT_S": "0.05", "HEARTH_THREADS": "1"} | {"HEARTH_TUNER_SHARE": "1"}
 QUICK = {"base": "toy-text", "epochs": 6, "batch_size": 8, "learning_rate": 0.01}
 GOOD, BAD = ("good", "great", "fine"), ("bad", "dull", "poor")
 
