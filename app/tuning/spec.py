@@ -112,9 +112,11 @@ def filled(spec: Spec, task: str) -> Spec:
     """The spec with every field set that task and method want: what a job shows, and what repeats it. Raises Invalid for a
     method that the task does not have.
     """
-    methods, method = _DEFAULTS[task], "fresh" if spec.start == "fresh" else spec.method
+    methods, method = _DEFAULTS[task], _method(spec)
     if method not in methods:
-        raise Invalid(f"spec: method: models for {task} are tuned by one of: {', '.join(methods)}")
+        if method == "fresh":
+            raise Invalid(f"spec: start: models for {task} are not begun afresh; use weights")
+        raise Invalid(f"spec: method: models for {task} are tuned by one of: {', '.join(sorted(methods.keys() - {'fresh'}))}")
     given = {name: value for name, value in spec.model_dump().items() if value is not None}
     wanted = _ALL | methods[method]
     if spec.keep == "last":
@@ -122,6 +124,10 @@ def filled(spec: Spec, task: str) -> Spec:
             raise Invalid('spec: patience waits for better weights and keep = "last" wants none chosen; leave one out')
         wanted |= {"patience": None}
     return Spec(**(wanted | given | {"task": task}))
+
+
+def _method(spec: Spec) -> str:
+    return "fresh" if spec.start == "fresh" else spec.method
 
 
 def understood(spec: Spec, task: str) -> Spec:
@@ -133,7 +139,7 @@ def understood(spec: Spec, task: str) -> Spec:
     if spec.task is not None and spec.task not in tasks:
         raise Invalid(f"spec: task: {spec.base!r} is for {task}, and can be tuned to one of: {', '.join(tasks)}")
     if spec.task is None and len(tasks) > 1:
-        if not any(spec.method in _DEFAULTS[one] for one in tasks):
+        if not any(_method(spec) in _DEFAULTS[one] for one in tasks):
             filled(spec, task)
         return spec
     return filled(spec, spec.task or task)

@@ -150,8 +150,8 @@ def test_embeddings_are_tuned_on_pairs_and_triplets(server: Server, name: str, d
 def test_lora_serves_as_plain_weights(server: Server, home: Path):
     from safetensors.numpy import load_file
 
-    names = load_file(home / "models" / "alike-lora" / "model.safetensors").keys()
-    assert names == load_file(home / "models" / "alike-full" / "model.safetensors").keys()
+    names = load_file(home / "models" / "alike-lora@1" / "model.safetensors").keys()
+    assert names == load_file(home / "models" / "alike-full@1" / "model.safetensors").keys()
     assert not [name for name in names if "lora" in name]
 
 
@@ -176,7 +176,7 @@ def test_what_is_wrong_is_told_at_once_by_line(server: Server):
     [
         ({"task": "speech-recognition"}, "can be tuned to one of: text-embedding, text-classification"),
         ({"task": "text-embedding", "method": "head"}, "models for text-embedding are tuned by one of: full, lora"),
-        ({"start": "fresh"}, "no network of its own"),
+        ({"start": "fresh"}, "not begun afresh"),
     ],
 )
 def test_what_cannot_be_is_refused(server: Server, spec: dict[str, Any], words: str):
@@ -199,6 +199,7 @@ def test_killed_it_ends_with_the_same_weights(server: Server, home: Path):
     job = ended(server, answer)
     assert job["state"] == "succeeded" and "going on from step" in job["log"], job["log"]
     digests = {
-        hashlib.sha256((home / "models" / name / "model.safetensors").read_bytes()).digest() for name in ("quiet", "shaken")
+        hashlib.sha256((home / "models" / f"{name}@1" / "model.safetensors").read_bytes()).digest()
+        for name in ("quiet", "shaken")
     }
     assert len(digests) == 1
