@@ -3,12 +3,13 @@
     cli.py            8   hearth serve | pull | models | predict | tune | jobs
     jobs.py           7   `hearth jobs`
     main.py           7   settings → catalogue → supervisor; the only place where things are wired
-    web/              6   speaks HTTP: a route → read.py → answer.py; edge.py around all; problems.py: codes → statuses
-    pool/             5   base.py: the waist · client.py, admission.py: the frontends' side · supervisor.py, roster.py,
-                          processes.py: the other
+    web/              6   speaks HTTP: a route → read.py → answer.py → kitchen.py, and shadow.py afterwards; edge.py around all;
+                          problems.py: codes → statuses
+    pool/             5   base.py: the waist · client.py, directory.py, admission.py: the frontends' side · supervisor.py →
+                          loading.py, switching.py → roster.py, traffic.py; processes.py: the other
     tuning/           5   trainer.py: the loop → recipe.py, optimize.py, average.py, chance.py, pace.py, progress.py, device.py
                           (accelerate) · command.py: `hearth tune` · jobs: spec.py, store.py (database), foreman.py (who
-                          runs when), process.py (the tuner) → archive.py, image.py, text.py, speech.py, lora.py,
+                          runs when), gate.py, process.py (the tuner) → archive.py, image.py, text.py, speech.py, lora.py,
                           features.py · publish.py
     engine/           4   in a worker: worker.py → batcher.py → runner.py → compute.py, lane.py; with torch: eagerly.py →
                           loader.py, modules.py, torch_lane.py, graphs.py; what computes: kept.py, search.py, choosing.py,
@@ -20,7 +21,7 @@
     wire/             1   messages.py, frames.py, stream.py, sockets.py, standby.py, blackbox.py
     card.py settings.py errors.py metrics.py logs.py process.py    0
 
-A picture's way: web/predict.py → web/answer.py → tasks/image/codec.py → pool/client.py → (socket) → engine/worker.py →
+A picture's way: web/predict.py → web/answer.py → web/kitchen.py → tasks/image/codec.py → pool/client.py → (socket) → engine/worker.py →
 engine/batcher.py → engine/runner.py → tasks/image/program.py, and back.
 """
 
