@@ -21,8 +21,8 @@
     wire/             1   messages.py, frames.py, stream.py, sockets.py, standby.py, blackbox.py
     card.py settings.py errors.py metrics.py logs.py process.py    0
 
-A picture's way: web/predict.py → web/answer.py → web/kitchen.py → tasks/image/codec.py → pool/client.py → (socket) → engine/worker.py →
-engine/batcher.py → engine/runner.py → tasks/image/program.py, and back.
+A picture's way: web/predict.py → web/answer.py → web/kitchen.py → tasks/image/codec.py → pool/client.py → (socket) →
+engine/worker.py → engine/batcher.py → engine/runner.py → tasks/image/program.py, and back.
 """
 
 __version__ = "0.1.0"
