@@ -67,8 +67,9 @@ class Pool(Protocol):
         """The versions of a model, the most asked one first; of `name@2` that one alone. Raises UnknownModel."""
         ...
 
-    def find(self, name: str | None, task: str) -> tuple[Model, Codec]:
-        """A model `name` of `task` (None: the task's default) and its codec: of its versions the one whose turn it is.
+    def find(self, name: str | None, task: str, *, exactly: bool = False) -> tuple[Model, Codec]:
+        """A model `name` of `task` (None: the task's default) and its codec: of its versions the one whose turn it is,
+        or `exactly` the one whose key `name` is.
 
         Raises UnknownModel (naming the known ones), Conflict (another task), Loading (not ready, saying how to load it).
         """

@@ -84,9 +84,9 @@ class Client:
     def _describe(self, key: str, *, memory: bool = True) -> Model:
         return describe(self._directory[key], self._directory.route(key), memory=memory)
 
-    def find(self, name: str | None, task: str) -> tuple[Model, Codec]:
+    def find(self, name: str | None, task: str, *, exactly: bool = False) -> tuple[Model, Codec]:
         """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""
-        known, codec = self._directory.find(name, task)
+        known, codec = self._directory.find(name, task, exactly=exactly)
         if known.model is None:
             known.model = self._describe(known.card.name, memory=False)
         return known.model, codec
@@ -160,7 +160,7 @@ class Client:
         name, entry = known.card.name, known.entry
         if entry.state != "ready":
             return entry.why or entry.state
-        _, codec = self._directory.find(name, known.card.task)
+        _, codec = self._directory.find(name, known.card.task, exactly=True)
         now = time.monotonic()
         ready = [worker.name for worker in entry.workers if worker.state == "ready"]
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]

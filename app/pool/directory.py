@@ -79,9 +79,12 @@ class Directory:
                 known.codec = None
             known.entry, known.model = entry, None
 
-    def find(self, name: str | None, task: str) -> tuple[Known, Codec]:
-        """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""
-        known = self._turn(self._default(task).card.model if name is None else name)
+    def find(self, name: str | None, task: str, *, exactly: bool = False) -> tuple[Known, Codec]:
+        """The model that answers, and its codec: `exactly` the version whose key `name` is, or the one whose turn it is.
+
+        Raises UnknownModel, Conflict, Loading.
+        """
+        known = self[name] if exactly and name else self._turn(self._default(task).card.model if name is None else name)
         if known.card.task != task:
             raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; {self._instead(task)}")
         if not known.entry.meta:  # it never was ready; one that is being replaced is: its samples wait for the new worker
@@ -107,7 +110,8 @@ class Directory:
         route = self._routes.get(name)
         if route is None:
             return self[_plain(name, self._known)]
-        able = {key: share for key, share in route.shares.items() if self[key].entry.state in ("ready", "loading")}
+        # `meta` is there once it was ready; while its worker is replaced, samples wait for the new one.
+        able = {key: share for key, share in route.shares.items() if self[key].entry.meta}
         shares = able or route.shares
         (key,) = shares if len(shares) == 1 else random.choices(list(shares), list(shares.values()))  # noqa: S311
         return self[key]

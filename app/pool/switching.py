@@ -43,6 +43,7 @@ class Switching:
         self._kept = kept
         self._grace_s = grace_s
         self._changes: list[_Change] = []
+        self._retiring: dict[str, asyncio.TimerHandle] = {}
 
     def routes(self) -> dict[str, Route]:
         """What frontends are told."""
@@ -54,7 +55,8 @@ class Switching:
         self._roster.models.setdefault(key, Served(card, default=False, preload=False))
         under_way = any(change.adopted == key for change in self._changes)
         if not under_way and self._traffic.adoption(key, share, self._roster.models):
-            self._begin(_Change(card.model, frozenset([key] if share else []), adopted=key, share=share))
+            alone = versions_of(card.model, self._roster.models) == [key]
+            self._begin(_Change(card.model, frozenset([key] if share or alone else []), adopted=key, share=share))
 
     def asked(self, peer: str, message: Switch | Back) -> None:
         """A frontend wants other shares, or those from before."""
@@ -73,7 +75,7 @@ class Switching:
         self._begin(_Change(model, keys, route, (peer, message.id), back=isinstance(message, Back)))
 
     def _begin(self, change: _Change) -> None:
-        for other in [other for other in self._changes if other.model == change.model and not other.adopted]:
+        for other in [other for other in self._changes if other.model == change.model and change.asker and other.asker]:
             self._refuse(other, Conflict(f"a later change of the traffic of {change.model} took its place"))
         self._changes.append(change)
         for key in change.keys:
@@ -106,8 +108,10 @@ class Switching:
         self._house.publish()
         if change.asker:
             self._house.tell(Changed(change.asker[1]), to=change.asker[0])
-        # Requests that found the old versions may still be decoding; by then they are answered.
-        asyncio.get_running_loop().call_later(self._grace_s, self._retire, change.model)
+        # Requests that found the old versions may still be decoding; by then they are answered. A later change begins anew.
+        if timer := self._retiring.pop(change.model, None):
+            timer.cancel()
+        self._retiring[change.model] = asyncio.get_running_loop().call_later(self._grace_s, self._retire, change.model)
 
     def _refuse(self, change: _Change, error: HearthError) -> None:
         self._changes.remove(change)

@@ -39,7 +39,7 @@ class Traffic:
     def _present(self, model: str, keys: Collection[str]) -> Route | None:
         for route in reversed(self._record.routes.get(model, [])):
             if route.shares.keys() <= set(keys):
-                return Route(route.shares, route.shadow if route.shadow in keys else "")
+                return _without_lost_shadow(route, keys)
         versions = sorted(versions_of(model, keys), key=number_of)
         known = [key for key in versions if "@" not in key or key in self._record.adopted]
         return Route({(known or versions)[-1]: 1.0}) if versions else None
@@ -86,13 +86,16 @@ class Traffic:
         """The route before the present one. Raises Conflict if there is none."""
         for route in reversed(self._record.routes.get(model, [])[:-1]):
             if route.shares.keys() <= set(keys):
-                return route
+                return _without_lost_shadow(route, keys)
         raise Conflict(f"{model} has no earlier state of its traffic to go back to")
 
     def back(self, model: str, route: Route) -> None:
         """`route`, which `before` gave, is the present one again, and what came after it is forgotten."""
         history = self._record.routes[model]
-        del history[len(history) - 1 - history[-2::-1].index(route) :]
+        while len(history) > 1:
+            history.pop()
+            if history[-1].shares == route.shares:
+                break
         self._save()
 
     def needed(self, model: str, keys: Collection[str]) -> set[str]:
@@ -108,3 +111,7 @@ class Traffic:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self._path)
+
+
+def _without_lost_shadow(route: Route, keys: Collection[str]) -> Route:
+    return route if not route.shadow or route.shadow in keys else Route(route.shares)

@@ -12,6 +12,8 @@ from app.tasks.findings import Findings
 
 Part = Literal["train", "val"]
 SPLITS: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
+TEST = {"test"}
+"""What is left alone where there is another part to choose the best weights by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,15 @@ def read(table: Path, columns: Mapping[str, str], found: Findings) -> list[Row]:
         remedy = f"name them {', '.join(wanted)} and, if wanted, split"
         found.wrong(f"{table.name}:1", f"{told}; {' and '.join(missing)} cannot be found", remedy)
         return []
-    return [row for where, fields in rows if (row := _row(where, fields, names, found))]
+    parted = [(_split(fields), row) for where, fields in rows if (row := _row(where, fields, names, found))]
+    if any(row.part == "val" and name not in TEST for name, row in parted) and (left := sum(name in TEST for name, _ in parted)):
+        found.warnings.append(f"{left} rows of test are left alone: val chooses the best weights")
+        parted = [(name, row) for name, row in parted if name not in TEST]
+    return [row for _, row in parted]
+
+
+def _split(fields: Mapping[str | None, object]) -> str:
+    return next((str(value or "").strip().lower() for head, value in fields.items() if str(head).strip().lower() == "split"), "")
 
 
 def _row(where: str, fields: Mapping[str | None, object], names: Mapping[str, str], found: Findings) -> Row | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import re
 import shutil
@@ -18,7 +19,8 @@ from typing import IO
 from app.errors import BadInput, TooLarge, UnsupportedMedia
 
 _CHUNK = 1 << 20
-_PACKED = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # zip, gzip, bzip2, xz
+_DEEPEST = 16  # folders
+_PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # zip, gzip, bzip2, xz
 _TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".gz"}  # with one of these in it, a folder is a data set
 _BROKEN = (
     zipfile.BadZipFile,
@@ -82,6 +84,10 @@ def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
                 raise BadInput(f"{member.name} is in the archive twice") from error
             except (NotADirectoryError, IsADirectoryError) as error:
                 raise BadInput(f"{member.name} is both a file and a folder in the archive") from error
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                raise BadInput(f"{member.name[:80]}… is a longer name than files may have; pack it with shorter ones") from error
             except _BROKEN as error:
                 raise BadInput(f"{member.name} is damaged in the archive ({error}); pack it again") from error
     return files
@@ -122,6 +128,8 @@ def _parts(name: str) -> tuple[str, ...]:
         raise BadInput(
             f"the name {name.encode('utf-8', 'replace').decode()} is not UTF-8; pack it again with such names"
         ) from error
+    if len(path.parts) > _DEEPEST:
+        raise BadInput(f"{name[:80]}… lies {len(path.parts)} folders deep; the limit is {_DEEPEST}")
     if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name) or "\0" in name:
         raise BadInput(f"{name} points outside the archive; pack it with plain relative names")
     if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):

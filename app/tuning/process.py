@@ -104,6 +104,9 @@ class Tuner:
         made = write(run, spec, self._prepared, result | {"job": self._job.id}, self._settings)
         if self._store.get(self._job.id).state != "running":
             raise Cancelled
+        one_task(
+            spec.name, report["task"], Catalogue.read(self._settings.home).cards.values()
+        )  # another job may have been quicker
         result["version"] = number_of(move_in(made, self._settings.home, self._spec.name, self._job.id))
         self._store.move(self._job.id, "succeeded", only_from=("running",), result=result)
 

@@ -173,6 +173,7 @@ class ModelAnswer(BaseModel):
     versions: list[Version] | None = None
 
 
+Number = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 Share = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
@@ -181,10 +182,10 @@ class Traffic(_Strict):
 
     model_config = ConfigDict(json_schema_extra={"example": {"shares": {"1": 0.9, "2": 0.1}}})
 
-    shares: Annotated[dict[str, Share], Field(min_length=1, max_length=100)] = Field(
+    shares: Annotated[dict[Number, Share], Field(min_length=1, max_length=100)] = Field(
         description="version → its share of the requests; what they add up to does not matter"
     )
-    shadow: str | None = Field(None, description="a version that answers copies of the requests, which nobody hears")
+    shadow: Number | None = Field(None, description="a version that answers copies of the requests, which nobody hears")
 
 
 class ModelsAnswer(BaseModel):

@@ -31,7 +31,7 @@ def cast(kitchen: Kitchen, shadow: str, order: Order, results: Sequence[dict[str
 async def _compare(kitchen: Kitchen, shadow: str, order: Order, results: Sequence[dict[str, Any] | HearthError]) -> None:
     deadline = time.monotonic() + kitchen.settings.timeout_s
     try:
-        model, codec = kitchen.pool.find(shadow, order.task)
+        model, codec = kitchen.pool.find(shadow, order.task, exactly=True)
         with kitchen.pool.admit(shadow, len(order.items), deadline):
             pairs = await answers(kitchen, model, codec, order, deadline, {})
     except HearthError:

@@ -163,7 +163,7 @@ def test_what_is_wrong_with_the_data_is_told_at_once(server: Server):
         archive.writestr("stray.png", picture(0, 0, 0))
     failed = ended(server, submit(server, "wrong", out.getvalue()).json()["id"])
     assert failed["state"] == "failed" and "and" in failed["reason"]
-    assert {"stray.png", "b"} <= {problem["where"] for problem in failed["report"]["problems"]}
+    assert {"stray.png", "b", "a/2.png"} <= {problem["where"] for problem in failed["report"]["problems"]}
 
 
 @pytest.mark.parametrize(

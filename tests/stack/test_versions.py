@@ -132,6 +132,22 @@ def test_a_shadow_answers_copies_that_nobody_hears(server: Server):
     assert not any(one["shadow"] for one in put(server, {"3": 1}).json()["versions"])
 
 
+def test_while_a_version_loads_the_others_answer_for_it(server: Server):
+    assert put(server, {"2": 1, "3": 1}).status_code == 200
+    assert server.http.post("/models/v@2/unload").status_code == 200
+    done: list[int] = []
+    loading = threading.Thread(target=lambda: done.append(server.http.post("/models/v@2/load").status_code))
+    loading.start()
+    seen = set()
+    while not done:
+        answer = server.predict(PICTURES[0], model="v")
+        assert answer.status_code == 200, answer.text
+        seen.add(answer.json()["version"])
+    loading.join()
+    assert done == [200] and "3" in seen
+    wait_for(lambda: server.predict(PICTURES[0], model="v").json()["version"] == "2")
+
+
 def test_a_version_that_cannot_be_loaded_changes_nothing(server: Server):
     assert put(server, {"3": 1}).status_code == 200
     answer = put(server, {"3": 0.5, "4": 0.5})
@@ -146,6 +162,8 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(server: Server):
         ("v", {"shares": {}}, 422, "shares"),
         ("v", {"shares": {"1": -1}}, 422, "shares.1"),
         ("v", {"shares": {"1": 0}}, 422, "all 0"),
+        ("v", {"shares": {"9" * 5000: 1}}, 422, "shares"),
+        ("v", {"shares": {"01": 1}}, 422, "shares"),
         ("v", {"share": {"1": 1}}, 422, "shares"),
         ("nobody", {"shares": {"1": 1}}, 404, "no model is called 'nobody'"),
         ("v@2", {"shares": {"1": 1}}, 404, "no model is called 'v@2'"),
@@ -169,3 +187,19 @@ def test_the_next_server_shares_as_the_last_one_did(server: Server, home: Path):
         assert {n: one["share"] for n, one in versions(again).items()} == {"1": 0, "2": 0.75, "3": 0.25, "4": 0}
         wait_for(lambda: {versions(again)[n]["state"] for n in ("2", "3")} == {"ready"})
         assert versions(again)["1"]["state"] == "unloaded"
+
+
+def test_a_shadow_without_a_version_number_is_itself(server: Server, home: Path):
+    """`other` came without versions and is the first of its name; the second one answers."""
+    write_toy(home / "models" / "other@2")
+    with Server(home, HEARTH_MODELS="toy") as again:
+        assert again.http.put("/models/other/traffic", json={"shares": {"2": 1}, "shadow": "1"}).status_code == 200
+        for raw in PICTURES:
+            assert again.predict(raw, model="other").json()["version"] == "2"
+
+        def said() -> list[str]:
+            lines = again.http.get("/metrics").text.splitlines()
+            return [line for line in lines if 'hearth_shadow_total{model="other"' in line]
+
+        wait_for(lambda: sum(float(line.split()[-1]) for line in said()) == 20)
+        assert any('outcome="differed"' in line for line in said()), "two networks with random weights of their own"

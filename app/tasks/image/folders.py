@@ -24,7 +24,7 @@ from app.tasks.base import Files
 from app.tasks.findings import Findings, split, weigh
 from app.tasks.image import idx
 from app.tasks.image.codec import ImageCodec
-from app.tasks.table import SPLITS
+from app.tasks.table import SPLITS, TEST
 
 
 @dataclass(slots=True)
@@ -47,11 +47,14 @@ def check(root: Path, card: Card, files: Files, into: Path, *, validation: float
     if idx.is_idx(root):
         return _check_idx(root, card, into)
     found = find(root, validation, seed)
-    if not found.problems:
+    if found.problems:
+        for _ in decode(found, root, card):  # what cannot be read is told with the rest
+            pass
+    else:
         prepare(found, root, card, into)
     if not found.problems:
         picture = found.val[0][0]
-        (into / f"sample{picture.suffix.lower()}").write_bytes(picture.read_bytes())
+        (into / f"sample{picture.suffix.lower() or '.picture'}").write_bytes(picture.read_bytes())
     return found.report()
 
 
@@ -101,6 +104,11 @@ def _of_folders(root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
     parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
     parted = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS}
+    if "val" in parted.values() and any(path.name.lower() not in TEST for path, part in parted.items() if part == "val"):
+        for path in [path for path in parted if path.name.lower() in TEST]:
+            found.warnings.append(f"{path.name}/ is left alone: val chooses the best weights")
+            folders.remove(path)
+            del parted[path]
     if parted and len(parted) == len(folders) and "train" in parted.values():
         for part, name in parted.items():
             parts[name] += _classes(part, root, found)

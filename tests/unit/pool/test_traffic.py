@@ -63,6 +63,16 @@ def test_versions_that_are_gone_are_passed_over(traffic: Traffic):
     assert traffic.routes(["photos@1", "photos@3"])["photos"] == Route({"photos@1": 1.0})
 
 
+def test_a_rollback_does_without_a_shadow_that_is_gone(traffic: Traffic):
+    for route in (Route({"photos@2": 1.0}, "photos@1"), Route({"photos@2": 1.0}), Route({"photos@3": 1.0})):
+        traffic.put("photos", route, KEYS)
+    left = [key for key in KEYS if key != "photos@1"]
+    for _ in range(2):
+        route = traffic.before("photos", left)
+        assert route == Route({"photos@2": 1.0})
+        traffic.back("photos", route)
+
+
 def test_what_a_rollback_needs_stays_loaded(traffic: Traffic):
     traffic.put("photos", Route({"photos@1": 1.0}), KEYS)
     traffic.put("photos", Route({"photos@2": 1.0}, "photos@3"), KEYS)

@@ -79,7 +79,7 @@ class ToyPool:
     async def back(self, name: str) -> None:
         raise Conflict(f"{name} has no earlier state of its traffic to go back to")
 
-    def find(self, name: str | None, task: str) -> tuple[Model, ToyCodec]:
+    def find(self, name: str | None, task: str, *, exactly: bool = False) -> tuple[Model, ToyCodec]:
         if name not in (None, "toy"):
             raise UnknownModel(f"no model is called {name!r}; there are: toy")
         return self._model(task), ToyCodec()

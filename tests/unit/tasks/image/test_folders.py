@@ -55,10 +55,28 @@ def test_a_split_of_its_own_is_kept(tmp_path: Path, name: str):
     assert find(root, 0.5, 0).report()["val"] == {"cats": 1, "dogs": 2}
 
 
+def test_a_test_part_is_left_alone_where_val_chooses(tmp_path: Path):
+    root = lay(tmp_path / "folders", train__a=2, train__b=2, val__a=1, val__b=1, test__a=3, test__b=3)
+    found = find(root, 0.5, 0)
+    assert found.report()["val"] == {"a": 1, "b": 1} and "test/ is left alone" in found.warnings[0]
+    table = lay(tmp_path / "table", all=5)
+    rows = [
+        "file,label,split",
+        "all/000.png,a,",
+        "all/001.png,b,train",
+        "all/002.png,a,val",
+        "all/003.png,b,val",
+        "all/004.png,a,test",
+    ]
+    (table / "labels.csv").write_text("\n".join(rows))
+    found = find(table, 0.5, 0)
+    assert found.report()["val"] == {"a": 1, "b": 1} and "1 rows of test are left alone" in found.warnings[0]
+
+
 def test_pictures_and_a_table(tmp_path: Path):
     lay(tmp_path, all=4)
     (tmp_path / "labels.csv").write_text(
-        "file,label,split\nall/000.png,a,\nall/001.png,b,train\nall/002.png,a,val\nall/003.png,b,test\n"
+        "file,label,split\nall/000.png,a,\nall/001.png,b,train\nall/002.png,a,val\nall/003.png,b,valid\n"
     )
     found = find(tmp_path, 0.5, 0)
     assert found.report()["train"] == {"a": 1, "b": 1} == found.report()["val"]
