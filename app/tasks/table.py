@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,9 +11,8 @@ from typing import Literal
 from app.tasks.findings import Findings
 
 Part = Literal["train", "val"]
-SPLITS: dict[str, Part] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
-TEST = {"test"}
-"""What is left alone where there is another part to choose the best weights by."""
+Split = Part | Literal["test"]
+SPLITS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +41,34 @@ def read(table: Path, columns: Mapping[str, str], found: Findings) -> list[Row]:
         remedy = f"name them {', '.join(wanted)} and, if wanted, split"
         found.wrong(f"{table.name}:1", f"{told}; {' and '.join(missing)} cannot be found", remedy)
         return []
-    parted = [(_split(fields), row) for where, fields in rows if (row := _row(where, fields, names, found))]
-    if any(row.part == "val" and name not in TEST for name, row in parted) and (left := sum(name in TEST for name, _ in parted)):
-        found.warnings.append(f"{left} rows of test are left alone: val chooses the best weights")
-        parted = [(name, row) for name, row in parted if name not in TEST]
-    return [row for _, row in parted]
+    said = [one for where, fields in rows if (one := _said(where, fields, names, found))]
+    tests = sum(split == "test" for _, split, _ in said)
+    role = role_of_test({split for _, split, _ in said}, f"{tests} rows of test are", found)
+    return [Row(where, part, values) for where, split, values in said if (part := role if split == "test" else split)]
 
 
-def _split(fields: Mapping[str | None, object]) -> str:
-    return next((str(value or "").strip().lower() for head, value in fields.items() if str(head).strip().lower() == "split"), "")
+def role_of_test(splits: Collection[str], what: str, found: Findings) -> Part | None:
+    """`test` is val where there is none. Beside one it is left alone (None), to measure what that has chosen. A warning says so:
+    `what`, with its verb.
+    """
+    if not {"val", "test"} <= set(splits):
+        return "val"
+    found.warnings.append(f"{what} left alone: val chooses the best weights")
+    return None
 
 
-def _row(where: str, fields: Mapping[str | None, object], names: Mapping[str, str], found: Findings) -> Row | None:
+def _said(
+    where: str, fields: Mapping[str | None, object], names: Mapping[str, str], found: Findings
+) -> tuple[str, Split, dict[str, str]] | None:
     if None in fields:
         found.wrong(where, "has more fields than there are columns", "put quotes around a field that has commas in it")
         return None
     values = {str(head).strip().lower(): str(value or "").strip() for head, value in fields.items()}
-    part = SPLITS.get(values.get("split", "").lower() or "train")
-    if part is None:
+    split = SPLITS.get(values.get("split", "").lower() or "train")
+    if split is None:
         found.wrong(where, f"split {values['split']!r} is unknown", "write train or val")
         return None
-    return Row(where, part, {name: values[theirs] for name, theirs in names.items()})
+    return where, split, {name: values[theirs] for name, theirs in names.items()}
 
 
 def inside(root: Path, name: str) -> Path | None:

@@ -24,7 +24,7 @@ from app.tasks.base import Files
 from app.tasks.findings import Findings, split, weigh
 from app.tasks.image import idx
 from app.tasks.image.codec import ImageCodec
-from app.tasks.table import SPLITS, TEST
+from app.tasks.table import SPLITS
 
 
 @dataclass(slots=True)
@@ -104,14 +104,11 @@ def _of_folders(root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
     parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
     parted = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS}
-    if "val" in parted.values() and any(path.name.lower() not in TEST for path, part in parted.items() if part == "val"):
-        for path in [path for path in parted if path.name.lower() in TEST]:
-            found.warnings.append(f"{path.name}/ is left alone: val chooses the best weights")
-            folders.remove(path)
-            del parted[path]
     if parted and len(parted) == len(folders) and "train" in parted.values():
-        for part, name in parted.items():
-            parts[name] += _classes(part, root, found)
+        role = table.role_of_test(parted.values(), "test/ is", found)
+        for path, said in parted.items():
+            if part := role if said == "test" else said:
+                parts[part] += _classes(path, root, found)
     else:
         parts["train"] = _classes(root, root, found)
     return parts

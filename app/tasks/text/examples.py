@@ -16,6 +16,7 @@ from app.card import Card
 from app.errors import HearthError, TooLarge
 from app.tasks.base import Files
 from app.tasks.findings import Findings, split, weigh
+from app.tasks.table import role_of_test
 from app.tasks.text.codec import TextCodec
 from app.tasks.text.input import TextInput, most_tokens
 from app.tasks.text.table import SCORED, Row, read
@@ -106,12 +107,9 @@ def _score(row: Row, found: Found) -> float:
 def divide(found: Found, rows: Sequence[Row], target: Callable[[Row], int], validation: float, seed: int) -> None:
     """Into train and val: as the rows say themselves; else the same share of each class, equal texts on one side."""
     found.train = [row for row in rows if row.part in ("train", "")]
-    found.val = [row for row in rows if row.part == "val"]
-    tests = [row for row in rows if row.part == "test"]
-    if tests and found.val:
-        found.warnings.append(f"{len(tests)} rows of test are left alone: val chooses the best weights")
-    elif tests:
-        found.val = tests
+    tests = sum(row.part == "test" for row in rows)
+    role = role_of_test({row.part for row in rows}, f"{tests} rows of test are", found)
+    found.val = [row for row in rows if row.part == "val" or (row.part == "test" and role)]
     if rows and not found.train:
         found.wrong("train", "holds no rows", "give some to learn from")
     if found.val or found.problems:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from app.tasks.findings import Findings
+from app.tasks.table import SPLITS
 
 Layout = tuple[str, ...]
 """Names of columns."""
@@ -24,7 +25,7 @@ OF_TASK: dict[str, tuple[Layout, ...]] = {"text-classification": (LABELLED,), "t
 
 _ALIASES = {"sentence": "text"}
 _SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson"}
-_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+_PARTS: dict[str, str] = {**SPLITS, "dev": "val"}
 _MOST_ROWS = 1_000_000
 _NO_TABLE = "give a header line and at least one row; CSV, TSV or JSON lines"
 

@@ -73,6 +73,11 @@ def test_a_test_part_is_left_alone_where_val_chooses(tmp_path: Path):
     assert found.report()["val"] == {"a": 1, "b": 1} and "1 rows of test are left alone" in found.warnings[0]
 
 
+def test_classes_may_be_called_as_parts_are(tmp_path: Path):
+    found = find(lay(tmp_path, test=4, val=4, cats=4), 0.25, 0)
+    assert found.labels == ["cats", "test", "val"] and not found.warnings and not found.problems
+
+
 def test_pictures_and_a_table(tmp_path: Path):
     lay(tmp_path, all=4)
     (tmp_path / "labels.csv").write_text(
