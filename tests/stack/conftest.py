@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import numpy as np
@@ -171,6 +171,28 @@ def write_text(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "card.toml").write_text(TEXT_CARD)
     (folder / "sample.json").write_text('{"inputs": "a good film"}')
+
+
+class Clients:
+    """Threads that ask, each in its own way (`_run`), until told to stop."""
+
+    def __init__(self, server: Server, count: int = 4) -> None:
+        self.wrong: list[str] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(server.url, number)) for number in range(count)]
+
+    def _run(self, url: str, number: int) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
 
 
 class Server:

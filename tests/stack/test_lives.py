@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from tests.stack.conftest import Server, picture, saved, wait_for
+from tests.stack.conftest import Clients, Server, picture, saved, wait_for
 
 MAGENTA, GREEN, BLUE = picture(255, 0, 255), picture(0, 255, 0), picture(0, 0, 255)
 
@@ -28,20 +28,18 @@ def server(toys: Path) -> Iterator[Server]:
         yield server
 
 
-class Load:
+class Load(Clients):
     """Clients that compare every answer with the right one, until told to stop."""
 
-    def __init__(self, server: Server, clients: int = 4) -> None:
-        self.wrong: list[str] = []
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
         self.right = 0
-        self._stop = threading.Event()
-        pictures = [picture(n * 9, n * 5, n * 3) for n in range(20)]
-        answers = [server.predict(raw).json() for raw in pictures]
-        self._threads = [threading.Thread(target=self._run, args=(server.url, pictures, answers, n)) for n in range(clients)]
+        self._pictures = [picture(n * 9, n * 5, n * 3) for n in range(20)]
+        self._answers = [server.predict(raw).json() for raw in self._pictures]
 
-    def _run(self, url: str, pictures: list[bytes], answers: list[object], offset: int) -> None:
+    def _run(self, url: str, turn: int) -> None:
+        pictures, answers = self._pictures, self._answers
         with httpx.Client(base_url=url, timeout=30) as http:
-            turn = offset
             while not self._stop.is_set():
                 turn += 1
                 which = turn % len(pictures)
@@ -54,16 +52,6 @@ class Load:
                     self.right += 1
                 else:
                     self.wrong.append(answer.text)
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def close(one: dict, other: dict) -> bool:  # type: ignore[type-arg]

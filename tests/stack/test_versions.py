@@ -12,7 +12,7 @@ import httpx
 import pytest
 import torch
 
-from tests.stack.conftest import Server, picture, wait_for, write_toy, write_toys
+from tests.stack.conftest import Clients, Server, picture, wait_for, write_toy, write_toys
 
 PICTURES = [picture(n * 9, n * 5, n * 3) for n in range(20)]
 
@@ -45,15 +45,13 @@ def versions(server: Server) -> dict[str, dict[str, Any]]:
     return {one["version"]: one for one in server.http.get("/models/v").json()["versions"]}
 
 
-class Load:
+class Load(Clients):
     """Clients that compare every answer with that of the version that it names."""
 
     def __init__(self, server: Server, answers: dict[str, list[str]]) -> None:
+        super().__init__(server)
         self.seen: list[str] = []
-        self.wrong: list[str] = []
         self._answers = answers
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(server.url, n)) for n in range(4)]
 
     def _run(self, url: str, turn: int) -> None:
         with httpx.Client(base_url=url, timeout=30) as http:
@@ -65,16 +63,6 @@ class Load:
                     self.seen.append(body["version"])
                 else:
                     self.wrong.append(answer.text)
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def best(body: dict[str, Any]) -> str:
