@@ -101,9 +101,7 @@ async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
 
 
-async def _caught(
-    work: Coroutine[Any, Any, tuple[Decoded, dict[str, Any]]],
-) -> tuple[Decoded | None, dict[str, Any] | HearthError]:
+async def _caught(work: Coroutine[Any, Any, tuple[Decoded, dict[str, Any]]]) -> Pair:
     try:
         return await work
     except HearthError as error:
