@@ -91,7 +91,9 @@ def predict(
         if path.is_file():
             files = {"file": (path.name, path.read_bytes())}
             return httpx.post(base + endpoint_of(path), params=query, files=files, timeout=60)
-        return httpx.post(f"{base}/embed/text", json={"inputs": what, **query}, timeout=60)
+        task = httpx.get(f"{base}/models/{model}", timeout=60).json().get("task") if model else ""
+        endpoint = "/predict/text" if task == "text-classification" else "/embed/text"
+        return httpx.post(base + endpoint, json={"inputs": what, **query}, timeout=60)
 
     answer = _ask(ask, url)
     out.print_json(json.dumps(answer.json()))
@@ -100,8 +102,12 @@ def predict(
 
 @app.command()
 def tune(
-    name: Annotated[str, typer.Argument(help="the model whose card and tune.toml are used")],
-    data: Annotated[Path, typer.Option(help="folder or file of training data", exists=True)],
+    name: Annotated[str, typer.Argument(help="the model whose card and tune.toml are used, or the one to start from (--as)")],
+    data: Annotated[Path, typer.Option(help="folder, archive or table of training data", exists=True)],
+    new: Annotated[
+        str | None,
+        typer.Option("--as", help="make a version of a model of this name, as POST /finetune does; --set: fields of its spec"),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--out", help="where the result goes; default: the model's own folder"),
@@ -114,10 +120,29 @@ def tune(
     from app.weights import locate
 
     settings = Settings.from_environment()
+    if new:
+        if output or start:
+            _stop("--out and --from-weights go without --as, which writes to HEARTH_HOME and starts from the model's weights")
+        _tune_as(new, name, data, dict(_pair(item) for item in more or ()), settings)
+        return
     card = Catalogue.read(settings.home).named(name)
     folder = output or (settings.home / "models" / name if is_packed() else card.folder)
     recipe, options = read_recipe(card, dict(_pair(item) for item in more or ()))
     run(card, data, folder, recipe, out, options=options, start=locate(card, settings) if start else None)
+
+
+def _tune_as(name: str, base: str, data: Path, fields: dict[str, str], settings: Settings) -> None:
+    from pydantic import ValidationError
+
+    from app.tuning.here import tune as run
+    from app.tuning.spec import Spec
+    from app.web.read import wrong_field
+
+    try:
+        spec = Spec.model_validate({**fields, "name": name, "base": base})
+    except ValidationError as error:
+        raise wrong_field(error, Spec, "spec", "--set ") from error
+    run(spec, data, settings, out)
 
 
 jobs = typer.Typer(help="Jobs of a running server: a table of them, or one to watch.")

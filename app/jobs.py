@@ -8,11 +8,12 @@ from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from app.errors import Invalid
 from app.tuning.job import in_words
+from app.tuning.show import bar as progress_bar, move
 
 _PATIENCE_S = 60.0  # a stream says something every ten seconds
 
@@ -32,8 +33,7 @@ def show(base: str, out: Console) -> None:
 def watch(base: str, id: str, out: Console) -> bool:
     """A bar that follows a job to its end, through restarts of the server. True if it succeeded. Raises Invalid if unknown."""
     last = "0"
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=out, refresh_per_second=4) as bar:
+    with progress_bar(out) as bar:
         row = bar.add_task("waiting", total=None)
         while True:
             try:
@@ -58,9 +58,7 @@ def watch(base: str, id: str, out: Console) -> bool:
 def _told(kind: str, data: dict[str, Any], bar: Progress, row: Any) -> str:
     """Show an event; the state that ends the job, or nothing."""
     if kind == "progress":
-        bar.update(row, total=data["steps"], completed=data["step"], description=f"loss {data['loss']:.3f}")
-        if data["metrics"]:
-            bar.console.print(f"epoch {data['epoch']:3d}  loss {data['loss']:.3f}  {in_words(data['metrics'])}")
+        move(bar, row, data)
         return ""
     state = str(data.get("state", ""))
     bar.console.print(f"{state}{': ' + data['reason'] if data.get('reason') else ''}")

@@ -67,9 +67,10 @@ async def _run(
     for name in reversed(preload):  # a task whose default is not among the chosen models uses the first one that is
         if defaults.get(catalogue.cards[name].task) not in preload:
             defaults[catalogue.cards[name].task] = name
+    settings = settings.model_copy(update={"devices": tuple(await _devices(settings))})
     roster = Roster(
         {name: Served(card, name in defaults.values(), name in preload) for name, card in catalogue.cards.items()},
-        await _devices(settings),
+        settings.devices,
     )
 
     async def find(card: Card) -> Files:

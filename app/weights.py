@@ -55,13 +55,18 @@ def checked(card: Card, settings: Settings) -> Files:
     stated = getattr(card.source, "sha256", None)
     path = files.get("weights") or files.get("model.safetensors")
     if isinstance(stated, str) and path is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256(path)
         if found != stated:
             raise WeightsError(
                 f"{card.name}: {path.name} has SHA-256 {found[:12]}…, its card says {stated[:12]}…; {_remedy(card)}"
             )
     return files
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_remote(card: Card) -> bool:

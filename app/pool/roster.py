@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from app.card import Card
-from app.pool.placement import place
+from app.engine.placement import place
 from app.tasks.base import Files
 from app.wire.messages import Entry, Route, Table, Worker
 

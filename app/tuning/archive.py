@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from app.errors import BadInput, TooLarge, UnsupportedMedia
 
 _CHUNK = 1 << 20
 _DEEPEST = 16  # folders
+_FIELDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_FIELDS_BYTES = 1 << 16
 _PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # zip, gzip, bzip2, xz
 _TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".gz"}  # with one of these in it, a folder is a data set
 _BROKEN = (
@@ -96,7 +98,7 @@ def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
 def is_archive(path: Path) -> bool:
     """A zip or a tar, whatever its name is; or a piece of one, which `unpack` refuses."""
     with path.open("rb") as file:
-        return file.read(8).startswith(_PACKED) or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+        return file.read(8).startswith(_PACKED) or zipfile.is_zipfile(path) or _is_tar(path)
 
 
 def _bounded(size: int, packed: int, bounds: Bounds) -> None:
@@ -143,8 +145,8 @@ def _members(archive: Path) -> Iterator[Iterator[_Member]]:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
                 yield _of_zip(opened)
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as opened_tar:
+        elif _is_tar(archive):
+            with tarfile.open(archive, tarinfo=_Header) as opened_tar:
                 yield _of_tar(opened_tar)
         else:
             raise UnsupportedMedia("the data set is neither a zip nor a tar archive; pack it as one of these")
@@ -159,6 +161,25 @@ def _of_zip(archive: zipfile.ZipFile) -> Iterator[_Member]:
         if stat.S_ISLNK(info.external_attr >> 16):
             raise BadInput(f"{info.filename} is a link; pack the file itself")
         yield _Member(info.filename, info.file_size, not info.is_dir(), lambda info=info: archive.open(info))  # type: ignore[misc]
+
+
+class _Header(tarfile.TarInfo):
+    """tarfile reads long names and further fields into memory, however large they are said to be."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in _FIELDS and info.size > _FIELDS_BYTES:
+            raise TooLarge(f"a member's name and fields take {info.size:,} bytes in the archive; the limit is {_FIELDS_BYTES:,}")
+        return info
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        tarfile.open(path, tarinfo=_Header).close()
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _of_tar(archive: tarfile.TarFile) -> Iterator[_Member]:

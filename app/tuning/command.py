@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.card import Card
 from app.engine.loader import build, load
 from app.errors import Invalid
 from app.tasks import TASKS, resolve
 from app.tasks.base import Dataset, Files
+from app.tuning import show
 from app.tuning.device import described, leave
 from app.tuning.job import in_words
 from app.tuning.publish import save_weights
 from app.tuning.recipe import Recipe
+from app.tuning.run import measured
 from app.tuning.trainer import Training
 
 _PARTS = ("model.py", "config.json", "vocab.json", "tokenizer.json", "tune.toml")
@@ -92,24 +93,12 @@ def tune(
         console = Console(quiet=True)
     where = " on {device} ({device_name})".format(**described(training.device))
     console.print(f"{card.name}: {size:,} parameters, {recipe.epochs} epochs, seed {recipe.seed}{where}")
-    _run(training, console)
+    speed = show.follow(training, console)
     if training.leads:
         publish(card, module, dataset.labels, training.metrics, out)
     leave()
-    seconds = time.monotonic() - started
-    console.print(f"{card.name}: {in_words(training.metrics)} on the held-out part, {seconds:.0f} s → {out}")
+    show.table(console, card.name, measured(training, time.monotonic() - started), speed, str(out))
     return training.metrics
-
-
-def _run(training: Training, console: Console) -> None:
-    """Train with a bar; one line for each measurement."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, refresh_per_second=2) as bar:
-        row = bar.add_task("training", total=None)
-        for progress in training:
-            bar.update(row, total=progress.steps, completed=progress.step, description=f"loss {progress.loss:.3f}")
-            if progress.metrics:
-                bar.console.print(f"epoch {progress.epoch:3d}  loss {progress.loss:.3f}  {in_words(progress.metrics)}")
 
 
 def publish(card: Card, module: torch.nn.Module, labels: Sequence[str], metrics: Mapping[str, float], out: Path) -> None:

@@ -18,10 +18,11 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.engine.placement import place
 from app.errors import UnknownJob
 from app.logs import configure, log
 from app.process import command, die_with_parent, set_name
-from app.settings import Settings, jobs_folder
+from app.settings import Settings, inherited_environment, jobs_folder
 from app.tuning.archive import remove
 from app.tuning.gate import Gate
 from app.tuning.job import OPEN, Job, version_of
@@ -41,6 +42,7 @@ class _Tuner:
     phase: str
     step: int
     process: subprocess.Popen[bytes]
+    device: str
 
 
 class Foreman:
@@ -65,7 +67,8 @@ class Foreman:
         for id, tuner in self._tuners.items():
             if id not in jobs or (tuner.phase == "train" and jobs[id].state == "validating"):  # cancelled, or resumed since
                 tuner.process.terminate()
-        for phase, states, most in (("check", ("validating",), 1), ("train", ("queued", "running"), self._settings.tuners)):
+        trained = self._settings.tuners * len(self._settings.devices)
+        for phase, states, most in (("check", ("validating",), 1), ("train", ("queued", "running"), trained)):
             busy = sum(1 for id in self._tuners if id in jobs and jobs[id].state in states)
             for job in [job for job in jobs.values() if job.state in states and job.id not in self._tuners][
                 : max(0, most - busy)
@@ -73,16 +76,23 @@ class Foreman:
                 self._start(job, phase)
 
     def _start(self, job: Job, phase: str) -> None:
+        taken = [tuner.device for tuner in self._tuners.values() if tuner.phase == "train"]
+        (device,) = place(1, self._settings.devices, taken)
+        settings = self._settings.model_copy(update={"devices": (device,)})
         try:
             with (jobs_folder(self._settings.home) / job.id / "log.txt").open("ab") as sink:
                 process = subprocess.Popen(
-                    command("app.tuning.process", job.id, phase), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
+                    command("app.tuning.process", job.id, phase),
+                    env=inherited_environment() | settings.to_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
                 )
         except OSError as error:
             log.error("job %s cannot be started: %s", job.id, error)
             self._store.move(job.id, "failed", reason=f"it could not be started ({error.strerror}); mend that, then resume it")
             return
-        self._tuners[job.id] = _Tuner(job, phase, job.progress.get("step", 0), process)
+        self._tuners[job.id] = _Tuner(job, phase, job.progress.get("step", 0), process, device)
 
     def _reap(self) -> None:
         for id, tuner in list(self._tuners.items()):
@@ -90,11 +100,15 @@ class Foreman:
             if status is None:
                 continue
             del self._tuners[id]
-            self._adopt(tuner.job)  # however it ended: what counts is whether it made a model
             try:
                 job = self._store.get(id)
-            except UnknownJob:
+            except UnknownJob:  # whoever forgets it at once keeps the model
+                self._adopt(tuner.job)
                 continue
+            if job.state == "succeeded":
+                self._adopt(job)
+            elif job.state == "cancelled" and (made := version_of(self._settings.home, job.model, id)):
+                remove(made)  # it was ended between the two
             if job.state in OPEN and status not in (0, -signal.SIGTERM):
                 self._count(job, tuner, status)
 

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from app.catalogue import Catalogue, number_of
+from app.catalogue import Catalogue, number_of, read_card
 from app.errors import HearthError, Invalid, UnknownJob
 from app.logs import configure, log
 from app.process import die_with_parent, set_name, stand_back
 from app.settings import Settings, cores, jobs_folder
-from app.tasks import TASKS, Check, resolve
-from app.tuning.archive import is_archive, remove, strip, unpack
+from app.tuning.archive import remove
+from app.tuning.data import examine, opened
 from app.tuning.job import Job
 from app.tuning.spec import Spec, filled, one_task
 from app.tuning.store import Store
-from app.weights import fetch
+from app.weights import fetch, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,8 @@ class Tuner:
         self._folder = jobs_folder(settings.home) / job.id
         self._prepared = self._folder / "prepared"
         self._catalogue = Catalogue.read(settings.home)
-        self._card = self._catalogue.named(self._spec.base)
+        kept = self._folder / "base" / self._spec.base  # of a base that may be removed from the catalogue meanwhile
+        self._card = read_card(kept) if kept.is_dir() else self._catalogue.named(self._spec.base)
 
     def check(self) -> None:
         """`validating` → `queued`. Raises HearthError, OSError, MemoryError."""
@@ -70,9 +71,9 @@ class Tuner:
         """`queued` → `running` → `succeeded`, from wherever it stands. Raises the same."""
         import torch
 
-        from app.tuning.device import choose, described, versions
+        from app.tuning.device import choose
         from app.tuning.publish import move_in, write
-        from app.tuning.run import begin
+        from app.tuning.run import begin, outcome
 
         report = self._checked()
         spec = filled(self._spec, report["task"])
@@ -80,8 +81,7 @@ class Tuner:
             return
         started = time.monotonic()
         choose(self._settings.devices)
-        threads = self._settings.thread_count() or cores()
-        torch.set_num_threads(threads)
+        torch.set_num_threads(self._settings.thread_count() or cores())
         torch.manual_seed(spec.seed)
         files = fetch(self._card, self._settings, lambda *_: None)
         checkpoint = self._folder / "checkpoint.pt"
@@ -92,23 +92,15 @@ class Tuner:
             run.training.restore(state)
             log.info("going on from step %d", run.training.step)
         self._train(run, checkpoint, started)
-        result = {
-            "metrics": run.training.metrics,
-            "best": run.training.best,
-            "seconds": round(time.monotonic() - started, 1),
-            **described(run.training.device),
-            "threads": threads,
-            "spec": spec.model_dump(),
-            "versions": versions(),
-        }
+        result = outcome(run, spec, files, time.monotonic() - started) | {"data_sha256": report["sha256"]}
         made = write(run, spec, self._prepared, result | {"job": self._job.id}, self._settings)
-        if self._store.get(self._job.id).state != "running":
+        now = Catalogue.read(self._settings.home).cards.values()  # another job may have been quicker
+        one_task(spec.name, report["task"], now)
+        version = move_in(made, self._settings.home, spec.name, self._job.id)
+        result["version"] = number_of(version)
+        if not self._store.move(self._job.id, "succeeded", only_from=("running",), result=result):
+            remove(self._settings.home / "models" / version)
             raise Cancelled
-        one_task(
-            spec.name, report["task"], Catalogue.read(self._settings.home).cards.values()
-        )  # another job may have been quicker
-        result["version"] = number_of(move_in(made, self._settings.home, self._spec.name, self._job.id))
-        self._store.move(self._job.id, "succeeded", only_from=("running",), result=result)
 
     def _checked(self) -> dict[str, Any]:
         """The data set, unpacked, checked and decoded, and what is to be said about it. Done once."""
@@ -120,22 +112,15 @@ class Tuner:
         for folder in (beside, data):
             remove(folder)
             folder.mkdir(parents=True)
-        own = TASKS[self._card.task]
-        if own.bare and not is_archive(self._folder / "dataset"):
-            (data / "dataset").hardlink_to(self._folder / "dataset")
-        else:
-            unpack(self._folder / "dataset", data)
-        root = strip(data)
-        task: str = self._spec.task or (resolve(own.told_by)(root) if own.told_by else self._card.task)
-        one_task(self._spec.name, task, self._catalogue.cards.values())
-        check: Check = resolve(TASKS[task].check or "")
+        root = opened(self._folder / "dataset", data, self._card)
         files = fetch(self._card, self._settings, lambda *_: None)
-        report = check(root, self._card, files, beside, validation=self._spec.validation, seed=self._spec.seed) | {"task": task}
+        report = examine(root, self._spec, self._card, files, self._catalogue.cards.values(), beside)
         if report["problems"]:
             self._store.note(self._job.id, only_in="validating", report=report)
             first = report["problems"][0]
             more = len(report["problems"]) + report["more_problems"] - 1
             raise Invalid("{where}: {what}; {remedy}".format(**first) + (f" (and {more} more, see report)" if more else ""))
+        report["sha256"] = sha256(self._folder / "dataset")
         (beside / "report.json").write_bytes(msgspec.json.encode(report))
         remove(self._prepared)
         beside.rename(self._prepared)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from app.tuning.archive import remove
 from app.tuning.job import in_words, version_of
 from app.tuning.run import Run
 from app.tuning.spec import Spec
-from app.weights import checked
+from app.weights import checked, sha256
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> str:
@@ -33,8 +32,7 @@ def save_weights(state: dict[str, Tensor], path: Path) -> str:
     beside = path.with_name(f".{path.name}.part")
     save_file({name: value.detach().contiguous().clone() for name, value in state.items()}, beside, metadata={"format": "pt"})
     beside.chmod(0o644)  # safetensors makes it private; a server under another user reads it too
-    with beside.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(beside)
     beside.replace(path)
     return digest
 

@@ -13,9 +13,11 @@ from torch import nn
 from app.card import Card
 from app.tasks import resolve
 from app.tasks.base import Files
+from app.tuning.device import described, versions
 from app.tuning.recipe import Recipe
 from app.tuning.spec import Spec
 from app.tuning.trainer import Training
+from app.weights import sha256
 
 _BEGIN = {
     "image-classification": "app.tuning.image:begin",
@@ -63,6 +65,27 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     """As the task does that the new model is for."""
     start: Begin = resolve(_BEGIN[report["task"]])
     return start(card, files, spec, folder, report, goes_on=goes_on)
+
+
+def measured(training: Training, seconds: float) -> dict[str, Any]:
+    """What a training that ended has reached, where, by which recipe."""
+    return {
+        "metrics": training.metrics,
+        "best": training.best,
+        "seconds": round(seconds, 1),
+        **described(training.device),
+        "threads": torch.get_num_threads(),
+        "recipe": training.recipe.model_dump(),
+    }
+
+
+def outcome(run: Run, spec: Spec, files: Files, seconds: float) -> dict[str, Any]:
+    """The same of a run, and what else it takes to repeat it. `files`: of the base model."""
+    return measured(run.training, seconds) | {
+        "spec": spec.model_dump(),
+        "base_sha256": {name: sha256(path) for name, path in sorted(files.items())},
+        "versions": versions(),
+    }
 
 
 def recipe(spec: Spec, samples: int) -> Recipe:

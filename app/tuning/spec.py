@@ -86,6 +86,7 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "speech-recognition": {
         "full": _SPEECH | {"epochs": 10, "batch_size": 8, "learning_rate": 1e-4},
         "head": _SPEECH | {"epochs": 10, "batch_size": 8, "learning_rate": 1e-3, "patience": 3},
+        "lora": _SPEECH | {"epochs": 10, "batch_size": 8, "learning_rate": 1e-3, "rank": 16},
         "fresh": _SPEECH | {"epochs": 50, "batch_size": 32, "learning_rate": 1.5e-3, "ema": 0.998, "evaluate_every": 5},
     },
     "text-classification": {
@@ -127,6 +128,8 @@ def filled(spec: Spec, task: str) -> Spec:
 
 
 def _method(spec: Spec) -> str:
+    if spec.start == "fresh" and spec.method != "full":
+        raise Invalid(f"spec: method: fresh weights all have to learn, {spec.method} would leave most as they are; use full")
     return "fresh" if spec.start == "fresh" else spec.method
 
 

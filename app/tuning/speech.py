@@ -13,6 +13,7 @@ from app.tasks.base import Files
 from app.tasks.speech.dataset import SpeechDataset
 from app.tasks.speech.transcripts import prepared
 from app.tasks.speech.utterances import Mix
+from app.tuning import lora
 from app.tuning.device import accelerator
 from app.tuning.run import Run, recipe
 from app.tuning.spec import Spec
@@ -28,7 +29,7 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     """
     fresh = spec.start == "fresh"
     module: Any = build(card) if fresh else load(card, files)
-    module.requires_grad_(spec.method == "full" or fresh)
+    module.requires_grad_(spec.method == "full")
     module.lm_head.requires_grad_(True)
     parts = prepared(folder)
     mix = Mix.of([len(wave) for wave, _ in parts["train"]])
@@ -39,6 +40,7 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     elif not goes_on:
         with torch.inference_mode():
             reached = dataset.score(module.to(accelerator().device).eval())
+    finish = lora.adapt(module.wav2vec2.encoder, spec)
     return Run(
         card=card,
         module=module,
@@ -46,5 +48,6 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
         source={"kind": "file", "path": ".", "architecture": "transformers"},
         outputs=("token_ids", "token_scores"),
         expected=lambda answer: {"text": answer["text"]},
+        finish=finish,
         parts={name: files[name] for name in _PARTS if name in files},
     )

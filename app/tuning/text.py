@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from app.card import Card
 from app.engine.loader import load
 from app.tasks.base import Files
@@ -15,6 +13,7 @@ from app.tasks.text.dataset import Labelled, Scored, TextDataset, Texts, Triplet
 from app.tasks.text.examples import prepared
 from app.tasks.text.network import TextClassifier
 from app.tasks.text.program import TextProgram
+from app.tuning import lora
 from app.tuning.features import head_training
 from app.tuning.run import Run, best, recipe
 from app.tuning.spec import Spec
@@ -38,13 +37,13 @@ def begin_classifier(card: Card, files: Files, spec: Spec, folder: Path, report:
         seen = {"train": dataset.learnt(module.eval(), most), "val": dataset.held_out(module)}
         vectors = {part: (rows[:, 0], targets.long()) for part, (rows, targets) in seen.items()}
         head = head_training(module.classifier, vectors, labels, spec, "text-classification")
-    finish: Callable[[], object] = _nothing
+    finish: Callable[[], object] = lora.nothing
     if head is not None and spec.method == "head":
         training = head
     else:
         for _ in head or ():
             pass
-        finish = _adapted(module.encoder, spec)
+        finish = lora.adapt(module.encoder, spec)
         training = Training(module, dataset, recipe(spec, dataset.steps(1)), head.metrics if head else None)
     return Run(
         card=card,
@@ -67,7 +66,7 @@ def begin_embedding(card: Card, files: Files, spec: Spec, folder: Path, report: 
     kind: type[TextDataset] = Scored if report["kind"] == "pairs" else Triplets
     dataset = kind(program, train, val, **options)
     reached = None if goes_on else dataset.score(module)
-    finish = _adapted(module, spec)
+    finish = lora.adapt(module, spec)
     return Run(
         card=card,
         module=module,
@@ -86,17 +85,3 @@ def _data(card: Card, spec: Spec, folder: Path) -> tuple[TextProgram, Texts, Tex
     program.padded = True  # batches of nearly equal lengths hold hardly any padding, and every architecture takes them
     train, val = Texts(parts["train"]), Texts(parts["val"])
     return program, train, val, {"per_epoch": spec.per_epoch or len(train), "seed": spec.seed}
-
-
-def _adapted(encoder: nn.Module, spec: Spec) -> Callable[[], object]:
-    """Where the spec wants LoRA, put it into the encoder; returns what merges it at the end."""
-    if spec.method != "lora":
-        return _nothing
-    from app.tuning import lora  # peft takes two seconds to import
-
-    lora.inject(encoder, spec.rank or 16)
-    return lambda: lora.merge(encoder)
-
-
-def _nothing() -> None:
-    """Nothing is left to be done."""

@@ -43,7 +43,7 @@ class Training:
         """Of the weights that the run will end with, as far as it has come."""
         self.best: Measured | None = {"epoch": 0, "step": 0, "metrics": self.metrics} if reached else None
         self._dataset = dataset
-        self._recipe = recipe
+        self.recipe = recipe
         self._accelerator = accelerator()
         processes = self._accelerator.num_processes
         if recipe.batch_size % processes:
@@ -67,15 +67,15 @@ class Training:
 
     def _seed(self) -> None:
         """The data's randomness is the same in all processes, the network's own (dropout) is not."""
-        own = (self._recipe.seed + self._accelerator.process_index) % 2**32
+        own = (self.recipe.seed + self._accelerator.process_index) % 2**32
         torch.manual_seed(own)
         np.random.seed(own)
-        self._rng = torch.Generator().manual_seed(self._recipe.seed)
+        self._rng = torch.Generator().manual_seed(self.recipe.seed)
 
     def __iter__(self) -> Iterator[Progress]:
         """Raises ModelFailed when the loss stops being a number, Invalid when `metric` is none of the data set's."""
         self._check_metric()
-        recipe, device = self._recipe, self._accelerator.device
+        recipe, device = self.recipe, self._accelerator.device
         pace: Pace | None = None
         while self._step < self._steps and not self._enough():
             self._enter()
@@ -110,7 +110,7 @@ class Training:
 
     def _enter(self) -> None:
         self.module.train()
-        if self._recipe.keep_statistics:
+        if self.recipe.keep_statistics:
             for part in self.module.modules():
                 if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
                     part.eval()
@@ -125,11 +125,11 @@ class Training:
         else:
             self._epoch_began = self._rng.get_state()
         processes = self._accelerator.num_processes
-        batches = iter(self._dataset.batches(self._recipe.batch_size // processes, self._rng, epoch))
+        batches = iter(self._dataset.batches(self.recipe.batch_size // processes, self._rng, epoch))
         batches = islice(batches, self._batches * processes)
-        for _ in islice(batches, done * self._recipe.accumulate * processes):
+        for _ in islice(batches, done * self.recipe.accumulate * processes):
             pass
-        return iter(lambda: list(islice(batches, self._recipe.accumulate * processes)), [])
+        return iter(lambda: list(islice(batches, self.recipe.accumulate * processes)), [])
 
     def _own(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, float, bool]]:
         """This process's batches of a step, the share that each has in the step's loss, by its samples, and whether it is the
@@ -149,15 +149,15 @@ class Training:
     def _measure(self, pace: Pace) -> dict[str, float]:
         """At the end of an epoch: the metrics of the weights that would be kept, and those weights if they are the best."""
         epoch = self._step // self._per_epoch
-        if epoch % self._recipe.evaluate_every and epoch != self._recipe.epochs:
+        if epoch % self.recipe.evaluate_every and epoch != self.recipe.epochs:
             return {}
         began = time.monotonic()
         metrics = self._score()
-        gained = self.best is None or better(metrics, self.best["metrics"], self._recipe.metric)
+        gained = self.best is None or better(metrics, self.best["metrics"], self.recipe.metric)
         self._patience = 0 if gained else self._patience + 1
         if gained:
             self.best = {"epoch": epoch, "step": self._step, "metrics": metrics}
-        if gained or self._recipe.keep == "last":
+        if gained or self.recipe.keep == "last":
             self.metrics = metrics
             self._kept = _copied(self._average.module) if self.leads else None
         pace.measured(time.monotonic() - began)
@@ -177,12 +177,12 @@ class Training:
 
     def _check_metric(self) -> None:
         """Before hours of training, not after the first epoch."""
-        name = self._recipe.metric
+        name = self.recipe.metric
         if name and not self._step and name not in (known := self._score()):
             raise Invalid(f"metric: the held-out part is not measured by {name!r}; it is by: {', '.join(known)}")
 
     def _progress(self, loss: float, rate: float, metrics: dict[str, float], pace: Pace) -> Progress:
-        recipe, now = self._recipe, time.monotonic()
+        recipe, now = self.recipe, time.monotonic()
         epoch, steps = divmod(self._step, self._per_epoch)
         batches = (recipe.epochs - epoch) * self._batches - steps * recipe.accumulate
         measurements = -(-recipe.epochs // recipe.evaluate_every) - epoch // recipe.evaluate_every if batches else 0
@@ -199,7 +199,7 @@ class Training:
         )
 
     def _enough(self) -> bool:
-        return self._recipe.patience is not None and self._patience > self._recipe.patience
+        return self.recipe.patience is not None and self._patience > self.recipe.patience
 
     def _end(self) -> None:
         self._average.keep()

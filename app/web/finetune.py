@@ -21,6 +21,7 @@ from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJo
 from app.settings import jobs_folder
 from app.tasks import TASKS
 from app.tuning.archive import remove
+from app.tuning.data import link
 from app.tuning.job import DONE, OPEN, Job, new_id
 from app.tuning.spec import Spec, one_task, understood
 from app.web.answer import reply
@@ -62,7 +63,7 @@ async def submit(request: Request) -> Response:
         base = _base(kitchen, spec)
         spec = understood(spec.model_copy(update={"base": base.name}), base.task)
         _free(kitchen, spec)
-        job = await asyncio.to_thread(_accept, kitchen, spec, dataset)
+        job = await asyncio.to_thread(_accept, kitchen, spec, base, dataset)
     finally:
         await form.close()
     kitchen.pool.tune()
@@ -190,7 +191,7 @@ def _free(kitchen: Kitchen, spec: Spec) -> None:
         one_task(spec.name, spec.task, [model.card for model in kitchen.pool.models()])
 
 
-def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
+def _accept(kitchen: Kitchen, spec: Spec, base: Card, dataset: UploadFile) -> Job:
     store = _open(kitchen)
     waiting = store.all(OPEN)
     if len(waiting) >= kitchen.settings.max_jobs:
@@ -205,12 +206,23 @@ def _accept(kitchen: Kitchen, spec: Spec, dataset: UploadFile) -> Job:
             shutil.copyfileobj(dataset.file, sink, 1 << 20)
         if not (folder / "dataset").stat().st_size:
             raise BadInput("the part 'dataset' is empty; send the data")
+        if "@" in base.name:  # the catalogue keeps the newest versions only
+            _keep(base, folder / "base" / base.name)
         return store.add(id, spec.model_dump())
     except BaseException as error:
         remove(folder)
         if isinstance(error, OSError) and error.errno == 28:
             raise TooLarge("the server's disk is full; make room in HEARTH_HOME, or send less") from error
         raise
+
+
+def _keep(base: Card, folder: Path) -> None:
+    try:
+        shutil.copytree(base.folder, folder, copy_function=link)
+    except OSError as error:
+        if base.folder.is_dir():
+            raise
+        raise Conflict(f"{base.name} has just been removed; start from a newer version") from error
 
 
 def _told(job: Job) -> dict[str, Any]:

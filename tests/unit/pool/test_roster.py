@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.card import Card
-from app.pool.placement import place
+from app.engine.placement import place
 from app.pool.roster import Roster, Served
 
 

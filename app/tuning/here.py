@@ -1,0 +1,91 @@
+"""`hearth tune BASE --data PATH --as NAME`: what a job of POST /finetune does, by the same code, without a server."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+
+from app.card import Card
+from app.catalogue import Catalogue
+from app.errors import Invalid
+from app.settings import Settings
+from app.tasks.base import Files
+from app.tuning import show
+from app.tuning.archive import remove
+from app.tuning.data import examine, opened
+from app.tuning.device import accelerator, choose, leave
+from app.tuning.job import new_id
+from app.tuning.publish import move_in, write
+from app.tuning.run import begin, outcome
+from app.tuning.spec import Spec, filled, one_task, understood
+from app.weights import fetch
+
+_NAMED = 12  # classes
+
+
+def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
+    """Check the data, train, and put the next version of `spec.name` into `$HEARTH_HOME/models`; its key.
+
+    `data`: a folder, an archive or a table of texts. Of several processes (`accelerate launch`) the first one checks, prints and
+    writes. Raises Invalid naming everything that is wrong with the data, and what a job would fail with.
+    """
+    catalogue = Catalogue.read(settings.home)
+    card = catalogue.named(spec.base)
+    spec = understood(spec, card.task)
+    files = fetch(card, settings, lambda *_: None)
+    choose(settings.devices)
+    leads = accelerator().is_main_process
+    if not leads:
+        console = Console(quiet=True)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="tune-", dir=settings.home)) if leads else Path()
+    try:
+        checked = _checked(data, spec, card, files, catalogue, folder) if leads else {}
+        report, folder = broadcast_object_list([checked, folder])
+        spec = filled(spec, report["task"])
+        _print(report, console)
+        started = time.monotonic()
+        torch.manual_seed(spec.seed)
+        run = begin(card, files, spec, folder / "prepared", report)
+        speed = show.follow(run.training, console)
+        if not leads:
+            return ""
+        result = outcome(run, spec, files, time.monotonic() - started)
+        id = new_id()
+        made = write(run, spec, folder / "prepared", result | {"job": id}, settings)
+        one_task(spec.name, report["task"], Catalogue.read(settings.home).cards.values())
+        key = move_in(made, settings.home, spec.name, id)
+        show.table(console, f"{key}, tuned from {card.name}", result, speed, str(settings.home / "models" / key))
+        return key
+    finally:
+        leave()
+        if leads:
+            remove(folder)
+
+
+def _checked(data: Path, spec: Spec, card: Card, files: Files, catalogue: Catalogue, folder: Path) -> dict[str, Any]:
+    """The report; what training reads is in `folder/prepared`. Raises Invalid with all problems."""
+    for name in ("data", "prepared"):
+        (folder / name).mkdir()
+    root = opened(data, folder / "data", card)
+    report = examine(root, spec, card, files, catalogue.cards.values(), folder / "prepared")
+    lines = ["{where}: {what}; {remedy}".format(**problem) for problem in report["problems"]]
+    if lines:
+        more = [f"and {report['more_problems']} more"] if report["more_problems"] else []
+        raise Invalid("\n".join([f"{data} cannot be trained on:", *lines, *more]))
+    return report
+
+
+def _print(report: dict[str, Any], console: Console) -> None:
+    for part in ("train", "val"):
+        held = report[part]
+        counts = [f"{count:g} {name}" for name, count in held.items()] if isinstance(held, dict) else [str(held)]
+        console.print(f"{part}: {', '.join(counts[:_NAMED])}{', …' if len(counts) > _NAMED else ''}")
+    for warning in report["warnings"]:
+        console.print(f"[yellow]{warning}[/]")
