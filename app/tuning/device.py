@@ -42,7 +42,10 @@ def accelerator() -> Accelerator:
 
 
 def leave() -> None:
-    """Leave the other processes of this training, if there are any."""
+    """Leave the other processes of this training, if there are any, when all are done: a launcher ends all where one ends badly,
+    and the first one may still be writing.
+    """
+    PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
 
 

@@ -22,7 +22,7 @@ from app.tuning.data import examine, opened
 from app.tuning.device import accelerator, choose, leave
 from app.tuning.job import new_id
 from app.tuning.publish import move_in, write
-from app.tuning.run import begin, outcome
+from app.tuning.run import Run, begin, outcome
 from app.tuning.spec import Spec, filled, one_task, understood
 from app.weights import fetch
 
@@ -30,7 +30,8 @@ _NAMED = 12  # classes
 
 
 def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
-    """Check the data, train, and put the next version of `spec.name` into `$HEARTH_HOME/models`; its key.
+    """Check the data, train, and put the next version of `spec.name` into `$HEARTH_HOME/models`; its key (empty but in the first
+    process).
 
     `data`: a folder, an archive or a table of texts. Of several processes (`accelerate launch`) the first one checks, prints and
     writes. Raises Invalid naming everything that is wrong with the data, and what a job would fail with.
@@ -54,17 +55,14 @@ def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
         torch.manual_seed(spec.seed)
         run = begin(card, files, spec, folder / "prepared", report)
         speed = show.follow(run.training, console)
-        if not leads:
-            return ""
-        result = outcome(run, spec, files, time.monotonic() - started)
-        id = new_id()
-        made = write(run, spec, folder / "prepared", result | {"job": id}, settings)
-        one_task(spec.name, report["task"], Catalogue.read(settings.home).cards.values())
-        key = move_in(made, settings.home, spec.name, id)
-        show.table(console, f"{key}, tuned from {card.name}", result, speed, str(settings.home / "models" / key))
+        key = ""
+        if leads:
+            result = outcome(run, spec, files, time.monotonic() - started)
+            key = _published(run, spec, folder / "prepared", result, settings)
+            show.table(console, f"{key}, tuned from {card.name}", result, speed, str(settings.home / "models" / key))
+        leave()
         return key
     finally:
-        leave()
         if leads:
             remove(folder)
 
@@ -80,6 +78,13 @@ def _checked(data: Path, spec: Spec, card: Card, files: Files, catalogue: Catalo
         more = [f"and {report['more_problems']} more"] if report["more_problems"] else []
         raise Invalid("\n".join([f"{data} cannot be trained on:", *lines, *more]))
     return report
+
+
+def _published(run: Run, spec: Spec, prepared: Path, result: dict[str, Any], settings: Settings) -> str:
+    id = new_id()
+    made = write(run, spec, prepared, result | {"job": id}, settings)
+    one_task(spec.name, run.task or run.card.task, Catalogue.read(settings.home).cards.values())
+    return move_in(made, settings.home, spec.name, id)
 
 
 def _print(report: dict[str, Any], console: Console) -> None:

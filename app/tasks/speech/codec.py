@@ -1,9 +1,11 @@
-"""Recording → windows, CTC frames → words. Greedy decoding, as transformers' Wav2Vec2CTCTokenizer."""
+"""Recording → windows, CTC frames → words. Greedy decoding, as transformers' Wav2Vec2CTCTokenizer, but for vocabularies of whole
+words: their tokens are words without a `|` between them, where that would make one word of two.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -39,6 +41,7 @@ class SpeechCodec:
         vocabulary: dict[str, int] = json.loads(files["vocab.json"].read_text(encoding="utf-8"))
         self._tokens = {index: token for token, index in vocabulary.items()}
         self._blank = vocabulary["<pad>"]
+        self._whole_words = of_words(usable(vocabulary))
 
     def light(self, item: bytes) -> bool:
         """Never: sound takes milliseconds."""
@@ -77,11 +80,15 @@ class SpeechCodec:
     def _letters(self, ids: np.ndarray, scores: np.ndarray) -> Any:
         """(letter, first frame, last frame, score) after merging repeats and dropping blanks."""
         frame = 0
+        before = " "
         for index, run in groupby(ids.tolist()):
             length = len(list(run))
             token = self._tokens.get(index, "")
             if index != self._blank and token not in SPECIAL:
                 letter = " " if token == SPACE else token
+                if self._whole_words and " " not in (before, letter):
+                    yield " ", frame, frame, 1.0
+                before = letter
                 yield letter, frame, frame + length, float(scores[frame : frame + length].mean())
             frame += length
 
@@ -96,6 +103,16 @@ class SpeechCodec:
                     "end_s": round(word[-1][2] * frame_s, 3),
                     "score": round(sum(score for *_, score in word) / len(word), 4),
                 }
+
+
+def usable(vocabulary: Iterable[str]) -> set[str]:
+    """The tokens that spell: neither the blank and its like nor the space."""
+    return set(vocabulary) - SPECIAL - {SPACE}
+
+
+def of_words(tokens: Collection[str]) -> bool:
+    """Whether these tokens, which spell, are whole words alone."""
+    return all(len(token) > 1 for token in tokens)
 
 
 def cut(samples: int, window: int, overlap: int) -> list[_Window]:

@@ -24,9 +24,9 @@ from app.errors import BadInput, HearthError
 from app.tasks.base import Batch, Files, device_of
 from app.tasks.speech import network
 from app.tasks.speech.audio import read_audio
-from app.tasks.speech.codec import SpeechCodec
+from app.tasks.speech.codec import SpeechCodec, usable
 from app.tasks.speech.program import SpeechProgram
-from app.tasks.speech.transcripts import spelled, usable
+from app.tasks.speech.transcripts import spelled
 from app.tasks.speech.utterances import RATE, Clip, Mix, Utterances
 
 _WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")

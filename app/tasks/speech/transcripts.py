@@ -22,7 +22,7 @@ from app.tasks import table
 from app.tasks.base import Files
 from app.tasks.findings import Findings
 from app.tasks.speech.audio import read_audio
-from app.tasks.speech.codec import HOP, SPACE, SPECIAL
+from app.tasks.speech.codec import HOP, SPACE, of_words, usable
 from app.tasks.speech.input import SpeechInput
 from app.tasks.speech.utterances import Clip
 from app.tasks.table import Part
@@ -112,13 +112,10 @@ def find(root: Path, vocabulary: Collection[str], validation: float, seed: int) 
     return found
 
 
-def usable(vocabulary: Iterable[str]) -> set[str]:
-    """The tokens that spell: neither the blank and its like nor the space."""
-    return set(vocabulary) - SPECIAL - {SPACE}
-
-
 def spelled(text: str, vocabulary: Collection[str]) -> list[str]:
-    """Whole words where the vocabulary has them, else letters, with `|` between words."""
+    """Whole words where the vocabulary has them, else letters, with `|` between words; of a vocabulary of words, those alone."""
+    if of_words(vocabulary):
+        return text.split()
     tokens: list[str] = []
     for word in text.split():
         tokens += [SPACE, *([word] if word in vocabulary else word)]

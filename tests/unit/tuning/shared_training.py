@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from app.tuning.device import leave
 from app.tuning.trainer import Recipe, Training
 from tests.unit.tuning.test_trainer import Clouds, Noisy, linear, net
 
@@ -37,4 +38,4 @@ PartialState().wait_for_everyone()
 again = Training(net(), Noisy(), shaken)
 again.restore(torch.load(OUT / "cut.state", weights_only=True))
 run("again", again)
-PartialState().destroy_process_group()
+leave()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +53,27 @@ def test_files_come_out_as_they_went_in_and_what_systems_add_stays_out(pack: Pac
     assert unpack(pack(files | extras), into, Bounds(ratio=1e6)) == 2
     assert {str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()} == files
     assert strip(into) == into / "top"
+
+
+@pytest.mark.parametrize("before", [[], ["a/good.txt"]])
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_what_a_tar_says_of_its_members_takes_no_memory(tmp_path: Path, into: Path, kind: bytes, before: list[str]):
+    header = tarfile.TarInfo("fields")
+    header.type, header.size = kind, 1 << 28
+    packed = tmp_path / "archive"
+    with gzip.open(packed, "wb", 1) as file:
+        for name in before:
+            file.write(tarfile.TarInfo(name).tobuf())
+        file.write(header.tobuf())
+        for _ in range(1 << 8):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="name and fields take 268,435,456 bytes in the archive; the limit is 65,536"):
+            unpack(packed, into)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/etc/out.txt", "a/../../out.txt", "C:\\out.txt", "..\\out.txt"])

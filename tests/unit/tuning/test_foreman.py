@@ -21,7 +21,8 @@ from app.wire.messages import Adopt
 class Process:
     """A tuner of paper."""
 
-    def __init__(self, command: list[str], **_: Any) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], **_: Any) -> None:
+        self.environment = env
         self.job, self.phase = command[-2:]
         self.status: int | None = None
         self.terminated = False
@@ -95,6 +96,33 @@ def test_what_succeeded_is_told_to_the_supervisor(house, tmp_path):
     foreman.turn()
     foreman.turn()
     assert supervisor.sent == [Adopt("photos@1", 1.0)]
+
+
+def test_what_was_cancelled_in_its_last_moment_does_not_go_live(house, tmp_path):
+    foreman, store, supervisor = house
+    id = add(store, tmp_path)
+    store.move(id, "queued")
+    foreman.turn()
+    store.move(id, "running")
+    made(tmp_path, id)
+    store.move(id, "cancelled")
+    STARTED[0].status = -15
+    foreman.turn()
+    assert supervisor.sent == [] and not list((tmp_path / "models").iterdir())
+
+
+def test_each_device_has_its_own_tuners(house, tmp_path):
+    _, store, supervisor = house
+    foreman = Foreman(Settings(home=tmp_path, tuners=1, devices=("cuda:0", "cuda:1")), store, supervisor)
+    ids = [add(store, tmp_path, name) for name in "abc"]
+    for id in ids:
+        store.move(id, "queued")
+    foreman.turn()
+    assert [(one.job, one.environment["HEARTH_DEVICES"]) for one in STARTED] == [(ids[0], "cuda:0"), (ids[1], "cuda:1")]
+    store.move(ids[0], "failed")
+    STARTED[0].status = 1
+    foreman.turn()
+    assert [(one.job, one.environment["HEARTH_DEVICES"]) for one in STARTED[2:]] == [(ids[2], "cuda:0")]
 
 
 def made(home, id, name="photos"):

@@ -147,7 +147,11 @@ def test_damaged_files_raise_nothing_else(raw: bytes, changes: list[tuple[float,
 
 @pytest.fixture
 def codec(tmp_path: Path) -> SpeechCodec:
-    (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<unk>": 1, "|": 2, "A": 3, "B": 4}))
+    return codec_of({"<pad>": 0, "<unk>": 1, "|": 2, "A": 3, "B": 4}, tmp_path)
+
+
+def codec_of(vocabulary: dict[str, int], tmp_path: Path) -> SpeechCodec:
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     card = Card(
         name="m",
         folder=tmp_path,
@@ -170,6 +174,15 @@ def test_repeats_merge_unless_a_blank_stands_between(codec: SpeechCodec):
     assert answer(codec, [0, 0, 0])["text"] == ""
     assert answer(codec, [2, 3, 2, 2, 0, 2, 4, 2])["text"] == "A  B", "as transformers: nothing is tidied"
     assert answer(codec, [1, 3, 1])["text"] == "A"
+
+
+def test_tokens_that_are_words_stay_words(tmp_path: Path):
+    digits = codec_of({"<pad>": 0, "<unk>": 1, "|": 2, "SIX": 3, "ONE": 4}, tmp_path)
+    told = answer(digits, [3, 0, 3, 4, 2, 4, 0], words=True)
+    assert told["text"] == "SIX SIX ONE ONE"
+    assert [word["word"] for word in told["words"]] == ["SIX", "SIX", "ONE", "ONE"]
+    sounds = codec_of({"<pad>": 0, "|": 1, "CH": 2, "A": 3}, tmp_path)
+    assert answer(sounds, [2, 3, 2, 1, 3])["text"] == "CHACH A", "beside single letters they are parts of words"
 
 
 def test_words_have_times_and_scores(codec: SpeechCodec):

@@ -15,8 +15,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from app.card import Card
 from app.errors import BadInput
+from app.tasks.speech.codec import usable
 from app.tasks.speech.dataset import SpeechDataset, edits
-from app.tasks.speech.transcripts import spelled, usable
+from app.tasks.speech.transcripts import spelled
 from app.tasks.speech.utterances import Clip, Mix, Utterances
 from app.tuning.trainer import Recipe, Training
 
@@ -72,6 +73,7 @@ def test_what_is_no_zip_or_no_recording_is_told_by_name(tmp_path: Path, card: Ca
 
 def test_words_are_whole_where_the_vocabulary_has_them():
     assert spelled("ONE TWO ONE", usable(WORDS)) == ["ONE", "|", "T", "W", "O", "|", "ONE"]
+    assert spelled("TWO ONE TWO", {"ONE", "TWO"}) == ["TWO", "ONE", "TWO"], "no | between tokens that are words"
     assert spelled("<pad> |", usable(WORDS)) == [*"<pad>", "|", "|"], "what is special in the vocabulary is a word in a text"
 
 
