@@ -10,8 +10,10 @@ import sys
 import time
 import tomllib
 import zipfile
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -64,7 +66,8 @@ def tuned(http: httpx.Client, spec: dict[str, Any], archive: bytes) -> dict[str,
     job = http.get(f"/finetune/{id}").json()
     if job["state"] != "succeeded":
         raise SystemExit(f"the job {job['state']}: {job['reason']}")
-    while http.get(f"/models/{spec['name']}").json().get("state") != "ready":
+    version = str(job["result"]["version"])
+    while http.get(f"/models/{spec['name']}@{version}").json().get("state") != "ready":
         time.sleep(0.05)
     return {
         "live_s": time.monotonic() - began,
@@ -75,6 +78,7 @@ def tuned(http: httpx.Client, spec: dict[str, Any], archive: bytes) -> dict[str,
         "by_job": next(iter(job["result"]["metrics"].values())),
         "warnings": job["report"]["warnings"],
         "spec": job["result"]["spec"],
+        "version": version,
     }
 
 
@@ -88,11 +92,14 @@ def busy(id: str) -> float:
 
 
 def photos(http: httpx.Client, data: Path, method: str, seed: int) -> dict[str, Any]:
-    """Submit, follow, ask."""
+    """Submit, follow, give a quarter of the traffic to it if it is not the first version, then all, and ask."""
     val = [(path.parent.name, path.read_bytes()) for path in sorted((data / "val").rglob("*.*"))]
-    spec = {"name": f"photos-{method}", "base": "base", "method": method, "seed": seed}
+    spec = {"name": "photos", "base": "base", "method": method, "seed": seed, "traffic": 0.25}
     found = tuned(http, spec, packed(data))
-    return found | {"as_served": best_labels(http, spec["name"], val)}
+    answers = [http.post("/predict/image?model=photos", content=raw).raise_for_status().json() for _, raw in val]
+    http.put("/models/photos/traffic", json={"shares": {found["version"]: 1}}).raise_for_status()
+    served = best_labels(http, f"photos@{found['version']}", val)
+    return found | {"as_served": served, "canary": dict(Counter(answer["version"] for answer in answers))}
 
 
 def sst2(http: httpx.Client, data: Path, method: str, seed: int) -> dict[str, Any]:
@@ -118,7 +125,8 @@ def stsb(http: httpx.Client, data: Path, method: str, seed: int) -> dict[str, An
             archive.write(data / f"{part}.tsv", f"{part}.tsv")
     found = tuned(http, spec, out.getvalue())
     after = {part: spearman_of(http, spec["name"], data / f"{part}.tsv") for part in ("dev", "test")}
-    return found | {"as_served": after["dev"], "before": before, "after": after}
+    slower = time_over(http, spec["name"], MINILM, lines(data / "test.tsv")[0]["sentence1"])
+    return found | {"as_served": after["dev"], "before": before, "after": after, "time_over_base": slower}
 
 
 def mnist(http: httpx.Client, data: Path, method: str, seed: int) -> dict[str, Any]:
@@ -187,6 +195,17 @@ def spearman_of(http: httpx.Client, model: str, path: Path) -> float:
         vectors = np.array(answer["embeddings"])
         cosines += (vectors[: len(chunk)] * vectors[len(chunk) :]).sum(1).tolist()
     return spearman(np.array(cosines), np.array([float(row["score"]) for row in rows]))
+
+
+def time_over(http: httpx.Client, model: str, other: str, text: str) -> float:
+    """Median time of an answer of `model` over that of `other`, by turns."""
+    took: dict[str, list[float]] = {model: [], other: []}
+    for _ in range(300):
+        for name, times in took.items():
+            began = time.perf_counter()
+            http.post("/embed/text", json={"inputs": text, "model": name}).raise_for_status()
+            times.append(time.perf_counter() - began)
+    return median(took[model]) / median(took[other])
 
 
 def lines(path: Path) -> list[dict[str, str]]:

@@ -87,8 +87,17 @@ def main() -> None:
     table(["method", *heads, "upload to live, s", "training, s", "of CPU time, s", "steps", "peak, MiB"], rows)
     if named == "stsb":
         order = [(part, when) for part in ("dev", "test") for when in ("before", "after")]
-        parts = [[method, *(f"{one[when][part]:.4f}" for part, when in order)] for method, one in found.items()]
-        table(["Spearman, as served", "dev before", "dev after", "test before", "test after"], parts)
+        parts = [
+            [method, *(f"{one[when][part]:.4f}" for part, when in order), f"{one['time_over_base']:.2f}"]
+            for method, one in found.items()
+        ]
+        table(
+            ["Spearman, as served", "dev before", "dev after", "test before", "test after", "answer's time over the base's"],
+            parts,
+        )
+    if named == "photos":
+        for method, one in found.items():
+            print(f"{method}: with a quarter of the traffic, if it was not the first, these versions answered: {one['canary']}")
     report("finetune", chain=named, methods=found)
 
 
