@@ -83,6 +83,18 @@ def test_nothing_points_outside(pack: Pack, into: Path, name: str):
     assert not list(into.parent.glob("out*")) and not list(into.rglob("out*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("/".join(["deep"] * 17) + "/x.jpg", "lies 18 folders deep; the limit is 16"),
+        ("a" * 300 + ".jpg", "is a longer name than files may have"),
+    ],
+)
+def test_names_that_no_disk_takes_are_told(pack: Pack, into: Path, name: str, words: str):
+    with pytest.raises(BadInput, match=words):
+        unpack(pack({"good.txt": b"x", name: b"x"}), into)
+
+
 def test_links_are_refused(into: Path, tmp_path: Path):
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         link = tarfile.TarInfo("passwd")

@@ -1,0 +1,148 @@
+"""When the traffic of a model is shared anew, who hears of it, and what is freed afterwards. Loading is of paper."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.card import Card
+from app.pool.roster import Roster, Served, Slot
+from app.pool.switching import Switching
+from app.pool.traffic import Traffic
+from app.wire.messages import Back, Changed, Switch
+
+
+def card(name: str, folder: Path) -> Card:
+    return Card(name=name, folder=folder / name, task="text-embedding", source={"kind": "file"}, about={"licence": "x"})
+
+
+class House:
+    """Loading and house in one: notes what it is asked for."""
+
+    def __init__(self, roster: Roster) -> None:
+        self.roster = roster
+        self.told: list[Changed] = []
+        self.unloaded: list[str] = []
+        self.published = 0
+        self.work: list[Any] = []
+
+    def load(self, key: str) -> None:
+        self.roster.models[key].wanted = True
+
+    def unload(self, key: str) -> None:
+        self.unloaded.append(key)
+        self.roster.models[key].wanted = False
+
+    def lives(self, key: str) -> bool:
+        return self.roster.models[key].wanted
+
+    def publish(self) -> None:
+        self.published += 1
+
+    def tell(self, message: Changed, to: str) -> None:
+        self.told.append(message)
+
+    def spawn(self, work: Any) -> None:
+        self.work.append(asyncio.ensure_future(work))
+
+
+class Stage:
+    """Versions m@1 to m@n, of which those in `ready` are loaded."""
+
+    def __init__(self, folder: Path, versions: int, ready: tuple[str, ...] = (), kept: int = 5, grace_s: float = 0.01) -> None:
+        self.folder = folder
+        keys = [f"m@{number}" for number in range(1, versions + 1)]
+        self.roster = Roster({key: Served(card(key, folder), default=False, preload=False) for key in keys}, ["cpu"])
+        self.house = House(self.roster)
+        self.traffic = Traffic(folder / "traffic.json")
+        hand: Any = self.house
+        self.switching = Switching(self.roster, self.traffic, hand, hand, kept=kept, grace_s=grace_s)
+        for key in ready:
+            self.ready(key)
+
+    def ready(self, key: str) -> None:
+        served = self.roster.models[key]
+        served.wanted, served.slots = True, [Slot("cpu", state="ready")]
+        self.switching.look()
+
+    def shares(self) -> dict[str, float]:
+        return self.switching.routes()["m"].shares
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  nothing sets an event when a folder is gone
+            await asyncio.sleep(0.005)
+
+
+async def test_traffic_moves_when_the_version_is_ready_and_not_before(tmp_path: Path):
+    stage = Stage(tmp_path, 2, ready=("m@1",))
+    stage.traffic.put("m", stage.traffic.wanted("m", {"1": 1}, "", stage.roster.models), stage.roster.models)
+    stage.switching.asked("web", Switch(7, "m", {"2": 1}, ""))
+    assert stage.shares() == {"m@1": 1.0} and stage.house.told == []
+    stage.ready("m@2")
+    assert stage.shares() == {"m@2": 1.0} and stage.house.told == [Changed(7)] and stage.house.published == 1
+
+
+async def test_a_later_change_takes_the_place_of_one_that_waits(tmp_path: Path):
+    stage = Stage(tmp_path, 3, ready=("m@1",))
+    stage.switching.asked("web", Switch(1, "m", {"2": 1}, ""))
+    stage.switching.asked("web", Switch(2, "m", {"3": 1}, ""))
+    assert [(told.id, told.code) for told in stage.house.told] == [(1, "conflict")]
+    stage.ready("m@2")
+    stage.ready("m@3")
+    assert stage.shares() == {"m@3": 1.0} and stage.house.told[-1] == Changed(2)
+
+
+async def test_a_version_that_cannot_be_loaded_changes_nothing(tmp_path: Path):
+    stage = Stage(tmp_path, 2, ready=("m@1",))
+    before = stage.shares()
+    stage.switching.asked("web", Switch(1, "m", {"2": 1}, ""))
+    stage.roster.models["m@2"].wanted, stage.roster.models["m@2"].why = False, "its weights are damaged"
+    stage.switching.look()
+    assert "its weights are damaged" in stage.house.told[0].detail and stage.shares() == before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+async def test_a_first_version_answers_everything_whatever_its_share(tmp_path: Path, share: float):
+    stage = Stage(tmp_path, 0)
+    stage.switching.adopt(card("m@1", tmp_path), share)
+    stage.ready("m@1")
+    assert stage.shares() == {"m@1": 1.0}
+
+
+async def test_a_version_without_a_share_is_not_loaded(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), 0.0)
+    assert not stage.roster.models["m@2"].wanted and stage.shares() == {"m@1": 1.0}
+    stage.switching.adopt(card("m@2", tmp_path), 1.0)
+    assert stage.shares() == {"m@1": 1.0}, "it had its share"
+
+
+async def test_what_lost_its_traffic_is_freed_after_a_grace_that_each_change_begins_anew(tmp_path: Path):
+    stage = Stage(tmp_path, 3, ready=("m@1", "m@2", "m@3"), grace_s=0.05)
+    stage.switching.asked("web", Switch(1, "m", {"1": 1}, ""))
+    first = stage.switching._retiring["m"]
+    stage.switching.asked("web", Switch(2, "m", {"2": 1}, ""))
+    assert first.cancelled() and stage.house.unloaded == []
+    await until(lambda: stage.house.unloaded == ["m@3"])
+    stage.switching.asked("web", Back(3, "m"))
+    assert stage.shares() == {"m@1": 1.0}, "what a rollback needs was still loaded"
+
+
+async def test_old_versions_that_jobs_made_leave_the_disk_but_not_those_that_answer(tmp_path: Path):
+    stage = Stage(tmp_path, 5, ready=("m@1",), kept=2)
+    for number in range(1, 6):
+        folder = tmp_path / f"m@{number}"
+        folder.mkdir()
+        if number != 3:  # a person's own
+            (folder / "tuned.json").write_text("{}")
+    stage.switching.asked("web", Switch(1, "m", {"1": 1}, ""))
+    await until(lambda: not (tmp_path / "m@2").exists())
+    await asyncio.gather(*stage.house.work)
+    assert sorted(path.name for path in tmp_path.glob("m@*")) == ["m@1", "m@3", "m@4", "m@5"]
+    assert sorted(stage.roster.models) == ["m@1", "m@3", "m@4", "m@5"]
