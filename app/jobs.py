@@ -60,6 +60,9 @@ def _told(kind: str, data: dict[str, Any], bar: Progress, row: Any) -> str:
     if kind == "progress":
         move(bar, row, data)
         return ""
+    if kind == "stage":
+        bar.update(row, description=data["stage"])
+        return ""
     state = str(data.get("state", ""))
     bar.console.print(f"{state}{': ' + data['reason'] if data.get('reason') else ''}")
     return state if state in ("succeeded", "failed", "cancelled") else ""

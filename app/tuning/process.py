@@ -85,12 +85,14 @@ class Tuner:
         torch.manual_seed(spec.seed)
         files = fetch(self._card, self._settings, lambda *_: None)
         checkpoint = self._folder / "checkpoint.pt"
+        self._store.note(self._job.id, "stage", {"stage": "preparing"})  # of large data it takes minutes: a new head learns first
         run = begin(self._card, files, spec, self._prepared, report, goes_on=checkpoint.exists())
         if checkpoint.exists():
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
             started -= state["seconds"]
             run.training.restore(state)
             log.info("going on from step %d", run.training.step)
+        self._store.note(self._job.id, "stage", {"stage": "training"})
         self._train(run, checkpoint, started)
         result = outcome(run, spec, files, time.monotonic() - started) | {"data_sha256": report["sha256"]}
         made = write(run, spec, self._prepared, result | {"job": self._job.id}, self._settings)

@@ -76,9 +76,10 @@ def test_from_an_archive_to_a_model_that_answers(server: Server):
                 kind = line.removeprefix("event: ")
             elif line.startswith("data: "):
                 told.append((kind, json.loads(line.removeprefix("data: "))))
+    assert [data["stage"] for kind, data in told if kind == "stage"] == ["preparing", "training"]
     states = [data["state"] for kind, data in told if kind == "state"]
     assert states == ["validating", "queued", "running", "succeeded"], server.http.get(f"/finetune/{id}/log").text
-    assert [data["epoch"] for kind, data in told if data.get("metrics")] == list(range(1, 13))
+    assert [data["epoch"] for _, data in told if data.get("metrics")] == list(range(1, 13))
     done = job(server, id)
     assert done["result"]["metrics"]["accuracy"] == 1.0
     assert done["report"]["train"] == {"bright": 19, "dark": 19} and done["report"]["val"] == {"bright": 5, "dark": 5}
