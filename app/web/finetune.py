@@ -87,7 +87,10 @@ async def job(request: Request, id: str) -> Response:
 
 @router.get("/{id}/events", responses=problems(404), summary="Follow a job", response_class=StreamingResponse)
 async def events(request: Request, id: str) -> Response:
-    """Server-sent events: `state`, `stage` (preparing, training), `progress`. Goes on after `Last-Event-ID`."""
+    """Server-sent events: `state`, `stage` (preparing, training), `progress`; goes on after `Last-Event-ID`.
+
+    It ends when the job does.
+    """
     store = await _store(request)
     await asyncio.to_thread(store.get, id)
     last = request.headers.get("last-event-id", "0")
