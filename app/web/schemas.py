@@ -108,7 +108,7 @@ class EmbedAnswer(BaseModel):
 
 
 class Word(BaseModel):
-    """One word and when it was said."""
+    """One word, and when it was said; of a model whose tokens are whole words (spoken-digits) when it was recognised."""
 
     word: str
     start_s: float
