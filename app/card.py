@@ -63,7 +63,7 @@ class HubSource(_Part):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     files: tuple[str, ...] = ("config.json", "model.safetensors", "tokenizer.json")
     sha256: dict[str, Sha256] = Field(default_factory=dict)
-    """File name → expected hash; a file not named here is checked against the hash that the hub states."""
+    """File name → its hash; one not named here is checked when it is downloaded, against what the hub states, and not again."""
 
 
 class ModuleSource(_Part):

@@ -11,10 +11,10 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from app.catalogue import Catalogue, is_packed
 from app.errors import HearthError
+from app.listing import listing
 from app.settings import Settings
 
 app = typer.Typer(
@@ -63,12 +63,13 @@ def models() -> None:
 
     settings = Settings.from_environment()
     catalogue = Catalogue.read(settings.home)
-    table = Table("model", "task", "weights", "default", "about")
+    table = listing("model", "task", "weights", "default", "about")
     for card in catalogue.cards.values():
-        here = "here" if locate(card, settings) else f"hearth pull {card.name}"
+        here = "here" if locate(card, settings) else "missing"
         default = "starter" if card.default and card.starter else "yes" if card.default else ""
         table.add_row(card.name, card.task, here, default, card.about.accuracy or card.about.title)
     out.print(table)
+    out.print("hearth pull NAME brings missing weights, and checks those that are here.")
     for folder, why in catalogue.broken.items():
         out.print(f"[red]left out[/]: {folder}: {why}")
 

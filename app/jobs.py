@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from app.errors import Invalid
+from app.listing import listing
 from app.tuning.job import in_words
 from app.tuning.show import bar as progress_bar, move
 
@@ -21,7 +21,7 @@ _PATIENCE_S = 60.0  # a stream says something every ten seconds
 def show(base: str, out: Console) -> None:
     """A table of all jobs, newest first."""
     answer = httpx.get(f"{base}/finetune", timeout=30)
-    table = Table("job", "model", "from", "state", "progress", "metrics", "reason")
+    table = listing("job", "model", "from", "state", "progress", "metrics", "reason")
     for job in answer.json()["jobs"]:
         done = job["progress"]
         how_far = f"{done['step']} of {done['steps']}" if done else ""

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from app.pool.traffic import Traffic
 from app.process import command, search_path
 from app.settings import Settings, traffic_file
 from app.tasks.base import Files
-from app.weights import checked, is_remote, locate, reachable
+from app.weights import Damaged, checked, is_remote, locate, reachable
 
 Announce = Callable[[Settings, Roster, int], None]
 
@@ -83,14 +83,19 @@ async def _choose(settings: Settings, catalogue: Catalogue) -> dict[str, str]:
     """Task → default model. Pulls the pretrained ones if the profile wants them and they are not here."""
 
     def at_hand(card: Card) -> bool:
-        return locate(card, settings) is not None
+        return card.name not in damaged and locate(card, settings) is not None
 
+    damaged: dict[str, str] = {}
     if settings.profile == "starter" or settings.models:
         return catalogue.defaults(settings.profile, at_hand)
     wanted = [catalogue.cards[name] for name in catalogue.defaults("pretrained", at_hand).values()]
+    damaged = _damage(wanted, settings)
     missing = [card for card in wanted if not at_hand(card)]
     if missing and (settings.profile == "pretrained" or any(reachable(settings, card) for card in missing)):
         await _pull([card.name for card in missing], settings)
+        damaged = _damage(missing, settings)
+    for why in damaged.values():
+        log.warning("%s", why)
     if left := [card.name for card in missing if not at_hand(card)]:
         if settings.profile == "pretrained":
             raise WeightsError(f"no weights for {', '.join(left)}: connect and start again, or use HEARTH_PROFILE=starter")
@@ -99,6 +104,19 @@ async def _choose(settings: Settings, catalogue: Catalogue) -> dict[str, str]:
         )
         log.warning("Connect and run: hearth pull %s (or set HEARTH_PROFILE=starter to be content).", " ".join(left))
     return catalogue.defaults(settings.profile, at_hand)
+
+
+def _damage(cards: Iterable[Card], settings: Settings) -> dict[str, str]:
+    """Model → what is wrong with the files that were pulled for it. Reads them all; those of others are read when they load."""
+    found = {}
+    for card in filter(is_remote, cards):
+        try:
+            checked(card, settings)
+        except Damaged as error:
+            found[card.name] = error.detail
+        except WeightsError:
+            pass  # missing
+    return found
 
 
 async def _pull(names: list[str], settings: Settings) -> None:
@@ -113,9 +131,13 @@ async def _pull(names: list[str], settings: Settings) -> None:
 
 
 async def _find(card: Card, settings: Settings) -> Files:
-    if is_remote(card) and locate(card, settings) is None:
-        log.info("pulling %s", card.name)
-        await _pull([card.name], settings)
+    try:
+        return await asyncio.to_thread(checked, card, settings)
+    except WeightsError:
+        if not is_remote(card):
+            raise
+    log.info("pulling %s", card.name)
+    await _pull([card.name], settings)
     return await asyncio.to_thread(checked, card, settings)
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from app.card import Card, FileSource, HubSource, ModuleSource, PackageSource, TorchvisionSource
 from app.download import Expected, Report, WeightsError, download
+from app.logs import log
 from app.settings import Settings
 from app.tasks.base import Files
 
@@ -40,26 +43,50 @@ def locate(card: Card, settings: Settings) -> Files | None:
     return files and {**files, **({"labels.txt": labels} if labels.exists() else {})}
 
 
+class Damaged(WeightsError):
+    """`paths` have other hashes than their card or their name says. `ours`: we downloaded them, so they can be had again."""
+
+    def __init__(self, what: str, paths: list[Path], ours: bool, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what, self.paths, self.ours = what, paths, ours
+
+
 def fetch(card: Card, settings: Settings, report: Report) -> Files:
-    """The card's files, downloaded if they are not here, their hashes checked. Raises WeightsError, telling what to do."""
-    if locate(card, settings) is None:
-        _download(card, settings, report)
+    """The card's files, their hashes checked; downloaded if they are not here, or are damaged and our own.
+
+    Raises WeightsError, telling what to do.
+    """
+    try:
+        return checked(card, settings)
+    except Damaged as error:
+        if not error.ours:
+            raise
+        log.warning("%s; deleted, and pulled again", error.what)
+        for path in error.paths:
+            with suppress(OSError):  # a folder that cannot be written to is told by what follows
+                path.unlink()
+    except WeightsError:
+        pass
+    _download(card, settings, report)
     return checked(card, settings)
 
 
 def checked(card: Card, settings: Settings) -> Files:
-    """The card's files, without a download. Raises WeightsError where one is missing or its hash is not the card's."""
+    """The card's files, without a download. Reads all of those whose hash is known: a second for some hundred megabytes.
+
+    Raises WeightsError where one is missing, Damaged where a hash is wrong.
+    """
     files = locate(card, settings)
     if files is None:
         raise WeightsError(f"{card.name}: its weights are missing; {_remedy(card)}")
-    stated = getattr(card.source, "sha256", None)
-    path = files.get("weights") or files.get("model.safetensors")
-    if isinstance(stated, str) and path is not None:
-        found = sha256(path)
-        if found != stated:
-            raise WeightsError(
-                f"{card.name}: {path.name} has SHA-256 {found[:12]}…, its card says {stated[:12]}…; {_remedy(card)}"
-            )
+    hashes = {files[key]: wanted for key, wanted in _stated(card).items() if key in files}
+    wrong = {path: found for path, wanted in hashes.items() if not (found := sha256(path)).startswith(wanted)}
+    if wrong:
+        what = ", ".join(f"{path.name} has SHA-256 {found[:12]}…, not {hashes[path][:12]}…" for path, found in wrong.items())
+        ours = all(path.parent == _own_folder(card, settings) for path in wrong)
+        lent = is_remote(card) and not ours
+        remedy = f"replace or take away {', '.join(map(str, wrong))}" if lent else _remedy(card)
+        raise Damaged(f"{card.name}: {what}", list(wrong), ours, remedy)
     return files
 
 
@@ -84,12 +111,34 @@ def reachable(settings: Settings, card: Card) -> bool:
     return True
 
 
+def _stated(card: Card) -> Mapping[str, str]:
+    """File by its key → its SHA-256, or the first characters of that, where the card or the file's name says it."""
+    match card.source:
+        case TorchvisionSource(file=name):
+            found = re.search(r"-([0-9a-f]{8,64})\.", name)  # torch.hub's convention
+            return {"weights": found[1]} if found else {}
+        case HubSource(sha256=hashes):
+            return hashes
+        case source:
+            return dict.fromkeys(("weights", "model.safetensors"), source.sha256) if source.sha256 else {}
+
+
+def _own_folder(card: Card, settings: Settings) -> Path | None:
+    """Where we put what we download for it; None: nothing is."""
+    match card.source:
+        case TorchvisionSource():
+            return settings.home / "weights"
+        case HubSource() as source:
+            return _hub_folder(source, settings)
+        case _:
+            return None
+
+
 def _download(card: Card, settings: Settings, report: Report) -> None:
     match card.source:
         case TorchvisionSource(file=name):
-            prefix = name.rpartition("-")[2].partition(".")[0]
             url = f"{settings.torchvision_url.rstrip('/')}/{name}"
-            download(url, settings.home / "weights" / name, Expected(sha256=prefix), report)
+            download(url, settings.home / "weights" / name, Expected(_stated(card).get("weights", "")), report)
         case HubSource() as source:
             folder = _hub_folder(source, settings)
             for name in source.files:

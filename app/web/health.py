@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app import metrics
 from app.web.answer import reply
+from app.web.read import no_query
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], dependencies=[Depends(no_query)])
 _PROOF_S = 2.0  # a worker that needs longer for its card's sample, its usual batches aside, is not ready to serve others
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -78,10 +79,13 @@ def no_query(request: Request) -> None:
 
 
 def read_query(request: Request, model: type[M]) -> M:
-    """The query as `model`. Raises Invalid naming the parameter that is wrong or unknown."""
+    """The query as `model`. Raises Invalid naming the parameter that is wrong, unknown or given twice."""
     if not request.scope["query_string"]:
         defaults: M = _defaults(model)
         return defaults
+    for name, times in Counter(name for name, _ in request.query_params.multi_items()).most_common(1):
+        if times > 1:
+            raise Invalid(f"the query parameter {name!r} is given {times} times; give it once")
     try:
         return model.model_validate(dict(request.query_params))
     except ValidationError as error:

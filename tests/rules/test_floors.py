@@ -28,6 +28,7 @@ FLOORS = {
     "app.errors": 0,
     "app.metrics": 0,
     "app.logs": 0,
+    "app.listing": 0,
     "app.process": 0,  # what every child process does first
     "app": 0,  # the package itself: docstring and version
 }

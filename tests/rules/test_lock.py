@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import pytest
 from packaging.markers import Marker
@@ -52,8 +53,9 @@ def pins(lock: str) -> list[Pin]:
 
 
 def direct() -> list[Requirement]:
-    extras = PROJECT["project"]["optional-dependencies"]
-    return [Requirement(one) for one in (*PROJECT["project"]["dependencies"], *extras["dev"], *extras["openvino"])]
+    """What the project asks for, with every extra."""
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    return [Requirement(one) for one in chain(PROJECT["project"]["dependencies"], *extras)]
 
 
 def unmet(lock: str, requirements: Iterable[Requirement], place: dict[str, str]) -> list[str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import io
+import json
+import socket
+import statistics
 import struct
 import threading
 import time
@@ -10,13 +14,14 @@ import wave as wave_module
 import zlib
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.stack.conftest import Server, picture, wave
+from tests.stack.conftest import Server, picture, wave, wave_of
 
 PNG = {"content-type": "image/png"}
 WAV = {"content-type": "audio/wav"}
@@ -31,9 +36,9 @@ def png(width: int, height: int, idat: bytes, *extra: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(extra) + chunk(b"IDAT", idat) + chunk(b"IEND", b"")
 
 
-def jpeg() -> bytes:
+def jpeg(width: int = 300, height: int = 200) -> bytes:
     out = io.BytesIO()
-    Image.effect_noise((300, 200), 80).convert("RGB").save(out, "JPEG")
+    Image.effect_noise((width, height), 40).convert("RGB").save(out, "JPEG")
     return out.getvalue()
 
 
@@ -78,7 +83,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = {
         {"content": png(8, 8, zlib.compress(bytes(8 * 25)), chunk(b"zTXt", b"k\0\0" + ZEROS)), "headers": PNG},
         400,
         "bad_input",
-        (),
+        ("1 MiB of text", "without its metadata"),
     ),
     "silent audio": ("/transcribe", {"content": wave(2, value=0.0), "headers": WAV}, 400, "bad_input", ("silent", "-70 dBFS")),
     "empty audio": ("/transcribe", {"content": wave(0), "headers": WAV}, 400, "bad_input", ("25 ms",)),
@@ -91,13 +96,41 @@ CASES: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = {
         ("limit is 1", "in parts"),
     ),
     "NaN audio": ("/transcribe", {"content": wave(1, value=float("nan")), "headers": WAV}, 400, "bad_input", ("NaN",)),
+    "float audio of 1e30": (
+        "/transcribe",
+        {"content": wave(1, value=1e30), "headers": WAV},
+        400,
+        "bad_input",
+        ("1e+30", "limit is 4,294,967,296", "between -1 and 1"),
+    ),
+    "float audio of 3e38": (
+        "/transcribe",
+        {"content": wave_of(np.tile([3e38, -3e38], 8000)), "headers": WAV},
+        400,
+        "bad_input",
+        ("3e+38", "limit is 4,294,967,296", "between -1 and 1"),
+    ),
+    "truncated audio": (
+        "/transcribe",
+        {"content": wave(3)[: 64 * 1000 + 44], "headers": WAV},
+        400,
+        "bad_input",
+        ("ends after 1.00 of 3.00 s", "whole"),
+    ),
+    "399 samples": (
+        "/transcribe",
+        {"content": wave(399 / 16000), "headers": WAV},
+        400,
+        "bad_input",
+        ("24.9 ms", "at least 25 ms"),
+    ),
     "text as audio": ("/transcribe", {"content": b"hello " * 50, "headers": WAV}, 415, "unsupported_media", ("FLAC",)),
     "playlist as audio": (
         "/transcribe",
         {"content": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "headers": WAV},
         415,
         "unsupported_media",
-        (),
+        ("no recording", "FLAC"),
     ),
     "empty string": ("/embed/text", {"json": {"inputs": ""}}, 422, "invalid", ("empty",)),
     "white space": ("/embed/text", {"json": {"inputs": " \n\t"}}, 422, "invalid", ("white space",)),
@@ -114,10 +147,17 @@ CASES: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = {
         "unknown_model",
         ("gpt-9", "all-minilm-l6-v2"),
     ),
-    "model of path kind": ("/predict/image?model=../../etc", {"content": b"x", "headers": PNG}, 404, "unknown_model", ()),
+    "model of path kind": ("/predict/image?model=../../etc", {"content": b"x", "headers": PNG}, 404, "unknown_model", ("toy",)),
     "query where none is taken": ("/embed/text?model=x", {"json": {"inputs": "a"}}, 422, "invalid", ("'model'", "body")),
     "query of a list": ("/models/toy/load?x=1", {}, 422, "invalid", ("'x'",)),
     "unknown query parameter": ("/predict/image?topk=1", {"content": b"x", "headers": PNG}, 422, "invalid", ("topk",)),
+    "parameter given twice": (
+        "/predict/image?model=toy&model=other",
+        {"content": b"x", "headers": PNG},
+        422,
+        "invalid",
+        ("'model'", "once"),
+    ),
     "unknown media type": (
         "/predict/image",
         {"content": b"x", "headers": {"content-type": "text/html"}},
@@ -131,13 +171,6 @@ CASES: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = {
         413,
         "too_large",
         ("8 MiB", "HEARTH_MAX_BODY_MB"),
-    ),
-    "chunked body over the limit": (
-        "/predict/image",
-        {"content": (bytes(100_000) for _ in range(1000)), "headers": PNG},
-        413,
-        "too_large",
-        ("8 MiB",),
     ),
     "too many dimensions": ("/embed/text", {"json": {"inputs": "a", "dimensions": 385}}, 422, "invalid", ("385", "384")),
 }
@@ -171,43 +204,68 @@ def neighbours(server: Server) -> Iterator[list[str]]:
     thread.join()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_bad_input_is_refused_with_limit_and_remedy(server: Server, neighbours: list[str], name: str):
-    path, options, status, code, words = CASES[name]
-    workers = {model: server.worker(model) for model in ("toy", "all-minilm-l6-v2")}
+GOOD: dict[str, dict[str, Any]] = {  # an ordinary request of each kind, none of them large
+    "/predict/image": {"content": jpeg(3000, 2000), "headers": PNG},
+    "/embed/text": {"json": {"inputs": "word " * 250}},
+    "/transcribe": {"content": wave(15), "headers": WAV},
+    "/models/toy/load": {},
+}
+
+
+def ask(server: Server, path: str, options: dict[str, Any]) -> tuple[httpx.Response, float]:
+    """The answer, and the seconds that it took."""
     path = f"{path}?model=toy-speech" if path == "/transcribe" else path
     started = time.monotonic()
-    try:
-        answer = server.http.post(path, **options)
-    except (httpx.WriteError, httpx.ReadError):
-        assert name == "chunked body over the limit", "only a sender that does not listen may be cut off"
-        return
-    seconds = time.monotonic() - started
-    body = answer.json()
-    assert (answer.status_code, body["code"]) == (status, code), body
-    assert answer.headers["content-type"] == "application/problem+json"
-    for word in words:
-        assert word in body["detail"], body["detail"]
-    assert seconds < 5, "a bound against hanging; unit tests count work"
+    answer = server.http.post(path, **options)
+    return answer, time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def usual(server: Server, neighbours: list[str]) -> dict[str, float]:
+    """Path → median seconds of a good request, on the same warm server, beside the same neighbours."""
+    found = {}
+    for path, options in GOOD.items():
+        times = []
+        for _ in range(6):
+            answer, seconds = ask(server, path, options)
+            assert answer.status_code == 200, answer.text
+            times.append(seconds)
+        found[path] = statistics.median(times[1:])
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_refused_with_limit_and_remedy_sooner_than_good_input_is_answered(
+    server: Server, neighbours: list[str], usual: dict[str, float], name: str
+):
+    """Soonest of three: a machine that is busy with something else delays one, seldom all."""
+    path, options, status, code, words = CASES[name]
+    workers = {model: server.worker(model) for model in ("toy", "all-minilm-l6-v2")}
+    tries = [ask(server, path, options) for _ in range(3)]
+    for answer, _ in tries:
+        body = answer.json()
+        assert (answer.status_code, body["code"]) == (status, code), body
+        assert answer.headers["content-type"] == "application/problem+json"
+        for word in words:
+            assert word in body["detail"], body["detail"]
+    assert min(seconds for _, seconds in tries) < usual[path.partition("?")[0]]
     assert not neighbours
     assert workers == {model: server.worker(model) for model in workers}
 
 
-def test_refusals_are_quicker_than_answers(server: Server):
-    """Medians of ten, one after another; a refusal does strictly less work than the good request beside it."""
-
-    def median(path: str, **options: Any) -> float:
-        times = []
-        for _ in range(10):
-            started = time.monotonic()
-            server.http.post(path, **options)
-            times.append(time.monotonic() - started)
-        return sorted(times)[5]
-
-    big = io.BytesIO()
-    Image.effect_noise((2000, 1500), 90).save(big, "PNG")
-    good = median("/predict/image", content=big.getvalue())
-    assert median("/predict/image", content=png(60_000, 60_000, b"")) < good
-    assert median("/predict/image", content=b"text") < good
-    good = median("/embed/text", json={"inputs": "word " * 250})
-    assert median("/embed/text", json={"inputs": "word " * 200_000}) < good * 2, "a body of 1 MB must at least be read"
+def test_a_chunked_body_over_the_limit_is_refused_as_soon_as_it_is_over(server: Server):
+    """Neither its length nor its end is ever said."""
+    url = urlsplit(server.url)
+    with socket.create_connection((url.hostname, url.port), timeout=30) as sender:
+        sender.sendall(
+            b"POST /predict/image HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        for _ in range(8):
+            sender.sendall(b"100000\r\n" + bytes(2**20) + b"\r\n")
+        sender.sendall(b"1\r\n\0\r\n")
+        answer = http.client.HTTPResponse(sender, method="POST")
+        answer.begin()
+        body = json.loads(answer.read())
+    assert (answer.status, body["code"]) == (413, "too_large")
+    assert "8 MiB" in body["detail"]
+    assert answer.headers["content-type"] == "application/problem+json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from torchvision import models
 
 from tests.conftest import ROOT
 from tests.mirror import running
-from tests.stack.conftest import Server
+from tests.stack.conftest import Server, wait_for
 
 OFFLINE = {"HEARTH_HUB_URL": "http://127.0.0.1:9", "HEARTH_TORCHVISION_URL": "http://127.0.0.1:9"}  # discard: nobody listens
 SAMPLE = (ROOT / "models" / "cifar-resnet" / "sample.jpg").read_bytes()
@@ -67,6 +68,34 @@ def test_auto_with_a_network_pulls_checks_and_serves_what_it_pulled(tmp_path: Pa
             assert body["results"][0]["predictions"][0]["label"] in models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
             assert "NO PRETRAINED WEIGHTS for wav2vec2-base-960h" in server.log
         assert (tmp_path / "weights" / file).read_bytes() == out.getvalue()
+
+
+def damage(home: Path) -> Path:
+    """What lies here in place of ResNet-50's weights."""
+    path = home / "weights" / "resnet50-11ad3fa6.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"damage")
+    return path
+
+
+def test_auto_with_damaged_weights_and_no_network_names_the_file_and_serves_the_starter(tmp_path: Path):
+    damage(tmp_path)
+    with Server(tmp_path, HEARTH_PROFILE="auto", **OFFLINE) as server:
+        assert re.search(r"resnet50-11ad3fa6.pth has SHA-256 .*, not 11ad3fa6…; run: hearth pull resnet50", server.log)
+        assert "NO PRETRAINED WEIGHTS for resnet50" in server.log
+        assert server.predict(SAMPLE).json()["model"] == "cifar-resnet"
+        assert server.http.get("/health/ready").status_code == 200
+
+
+def test_a_model_with_damaged_weights_fails_alone_and_says_what_to_do(tmp_path: Path):
+    """Named by the user, it is not replaced by another; its damaged file is gone, so that nothing calls it here."""
+    path = damage(tmp_path)
+    with Server(tmp_path, HEARTH_MODELS="resnet50,digits", **OFFLINE) as server:
+        told = wait_for(lambda: server.model("resnet50")["why"])
+        assert "hearth pull resnet50" in told
+        assert "resnet50-11ad3fa6.pth has SHA-256" in server.log
+        assert not path.exists()
+        assert server.predict(SAMPLE, model="digits").status_code == 200
 
 
 def test_a_mistake_in_a_setting_is_one_line(tmp_path: Path):

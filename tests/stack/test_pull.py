@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -13,11 +15,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from app.card import HubSource, TorchvisionSource
 from app.catalogue import Catalogue
 from app.download import WeightsError
 from app.pull import pull
 from app.settings import Settings
-from app.weights import fetch, locate, reachable
+from app.weights import checked, fetch, locate, reachable
 from tests.conftest import ROOT
 from tests.mirror import Mirror, running
 
@@ -59,6 +62,13 @@ def get(settings: Settings, name: str = "toy") -> dict[str, Path]:
     return dict(fetch(Catalogue.read(settings.home).named(name), settings, lambda *_: None))
 
 
+def pin(settings: Settings) -> None:
+    """Write the hash of the hub's weights into the card."""
+    card = settings.home / "models" / "toy" / "card.toml"
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    card.write_text(card.read_text().replace(" }\n", f', sha256 = {{ "model.safetensors" = "{digest}" }} }}\n'))
+
+
 BLOB = f"/hearth/toy/resolve/{REVISION}/model.safetensors"
 
 
@@ -78,6 +88,31 @@ def test_pull_fetches_checks_and_then_asks_no_more(settings: Settings, mirror: M
     asked = len(mirror.asked)
     get(settings)
     assert len(mirror.asked) == asked
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-vision"])
+def test_a_damaged_file_is_told_and_pulled_again(
+    settings: Settings, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, name: str
+):
+    pin(settings)
+    (path,) = [path for key, path in get(settings, name).items() if key in ("weights", "model.safetensors")]
+    path.write_bytes(CONTENT[:1000])
+    with pytest.raises(WeightsError, match=rf"{path.name} has SHA-256 .*hearth pull {name}"):
+        checked(Catalogue.read(settings.home).named(name), settings)
+    pull(Catalogue.read(settings.home), [name], settings, Console(width=120))
+    assert path.read_bytes() == CONTENT
+    assert f"{name}: {path.name} has SHA-256" in caplog.text
+    assert "deleted, and pulled again" in caplog.text
+    assert f"{name}: here" in capfd.readouterr().out
+
+
+def test_a_damaged_file_that_cannot_be_pulled_again_is_not_called_here(settings: Settings, mirror: Mirror):
+    path = get(settings, "toy-vision")["weights"]
+    path.write_bytes(b"damage")
+    mirror.files.clear()
+    with pytest.raises(WeightsError, match="not found"):
+        get(settings, "toy-vision")
+    assert locate(Catalogue.read(settings.home).named("toy-vision"), settings) is None
 
 
 def test_a_cut_connection_is_resumed_to_the_byte(settings: Settings, mirror: Mirror):
@@ -154,14 +189,51 @@ def test_a_full_disk_is_told_and_leaves_nothing_that_looks_whole(settings: Setti
     assert get(settings)["model.safetensors"].read_bytes() == CONTENT
 
 
-def test_weight_folders_are_searched_before_any_download(settings: Settings, mirror: Mirror, tmp_path: Path):
-    folder = tmp_path / "elsewhere" / "toy"
-    folder.mkdir(parents=True)
+def elsewhere(settings: Settings, content: bytes) -> Settings:
+    """With `content` as the weights of both models in a folder of HEARTH_WEIGHTS_PATH."""
+    folder = settings.home / "elsewhere"
+    (folder / "toy").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (folder / name).write_bytes(b"local")
-    found = get(settings.model_copy(update={"weights_path": (tmp_path / "elsewhere",)}))
-    assert found["model.safetensors"].read_bytes() == b"local"
+        (folder / "toy" / name).write_bytes(content)
+    source = Catalogue.read(settings.home).named("toy-vision").source
+    assert isinstance(source, TorchvisionSource)
+    (folder / source.file).write_bytes(content)
+    return settings.model_copy(update={"weights_path": (folder,)})
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-vision"])
+def test_weight_folders_are_searched_before_any_download(settings: Settings, mirror: Mirror, name: str):
+    pin(settings)
+    found = get(elsewhere(settings, CONTENT), name)
+    assert {"elsewhere"} == {path.relative_to(settings.home).parts[0] for path in found.values()}
     assert not mirror.asked
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-vision"])
+def test_a_damaged_file_in_a_weight_folder_is_refused_and_left_alone(settings: Settings, mirror: Mirror, name: str):
+    pin(settings)
+    there = elsewhere(settings, b"local")
+    with pytest.raises(WeightsError, match=r"has SHA-256 .*replace or take away .*elsewhere"):
+        get(there, name)
+    assert not mirror.asked
+    assert locate(Catalogue.read(settings.home).named(name), there)
+
+
+def test_a_hub_file_of_which_the_card_states_no_hash_is_taken_from_a_weight_folder(settings: Settings, mirror: Mirror):
+    """Nothing can be said against it: without a network, the hub's own hash is not known."""
+    assert get(elsewhere(settings, b"local"))["model.safetensors"].read_bytes() == b"local"
+    assert not mirror.asked
+
+
+def test_every_shipped_card_says_what_its_weights_hash_to(tmp_path: Path):
+    for card in Catalogue.read(tmp_path).cards.values():
+        match card.source:
+            case TorchvisionSource(file=name):
+                assert re.search(r"-[0-9a-f]{8}\.pth$", name)
+            case HubSource() as source:
+                assert set(source.sha256) == set(source.files)
+            case source:
+                assert source.sha256
 
 
 def test_the_minilm_package_is_read_and_its_hash_checked(tmp_path: Path):

@@ -63,7 +63,7 @@ class ImageCodec:
         except Exception as error:  # Pillow's plugins raise whatever their parsers trip over
             if "truncated" in str(error) or isinstance(error, EOFError):
                 raise BadInput("the picture is truncated: its file ends too early; send the whole file") from error
-            raise BadInput(f"the picture is damaged ({error}); send it again, or convert it to JPEG or PNG") from error
+            raise _damaged("the picture", error) from error
 
     def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, top_k: int = 5, normalize: bool = True) -> dict[str, Any]:
         """`scores` [C] → the `top_k` labels, best first; or `embedding` [D], of length 1 if `normalize`."""
@@ -82,7 +82,7 @@ class ImageCodec:
         except UnidentifiedImageError as error:
             raise UnsupportedMedia(f"these bytes are no picture that can be read; send one of {', '.join(FORMATS)}") from error
         except Exception as error:  # as in _read
-            raise BadInput(f"the picture's header is damaged ({error}); send it again, or convert it to JPEG or PNG") from error
+            raise _damaged("the picture's header", error) from error
         width, height = picture.size
         if width * height > self._max_pixels:
             raise self._too_many(f"{width} x {height} = {width * height / 1e6:.1f} megapixels")
@@ -112,6 +112,13 @@ class ImageCodec:
         if size != picture.size:
             picture = picture.resize(size, _FILTERS[self._input.interpolation])
         return _crop(picture, self._input.crop)
+
+
+def _damaged(part: str, error: Exception) -> BadInput:
+    """What the caller hears of Pillow's complaint; its names for its limits on texts in a PNG say nothing to them."""
+    if "MAX_TEXT_" in str(error):
+        return BadInput("the picture carries over 1 MiB of text in a piece, or 64 MiB in all: save it without its metadata")
+    return BadInput(f"{part} is damaged ({error}); send it again, or convert it to JPEG or PNG")
 
 
 def _orientation(picture: Image.Image) -> Any:

@@ -37,16 +37,23 @@ _MAGIC = {  # first bytes, and those from the eighth → demuxer
 }
 _RATES = (1_000, 768_000)  # Hz; beyond them is damage, and a filter from 120 MHz down takes seconds
 _QUIETEST = 10 ** (-70 / 20)  # -70 dBFS: below the noise of any microphone, above the dither of 16-bit files
+# Float samples should lie within 1, but some programs write them in the range of 32-bit integers, and resampling overshoots
+# that. So far, no sum of squares overflows: half an hour of 2**32 adds up to 5e26, and float32 holds 3e38.
+_LOUDEST = 2.0**32
 _SHORTEST = 400  # samples at 16 kHz that one frame of Wav2Vec2 needs: 25 ms
+_STREAMED = 0x7FFFF000  # sizes from here on, and 0, say that the writer could not go back to fill in the true one
 
 
 def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
     """Decode `raw` to float32 [T] at `rate` Hz, channels averaged.
 
-    Raises BadInput (empty, damaged, silent, not finite), UnsupportedMedia (no sound in it), TooLarge (longer than `max_seconds`).
+    Raises BadInput (empty, damaged, cut, silent, not finite, absurdly loud), UnsupportedMedia (no sound in it), TooLarge (longer
+    than `max_seconds`).
     """
     if not raw:
         raise BadInput("the body is empty; send the bytes of a recording")
+    if demuxer(raw) == "wav":
+        _whole(raw)
     try:
         waveform = _decode(raw, rate, max_seconds)
     except av.FFmpegError as error:
@@ -56,8 +63,13 @@ def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
     if not np.isfinite(waveform).all():
         raise BadInput("the recording has samples that are not finite numbers (NaN or infinity); export it again")
     if len(waveform) < _SHORTEST * rate // 16000:
-        raise BadInput(f"the recording has {len(waveform) / rate * 1000:.0f} ms of sound; at least 25 ms are needed")
-    if np.abs(waveform).max() < _QUIETEST:
+        raise BadInput(f"the recording has {len(waveform) * 10_000 // rate / 10:g} ms of sound; at least 25 ms are needed")
+    peak = np.abs(waveform).max()
+    if peak > _LOUDEST:
+        raise BadInput(
+            f"the recording has samples up to {peak:.2g}; the limit is {_LOUDEST:,.0f}: export it with samples between -1 and 1"
+        )
+    if peak < _QUIETEST:
         raise BadInput("the recording is silent: no sample is above -70 dBFS; check the microphone, or send a louder one")
     return waveform
 
@@ -78,6 +90,25 @@ def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
         return _mono(container.decode(stream), rate, max_seconds)
 
 
+def _whole(raw: bytes) -> None:
+    """Raise BadInput for a WAV whose header promises more than there is; FFmpeg hears the rest and says nothing.
+
+    A missing 25 ms is borne: some writers count their header in.
+    """
+    at, per_second = 12, 0
+    for _ in range(64):  # chunks; there are two or three
+        kind, size = raw[at : at + 4], int.from_bytes(raw[at + 4 : at + 8], "little")
+        at += 8
+        if kind == b"fmt ":
+            per_second = int.from_bytes(raw[at + 8 : at + 12], "little")
+        elif kind == b"data":
+            there = len(raw) - at
+            if per_second and size < _STREAMED and size - there > per_second / 40:
+                raise BadInput(f"the recording ends after {there / per_second:.2f} of {size / per_second:.2f} s: send it whole")
+            return
+        at += size + size % 2
+
+
 def demuxer(raw: bytes) -> str | None:
     """FFmpeg's name of the container, where its first bytes say it; None: FFmpeg shall look (MP3, MP4, AAC)."""
     return next((name for (first, then), name in _MAGIC.items() if raw.startswith(first) and raw.startswith(then, 8)), None)
@@ -94,7 +125,8 @@ def _mono(frames: Iterator[av.AudioFrame], rate: int, max_seconds: float) -> np.
             if frame is not None:
                 frame.pts = None  # gaps in time stamps are not ours to fill
             for piece in resampler.resample(frame):
-                parts.append(piece.to_ndarray().mean(axis=0, dtype=np.float32))
+                with np.errstate(over="ignore"):  # what is infinite is refused
+                    parts.append(piece.to_ndarray().mean(axis=0, dtype=np.float32))
                 count += len(parts[-1])
             if count > max_seconds * rate:
                 raise _too_long(count / rate, max_seconds)

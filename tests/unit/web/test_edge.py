@@ -100,6 +100,13 @@ async def test_ready_is_what_the_pool_proved(client, pool):
     assert answer.json() == {"status": "not ready", "models": {"toy": "toy.1: deadline: no answer", "other": "ready"}}
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics", "/models", "/finetune"])
+async def test_a_query_where_none_is_taken_is_refused(client, path: str):
+    answer = await client.get(f"{path}?x=1")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert "'x'" in answer.json()["detail"]
+
+
 async def test_models_are_listed_shown_loaded_and_unloaded(client):
     (model,) = (await client.get("/models")).json()["models"]
     assert (model["name"], model["state"], model["workers"][0]["pid"]) == ("toy", "ready", 1)

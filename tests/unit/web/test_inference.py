@@ -39,6 +39,12 @@ async def test_a_raw_picture_is_answered(client):
     assert stages == ["decode", "queue", "run", "interpret"]
 
 
+@pytest.mark.parametrize("query", ["model=toy&model=other", "top_k=1&model=toy&model=toy", "model=&model=toy"])
+async def test_a_parameter_given_twice_is_refused(client, query: str):
+    answer = await client.post(f"/predict/image?{query}", content=b"12345", headers=JPEG)
+    told(answer, 422, "invalid", "'model'", "2 times", "once")
+
+
 async def test_several_files_are_answered_in_order_and_by_name(client):
     files = [("file", (f"{n}.jpg", b"x" * n)) for n in (3, 1, 2)]
     results = (await client.post("/predict/image", files=files)).json()["results"]

@@ -41,10 +41,10 @@ def encoded(kind: str, codec: str, rate: int = 16000, layout: str = "mono", samp
     return out.getvalue()
 
 
-def wav(samples: np.ndarray, rate: int = 16000, kind: int = 3) -> bytes:
+def wav(samples: np.ndarray, rate: int = 16000, kind: int = 3, channels: int = 1) -> bytes:
     data = samples.tobytes()
     width = samples.dtype.itemsize
-    head = struct.pack("<HHIIHH", kind, 1, rate, rate * width, width, 8 * width)
+    head = struct.pack("<HHIIHH", kind, channels, rate, rate * width * channels, width * channels, 8 * width)
     return (
         b"RIFF"
         + struct.pack("<I", 36 + len(data))
@@ -112,11 +112,16 @@ def test_pcm_at_the_models_rate_is_heard_bit_for_bit():
         (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n", UnsupportedMedia, ""),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", UnsupportedMedia, ""),
         (wav(np.zeros(0, np.float32)), BadInput, "25 ms"),
-        (wav(TONE[:399]), BadInput, "25 ms"),
+        (wav(TONE[:399]), BadInput, "has 24.9 ms of sound; at least 25 ms"),
         (wav(np.zeros(16000, np.float32)), BadInput, "silent"),
         (wav(np.full(16000, 1, np.int16), kind=1), BadInput, "silent"),
         (wav(np.full(16000, np.nan, np.float32)), BadInput, "NaN"),
         (wav(np.full(16000, np.inf, np.float32)), BadInput, "NaN"),
+        (wav(TONE * np.float32(3e38)), BadInput, "samples up to 1.5e+38; the limit is 4,294,967,296"),
+        (wav(TONE * np.float32(1e30)), BadInput, "between -1 and 1"),
+        (wav(np.full(32000, 3e38, np.float32), channels=2), BadInput, "NaN or infinity"),
+        (wav(TONE)[:30], UnsupportedMedia, "no recording"),
+        (wav(TONE)[:20_000], BadInput, "ends after 0.31 of 1.00 s: send it whole"),
         (wav(np.tile(TONE, 61)), TooLarge, "1.0 minutes or more; the limit is 1:"),
         (wav(np.full(61_000, 0.1, np.float32), rate=1000), TooLarge, "limit is 1"),
         (wav(np.full(70, 0.1, np.float32), rate=1), BadInput, "claims 1 samples a second"),
@@ -127,6 +132,33 @@ def test_what_cannot_be_heard_is_told(raw: bytes, error: type[HearthError], word
     with pytest.raises(error) as told:
         read_audio(raw, 16000, 60)
     assert words in told.value.detail
+
+
+@pytest.mark.parametrize("stated", [0, 0xFFFFFFFF, 0x7FFFF000, 0x80000000])
+def test_a_wav_of_a_writer_that_did_not_know_its_length_is_heard_to_its_end(stated: int):
+    """ffmpeg, SoX and arecord write such sizes into a pipe."""
+    whole = wav(TONE)
+    piped = whole[:40] + struct.pack("<I", stated) + whole[44:]
+    np.testing.assert_array_equal(read_audio(piped, 16000, 60), TONE)
+
+
+def test_a_wav_whose_size_counts_its_header_in_is_heard():
+    whole = wav(TONE)
+    np.testing.assert_array_equal(read_audio(whole[:40] + struct.pack("<I", len(whole)) + whole[44:], 16000, 60), TONE)
+
+
+def test_what_is_said_of_a_cut_wav_reaches_over_other_chunks():
+    whole = wav(TONE)
+    listed = whole[:36] + b"LIST" + struct.pack("<I", 5) + b"INFO\0\0" + whole[36:]
+    np.testing.assert_array_equal(read_audio(listed, 16000, 60), TONE)
+    with pytest.raises(BadInput, match="ends after"):
+        read_audio(listed[:30_000], 16000, 60)
+
+
+def test_a_cut_flac_is_told():
+    whole = encoded("flac", "flac", 44100, sample="s16")
+    with pytest.raises(BadInput, match="damaged"):
+        read_audio(whole[: len(whole) * 9 // 10], 16000, 60)
 
 
 VALID = [encoded("wav", "pcm_s16le"), encoded("flac", "flac"), encoded("mp3", "libmp3lame"), encoded("ogg", "libopus", 48000)]
@@ -200,3 +232,9 @@ def test_long_recordings_are_cut_and_normalised_window_by_window(codec: SpeechCo
     for sample in decoded.samples:
         assert abs(sample.arrays["waveform"].mean()) < 1e-4
         assert abs(sample.arrays["waveform"].std() - 1) < 1e-3
+
+
+@pytest.mark.parametrize("scale", [1, 2**15, 2**31])
+def test_float_samples_in_the_range_of_integers_are_normalised_alike(codec: SpeechCodec, scale: int):
+    (wanted,), (sample,) = (codec.decode(wav(TONE * np.float32(factor))).samples for factor in (1, scale))
+    np.testing.assert_allclose(sample.arrays["waveform"], wanted.arrays["waveform"], atol=1e-5)
