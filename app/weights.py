@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+
+import httpx
 
 from app.card import Card, FileSource, HubSource, ModuleSource, PackageSource, TorchvisionSource
 from app.download import Expected, Report, WeightsError, download
@@ -19,6 +21,7 @@ from app.settings import Settings
 from app.tasks.base import Files
 
 _KNOWN_FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "preprocessor_config.json")
+_REACH_S = 2.0
 
 
 def locate(card: Card, settings: Settings) -> Files | None:
@@ -48,18 +51,21 @@ def fetch(card: Card, settings: Settings, report: Report) -> Files:
 
 
 def checked(card: Card, settings: Settings) -> Files:
-    """The card's files, without a download. Raises WeightsError where one is missing or its hash is not the card's."""
-    files = locate(card, settings)
-    if files is None:
-        raise WeightsError(f"{card.name}: its weights are missing; {_remedy(card)}")
+    """The card's files, without a download. Raises WeightsError where one is missing, unreadable, or its hash not the card's."""
     stated = getattr(card.source, "sha256", None)
-    path = files.get("weights") or files.get("model.safetensors")
-    if isinstance(stated, str) and path is not None:
-        found = sha256(path)
-        if found != stated:
+    path: Path | None = None
+    try:
+        files = locate(card, settings)
+        if files is None:
+            raise WeightsError(f"{card.name}: its weights are missing; {_remedy(card)}")
+        path = files.get("weights") or files.get("model.safetensors")
+        if path is not None and isinstance(stated, str) and (found := sha256(path)) != stated:
             raise WeightsError(
                 f"{card.name}: {path.name} has SHA-256 {found[:12]}…, its card says {stated[:12]}…; {_remedy(card)}"
             )
+    except OSError as error:
+        name = path.name if path else Path(error.filename or "its files").name
+        raise WeightsError(f"{card.name}: {name} cannot be read ({error.strerror}); mend that, or {_remedy(card)}") from error
     return files
 
 
@@ -75,13 +81,20 @@ def is_remote(card: Card) -> bool:
 
 
 def reachable(settings: Settings, card: Card) -> bool:
-    """Whether a download could start at all: two seconds for a connection, so that a start without a network is quick."""
-    url = urlsplit(settings.hub_url if isinstance(card.source, HubSource) else settings.torchvision_url)
-    try:
-        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), timeout=2).close()
-    except OSError:
-        return False
-    return True
+    """Whether a download could start at all: any answer over HTTP, by way of the proxy if there is one, within two seconds, so
+    that a start without a network is quick. Blocks for so long.
+    """
+    url = settings.hub_url if isinstance(card.source, HubSource) else settings.torchvision_url
+    answers: list[int] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # whatever it is, a download would meet it too, and tell
+            answers.append(httpx.head(url, timeout=_REACH_S).status_code)
+
+    asking = threading.Thread(target=ask, daemon=True)  # nobody waits for it: looking up a name has no limit of its own
+    asking.start()
+    asking.join(_REACH_S)
+    return bool(answers)
 
 
 def _download(card: Card, settings: Settings, report: Report) -> None:
