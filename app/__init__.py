@@ -4,7 +4,7 @@
     jobs.py           7   `hearth jobs`
     main.py           7   settings → catalogue → supervisor; the only place where things are wired
     web/              6   speaks HTTP: a route → read.py → answer.py → kitchen.py, and shadow.py afterwards; edge.py around all;
-                          problems.py: codes → statuses
+                          intake.py: bodies · connection.py: headers · problems.py: codes → statuses
     pool/             5   base.py: the waist · client.py, directory.py, admission.py: the frontends' side · supervisor.py →
                           loading.py, switching.py → roster.py, traffic.py; processes.py: the other
     tuning/           5   trainer.py: the loop → recipe.py, optimize.py, average.py, chance.py, pace.py, progress.py, device.py

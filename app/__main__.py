@@ -1,16 +1,29 @@
 """`hearth`, also as `python -m app`."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
 
 def main() -> None:
     """Entry of the command: quiet from the first moment on, while libraries are still being imported."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _leave)
     try:
         from app.cli import main
 
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """Without an exception: half an import, in C code above all, makes another error of it and prints that. And as process 1,
+    whose signals the kernel ignores unless they are handled.
+    """
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,14 @@ app = typer.Typer(
 )
 out = Console(highlight=False)
 T = TypeVar("T")
+
+
+@app.callback()
+def begin(context: typer.Context) -> None:
+    """From here on a signal may raise; until here it ends the process (`__main__`). The server handles them itself, later."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if context.invoked_subcommand != "serve" and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def serve(**given: str | None) -> None:

@@ -1,7 +1,8 @@
 """Every way a request can fail, as exceptions that carry meaning. Knows no HTTP: `web/problems.py` maps codes to statuses.
 
     HearthError
-    ├── the caller's   BadInput · UnknownModel · UnknownJob · Conflict · TooLarge · UnsupportedMedia · Invalid · Forbidden
+    ├── the caller's   BadInput · UnknownModel · UnknownJob · Conflict · TooLarge · UnsupportedMedia · Invalid · Forbidden ·
+    │                  RequestTimeout
     ├── busy           TooBusy · Loading · Deadline
     └── ours           ModelFailed · Poisoned · OutOfMemory · WorkerLost
 
@@ -46,6 +47,12 @@ class UnknownJob(HearthError):
     """No job has this id."""
 
     code = "unknown_job"
+
+
+class RequestTimeout(HearthError):
+    """The rest of the request did not come in time."""
+
+    code = "request_timeout"
 
 
 class Conflict(HearthError):
@@ -125,6 +132,7 @@ ERRORS: dict[str, type[HearthError]] = {
         Forbidden,
         UnknownModel,
         UnknownJob,
+        RequestTimeout,
         Conflict,
         TooLarge,
         UnsupportedMedia,

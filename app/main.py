@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app import logs, settings as env
 from app.card import Card
@@ -23,13 +25,17 @@ from app.settings import Settings, traffic_file
 from app.tasks.base import Files
 from app.weights import Damaged, checked, is_remote, locate, reachable
 
+if TYPE_CHECKING:
+    from app.pool.supervisor import Supervisor
+
 Announce = Callable[[Settings, Roster, int], None]
 
 
 def serve(settings: Settings, announce: Announce) -> None:
     """Serve until SIGTERM or Ctrl-C. `announce` hears the port when everything stands.
 
-    Raises Invalid (a card or a name is wrong), WeightsError (profile `pretrained` without weights), OSError (port taken).
+    Raises Invalid (a card or a name is wrong, port taken), WeightsError (profile `pretrained` without weights), HearthError (a
+    task of the supervisor failed).
     """
     logs.configure(settings)
     catalogue = Catalogue.read(settings.home)
@@ -37,19 +43,41 @@ def serve(settings: Settings, announce: Announce) -> None:
         log.error("the card in %s is left out: %s", folder, why)
     listening = _listen(settings)
     port = listening.getsockname()[1]
-    run = Path(tempfile.mkdtemp(prefix="hearth-"))  # mode 0700: only this user reaches the sockets in it
     try:
-        (run / "metrics").mkdir()
-        env.export("PROMETHEUS_MULTIPROC_DIR", str(run / "metrics"))
-        asyncio.run(_run(settings, catalogue, listening, run, lambda roster: announce(settings, roster, port)))
+        asyncio.run(_run(settings, catalogue, listening, lambda roster: announce(settings, roster, port)))
     finally:
         listening.close()
-        shutil.rmtree(run, ignore_errors=True)
 
 
-async def _run(
-    settings: Settings, catalogue: Catalogue, listening: socket.socket, folder: Path, announce: Callable[[Roster], None]
-) -> None:
+async def _run(settings: Settings, catalogue: Catalogue, listening: socket.socket, announce: Callable[[Roster], None]) -> None:
+    """Serve. A signal ends the start at once; later it drains."""
+    preparing = asyncio.current_task()
+    supervisor: Supervisor | None = None
+
+    def stop() -> None:
+        if supervisor is not None:
+            supervisor.stop()
+        elif preparing is not None:
+            preparing.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    folder = Path(tempfile.mkdtemp(prefix="hearth-"))  # mode 0700: only this user reaches the sockets in it
+    try:
+        try:
+            supervisor = await _prepare(settings, catalogue, listening, folder)
+        except asyncio.CancelledError:
+            log.info("stopped while starting; what was downloaded is kept, and the next start goes on from there")
+            return
+        await supervisor.run(announce)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.socket, folder: Path) -> Supervisor:
+    """Find out what is to be served, on what, from which files."""
+    (folder / "metrics").mkdir()
+    env.export("PROMETHEUS_MULTIPROC_DIR", str(folder / "metrics"))
     from app.pool.supervisor import Supervisor  # after PROMETHEUS_MULTIPROC_DIR is set: app/metrics.py reads it once
 
     defaults = await _choose(settings, catalogue)
@@ -76,7 +104,7 @@ async def _run(
     async def find(card: Card) -> Files:
         return await _find(card, settings)
 
-    await Supervisor(settings, settings.to_environment(), roster, traffic, listening, folder, find).run(announce)
+    return Supervisor(settings, settings.to_environment(), roster, traffic, listening, folder, find)
 
 
 async def _choose(settings: Settings, catalogue: Catalogue) -> dict[str, str]:
@@ -89,11 +117,11 @@ async def _choose(settings: Settings, catalogue: Catalogue) -> dict[str, str]:
     if settings.profile == "starter" or settings.models:
         return catalogue.defaults(settings.profile, at_hand)
     wanted = [catalogue.cards[name] for name in catalogue.defaults("pretrained", at_hand).values()]
-    damaged = _damage(wanted, settings)
+    damaged = await asyncio.to_thread(_damage, wanted, settings)
     missing = [card for card in wanted if not at_hand(card)]
-    if missing and (settings.profile == "pretrained" or any(reachable(settings, card) for card in missing)):
+    if missing and (settings.profile == "pretrained" or await _any_reachable(missing, settings)):
         await _pull([card.name for card in missing], settings)
-        damaged = _damage(missing, settings)
+        damaged = await asyncio.to_thread(_damage, missing, settings)
     for why in damaged.values():
         log.warning("%s", why)
     if left := [card.name for card in missing if not at_hand(card)]:
@@ -119,6 +147,10 @@ def _damage(cards: Iterable[Card], settings: Settings) -> dict[str, str]:
     return found
 
 
+async def _any_reachable(cards: list[Card], settings: Settings) -> bool:
+    return any(await asyncio.gather(*(asyncio.to_thread(reachable, settings, card) for card in cards)))
+
+
 async def _pull(names: list[str], settings: Settings) -> None:
     """In a process of its own, whose progress bars the user sees."""
     environment = env.inherited_environment() | settings.to_environment() | {"PYTHONPATH": search_path()}
@@ -126,8 +158,14 @@ async def _pull(names: list[str], settings: Settings) -> None:
     try:
         await process.wait()
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill it if it still runs, and wait: a loop that closes before a child of its has ended says so."""
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
 
 
 async def _find(card: Card, settings: Settings) -> Files:
@@ -149,7 +187,10 @@ async def _devices(settings: Settings) -> list[str]:
         return ["cpu"]
     environment = env.inherited_environment() | {"PYTHONPATH": search_path()}
     process = await asyncio.create_subprocess_exec(*command("app.engine.device"), env=environment, stdout=asyncio.subprocess.PIPE)
-    out, _ = await process.communicate()
+    try:
+        out, _ = await process.communicate()
+    finally:
+        await _end(process)
     return out.decode().split() or ["cpu"]
 
 

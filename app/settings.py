@@ -48,7 +48,12 @@ class Settings(BaseModel):
     compute: Literal["auto", "eager", "openvino", "inductor"] = Field(
         "auto", description="what runs the models; auto: the fastest that agrees with eager PyTorch, measured once per machine"
     )
-    timeout_s: Annotated[float, Field(gt=0, le=3600)] = Field(30.0, description="a request's deadline unless it says timeout_ms")
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        30.0, description="a request's deadline, its upload included, unless it says timeout_ms"
+    )
+    silence_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        30.0, description="how long a header may take, and a pause in the middle of a body"
+    )
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(30.0, description="how long SIGTERM waits for what was accepted")
     database: str = Field("", description="where jobs are kept, as SQLAlchemy writes it; empty: SQLite in HEARTH_HOME")
     tuners: Annotated[int, Field(ge=1, le=64)] = Field(1, description="jobs that are trained at once on each device")

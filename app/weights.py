@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import re
-import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+
+import httpx
 
 from app.card import Card, FileSource, HubSource, ModuleSource, PackageSource, TorchvisionSource
 from app.download import Expected, Report, WeightsError, download
@@ -22,6 +23,7 @@ from app.settings import Settings
 from app.tasks.base import Files
 
 _KNOWN_FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "preprocessor_config.json")
+_REACH_S = 2.0
 
 
 def locate(card: Card, settings: Settings) -> Files | None:
@@ -66,7 +68,8 @@ def fetch(card: Card, settings: Settings, report: Report) -> Files:
             with suppress(OSError):  # a folder that cannot be written to is told by what follows
                 path.unlink()
     except WeightsError:
-        pass
+        if not is_remote(card):
+            raise
     _download(card, settings, report)
     return checked(card, settings)
 
@@ -74,13 +77,17 @@ def fetch(card: Card, settings: Settings, report: Report) -> Files:
 def checked(card: Card, settings: Settings) -> Files:
     """The card's files, without a download. Reads all of those whose hash is known: a second for some hundred megabytes.
 
-    Raises WeightsError where one is missing, Damaged where a hash is wrong.
+    Raises WeightsError where one is missing or unreadable, Damaged where a hash is wrong.
     """
-    files = locate(card, settings)
-    if files is None:
-        raise WeightsError(f"{card.name}: its weights are missing; {_remedy(card)}")
-    hashes = {files[key]: wanted for key, wanted in _stated(card).items() if key in files}
-    wrong = {path: found for path, wanted in hashes.items() if not (found := sha256(path)).startswith(wanted)}
+    try:
+        files = locate(card, settings)
+        if files is None:
+            raise WeightsError(f"{card.name}: its weights are missing; {_remedy(card)}")
+        hashes = {files[key]: wanted for key, wanted in _stated(card).items() if key in files}
+        wrong = {path: found for path, wanted in hashes.items() if not (found := sha256(path)).startswith(wanted)}
+    except OSError as error:
+        name = Path(error.filename).name if error.filename else "one of its files"
+        raise WeightsError(f"{card.name}: {name} cannot be read ({error.strerror}); mend that, or {_remedy(card)}") from error
     if wrong:
         what = ", ".join(f"{path.name} has SHA-256 {found[:12]}…, not {hashes[path][:12]}…" for path, found in wrong.items())
         ours = all(path.parent == _own_folder(card, settings) for path in wrong)
@@ -92,8 +99,12 @@ def checked(card: Card, settings: Settings) -> Files:
 
 def sha256(path: Path) -> str:
     """Of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        error.filename = error.filename or str(path)  # errors of reading do not name it
+        raise
 
 
 def is_remote(card: Card) -> bool:
@@ -102,13 +113,20 @@ def is_remote(card: Card) -> bool:
 
 
 def reachable(settings: Settings, card: Card) -> bool:
-    """Whether a download could start at all: two seconds for a connection, so that a start without a network is quick."""
-    url = urlsplit(settings.hub_url if isinstance(card.source, HubSource) else settings.torchvision_url)
-    try:
-        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), timeout=2).close()
-    except OSError:
-        return False
-    return True
+    """Whether a download could start at all: any answer over HTTP, by way of the proxy if there is one, within two seconds, so
+    that a start without a network is quick. Blocks for so long.
+    """
+    url = settings.hub_url if isinstance(card.source, HubSource) else settings.torchvision_url
+    answers: list[int] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # whatever it is, a download would meet it too, and tell
+            answers.append(httpx.head(url, timeout=_REACH_S).status_code)
+
+    asking = threading.Thread(target=ask, daemon=True)  # nobody waits for it: looking up a name has no limit of its own
+    asking.start()
+    asking.join(_REACH_S)
+    return bool(answers)
 
 
 def _stated(card: Card) -> Mapping[str, str]:

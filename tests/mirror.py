@@ -15,7 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves `files` (path → content); `cuts` says after how many bytes the next answers for a path break off."""
+    """Serves `files` (path → content); `cuts` says after how many bytes the next answers for a path break off, `stops` after
+    how many they stop, without an end.
+    """
 
     daemon_threads = True
 
@@ -23,6 +25,8 @@ class Mirror(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
         self.cuts: dict[str, list[int]] = {}
+        self.stops: dict[str, int] = {}
+        self.over = threading.Event()
         self.lies: set[str] = set()
         self.asked: list[tuple[str, str | None]] = []
 
@@ -75,6 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
         status = 206 if start else 200
         headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         cuts = self.server.cuts.get(path)
+        if path in self.server.stops:
+            self._answer(status, headers, part, cut=self.server.stops[path])
+            self.server.over.wait()
+            return
         self._answer(status, headers, part, cut=cuts.pop(0) if cuts else None)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes, cut: int | None = None) -> None:
@@ -95,6 +103,7 @@ def running() -> Iterator[Mirror]:
     try:
         yield mirror
     finally:
+        mirror.over.set()
         mirror.shutdown()
         thread.join()
         mirror.server_close()

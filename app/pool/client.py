@@ -148,11 +148,12 @@ class Client:
 
     async def proven(self, within_s: float) -> dict[str, str]:
         """Each preloaded model: "" after a real forward in each of its workers, else what is wrong."""
-        preloaded = {known.card.name: known for known in self._directory if known.entry.preload}
-        if not preloaded:
+        if self._table is None:
             return {"hearth": "the supervisor has not yet said which models there are"}
-        verdicts = await asyncio.gather(*(self._prove(known, within_s) for known in preloaded.values()))
-        return dict(zip(preloaded, verdicts, strict=True))
+        if not (chosen := self._directory.relied_on()):
+            return {"hearth": "no model is loaded; POST /models/NAME/load loads one"}
+        verdicts = await asyncio.gather(*(self._prove(known, within_s) for known in chosen))
+        return dict(zip((known.card.name for known in chosen), verdicts, strict=True))
 
     # Inside
 
@@ -284,7 +285,8 @@ class Client:
     def _on_answer(self, worker: str, message: Message, arrays: dict[str, np.ndarray]) -> None:
         if not isinstance(message, Done | Failed):
             return
-        self._answered[worker] = time.monotonic()
+        if isinstance(message, Done):  # an error proves nothing: every forward may fail
+            self._answered[worker] = time.monotonic()
         flight = self._flights.close(message.id)
         if flight is None or flight.cargo.future.done():
             return

@@ -64,6 +64,10 @@ class Directory:
     def __iter__(self) -> Iterator[Known]:
         return iter(self._known.values())
 
+    def relied_on(self) -> list[Known]:
+        """Whom readiness is about: the preloaded models; where all of them were unloaded, those that are ready."""
+        return [known for known in self if known.entry.preload] or [known for known in self if known.entry.state == "ready"]
+
     def update(self, table: Table) -> None:
         """Take in a new table; a codec whose card, files or meta changed is made anew when it is next needed."""
         self._defaults.clear()

@@ -67,13 +67,16 @@ class Loading:
         served = self._roster.models[model]
         try:
             files = await self._fetch(served.card)
+            if served.wanted and not served.slots:  # it may have been unloaded, and loaded again, while the files came
+                for birth in self._roster.want(model, files):
+                    self.fork(birth)
+                self._house.publish()
         except HearthError as error:
             self.give_up(model, error.detail)
-            return
-        if served.wanted and not served.slots:  # it may have been unloaded, and loaded again, while the files came
-            for birth in self._roster.want(model, files):
-                self.fork(birth)
-            self._house.publish()
+        except Exception as error:  # noqa: BLE001  one model that cannot be started must not end the server
+            log.error("%s cannot be started", model, exc_info=error)
+            why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            self.give_up(model, f"it cannot be started ({why}); the server's log has more")
 
     def unload(self, model: str, why: str = "") -> None:
         """Frontends hear first, so that the workers' last word is an answer."""

@@ -33,7 +33,7 @@ _PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py
 
 
 class Supervisor:
-    """Runs until SIGTERM or SIGINT, then drains."""
+    """Runs until `stop`, then drains."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._settled = asyncio.Event()
         self._stop = asyncio.Event()
+        self._broken = False
         self._nursery = Nursery(environment, self._on_forked, self._on_exited)
         self._loading = Loading(settings, roster, folder, fetch, self._nursery, self)
         self._switching = Switching(roster, traffic, self._loading, self, kept=settings.versions, grace_s=settings.timeout_s)
@@ -61,11 +62,12 @@ class Supervisor:
         self._seen = metrics.for_supervisor(folder / "metrics")
 
     async def run(self, announce: Callable[[Roster], None]) -> None:
-        """Serve. `announce` is called once, when every preloaded model is ready or has failed, and a frontend answers."""
+        """Serve. `announce` is called once, when every preloaded model is ready or has failed, and a frontend answers.
+
+        Raises HearthError, after draining, if a task failed that the server cannot do without.
+        """
         self._control = Endpoint.listen(address(str(self._folder), "supervisor"))
         self._control.attach(self._on_message)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         self.spawn(self._nursery.run())
         for _ in range(self._settings.frontend_count()):
             self.spawn(self._http.run_one(self._on_frontend_exit))
@@ -78,6 +80,15 @@ class Supervisor:
         self.spawn(self._announce(announce))
         await self._stop.wait()
         await self._drain()
+        if self._broken:
+            raise HearthError("the server ended because a task of its supervisor failed; report what its log says of it")
+
+    def stop(self) -> None:
+        """Drain and return from `run`; asked again, lose what still runs."""
+        if self._stop.is_set():
+            log.warning("stopping at once; what was still running is lost")
+            self.spawn(self._http.close(0))
+        self._stop.set()
 
     async def _announce(self, announce: Callable[[Roster], None]) -> None:
         await self._settled.wait()
@@ -95,12 +106,6 @@ class Supervisor:
         await self._nursery.close()
         self._control.close()
         log.info("stopped")
-
-    def _on_signal(self) -> None:
-        if self._stop.is_set():
-            log.warning("stopping at once; what was still running is lost")
-            self.spawn(self._http.close(0))
-        self._stop.set()
 
     # Events
 
@@ -221,4 +226,5 @@ class Supervisor:
         with contextlib.suppress(asyncio.CancelledError):
             if error := task.exception():
                 log.critical("a task of the supervisor ended", exc_info=error)
+                self._broken = self._broken or not self._stop.is_set()
                 self._stop.set()

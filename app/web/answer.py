@@ -12,7 +12,7 @@ from fastapi import Request
 from msgspec import Struct
 from starlette.responses import Response
 
-from app.errors import ClientLeft, HearthError
+from app.errors import ClientLeft, Deadline, HearthError
 from app.pool.base import Model
 from app.tasks.base import Decoded
 from app.web.kitchen import Kitchen, Order, answers
@@ -33,9 +33,11 @@ async def serve(request: Request, order: Order) -> Served:
     """Answer all items of a request. One item that fails alone raises; among several its error stands in its place."""
     kitchen: Kitchen = request.app.state.kitchen
     timeout_s = order.timeout_ms / 1000 if order.timeout_ms else kitchen.settings.timeout_s
-    deadline = time.monotonic() + timeout_s
-    model, codec = kitchen.pool.find(order.model, order.task)
     state = request.scope["state"]  # what Starlette would wrap anew at each look
+    deadline = state["started"] + timeout_s
+    if time.monotonic() > deadline:
+        raise Deadline("the request was not here before its deadline; allow more time with timeout_ms, or send less")
+    model, codec = kitchen.pool.find(order.model, order.task)
     state["model"] = model.card.name
     with kitchen.pool.admit(model.card.name, len(order.items), deadline), _Watch(request):
         pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])

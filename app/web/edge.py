@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import secrets
 import time
@@ -19,9 +20,10 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.errors import TooLarge
 from app.logs import log, request_id
 from app.metrics import tally
+from app.settings import Settings
+from app.web.intake import Intake, too_large
 from app.web.problems import LEFT, from_error, on_error
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -34,13 +36,15 @@ class Edge:
     """The outermost ASGI layer. `direct`: path → endpoint of what is asked by POST and reads its own query and body."""
 
     def __init__(
-        self, app: FastAPI, direct: Mapping[str, Endpoint], max_body_bytes: int, larger: Mapping[str, int] | None = None
+        self, app: FastAPI, direct: Mapping[str, Endpoint], settings: Settings, larger: Mapping[str, int] | None = None
     ) -> None:
-        """`larger`: paths whose bodies have a limit of their own."""
+        """`larger`: paths whose bodies have a limit of their own, in bytes."""
         self._app = app
         self._direct = direct
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = int(settings.max_body_mb * 2**20)
         self._larger = larger or {}
+        self._timeout_s = settings.timeout_s
+        self._intake = Intake(settings.silence_s)
         self._ids = _ids()
         self._writing = False
 
@@ -54,7 +58,14 @@ class Edge:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         id = given if given and _SANE_ID.match(given) else next(self._ids)
         token = request_id.set(id)
-        scope["state"] = {**scope.get("state", {}), "timing": {}, "model": "", "endpoint": ""}
+        scope["state"] = {
+            **scope.get("state", {}),
+            "started": started,
+            "until": math.inf,  # when its body must be here
+            "timing": {},
+            "model": "",
+            "endpoint": "",
+        }
         status = LEFT
         tally().in_flight += 1
         self._write_soon()
@@ -72,11 +83,11 @@ class Edge:
 
         try:
             if (stated := headers.get(b"content-length", b"0")).isdigit() and int(stated) > (limit := self._limit(scope)):
-                response = from_error(_too_large(limit))
+                response = from_error(too_large(limit))
                 response.headers["Connection"] = "close"
                 await response(scope, receive, sending)
             else:
-                await self._answer(scope, self._counting(receive, self._limit(scope)), sending)
+                await self._answer(scope, self._intake.reading(receive, self._limit(scope), scope["state"]), sending)
         finally:
             tally().in_flight -= 1
             self._note(scope, status, time.monotonic() - started)
@@ -87,7 +98,9 @@ class Edge:
         if endpoint is None:
             await self._app(scope, receive, send)
             return
-        scope["app"], scope["state"]["endpoint"] = self._app, scope["path"]
+        state = scope["state"]
+        scope["app"], state["endpoint"] = self._app, scope["path"]
+        state["until"] = state["started"] + self._timeout_s
         request = Request(scope, receive, send)
         try:
             response = await endpoint(request)
@@ -110,19 +123,6 @@ class Edge:
     def _limit(self, scope: Scope) -> int:
         return self._larger.get(scope["path"], self._max_body_bytes)
 
-    def _counting(self, receive: Receive, limit: int) -> Receive:
-        read = 0
-
-        async def receiving() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > limit:
-                raise _too_large(limit)
-            return message
-
-        return receiving
-
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
         endpoint = state["endpoint"] or getattr(scope.get("route"), "path", "other")
@@ -130,11 +130,6 @@ class Edge:
         level = logging.INFO if status >= 400 else logging.DEBUG
         if log.isEnabledFor(level):
             log.log(level, "%s %s %d %.1f ms", scope["method"], scope["path"], status, seconds * 1000)
-
-
-def _too_large(limit: int) -> TooLarge:
-    settings = "HEARTH_MAX_BODY_MB, or HEARTH_MAX_DATASET_MB for data sets, sets it"
-    return TooLarge(f"the body is larger than {limit / 2**20:g} MiB, the limit; send less at once ({settings})")
 
 
 def _ids() -> Iterator[str]:

@@ -17,7 +17,7 @@ from app.web.read import read_files, read_json, read_query, texts
 from app.web.schemas import EmbedAnswer, EmbedImageQuery, EmbedText, files_body, json_body, problems, query_of
 
 router = APIRouter(tags=["inference"])
-_ERRORS = problems(400, 404, 409, 413, 415, 422, 500, 503, 504, 507)
+_ERRORS = problems(400, 404, 408, 409, 413, 415, 422, 500, 503, 504, 507)
 
 
 @router.post(
@@ -50,7 +50,7 @@ async def embed_text(request: Request) -> Response:
 async def embed_image(request: Request) -> Response:
     """One vector per picture, in order: what the model's last layer sees."""
     query = read_query(request, EmbedImageQuery)
-    files = await read_files(request, MEDIA_TYPES, request.app.state.kitchen.settings.max_inputs)
+    files = await read_files(request, MEDIA_TYPES, request.app.state.kitchen.settings.max_inputs, query.timeout_ms)
     order = Order(
         task="image-classification",
         model=query.model,

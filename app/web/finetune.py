@@ -45,7 +45,7 @@ _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     status_code=202,
     response_model=Job,
     openapi_extra=job_body(Spec),
-    responses=problems(400, 404, 409, 413, 422, 503),
+    responses=problems(400, 404, 408, 409, 413, 422, 503),
     summary="Tune a model on your data",
 )
 async def submit(request: Request) -> Response:

@@ -12,7 +12,7 @@ from app.web.read import read_files, read_json, read_query, texts
 from app.web.schemas import PredictAnswer, PredictQuery, PredictText, files_body, json_body, problems, query_of
 
 router = APIRouter(tags=["inference"])
-_ERRORS = problems(400, 404, 409, 413, 415, 422, 500, 503, 504, 507)
+_ERRORS = problems(400, 404, 408, 409, 413, 415, 422, 500, 503, 504, 507)
 
 
 @router.post(
@@ -25,7 +25,7 @@ _ERRORS = problems(400, 404, 409, 413, 415, 422, 500, 503, 504, 507)
 async def predict_image(request: Request) -> Response:
     """A raw `image/*` body, or multipart with one or more parts named `file`. The best labels of each, best first."""
     query = read_query(request, PredictQuery)
-    files = await read_files(request, MEDIA_TYPES, request.app.state.kitchen.settings.max_inputs)
+    files = await read_files(request, MEDIA_TYPES, request.app.state.kitchen.settings.max_inputs, query.timeout_ms)
     order = Order(
         task="image-classification",
         model=query.model,

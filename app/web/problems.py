@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from app.errors import ClientLeft, HearthError
+from app.errors import ClientLeft, HearthError, RequestTimeout
 from app.logs import log, request_id
 
 STATUS: dict[str, tuple[int, str]] = {
@@ -21,6 +21,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "unknown_job": (404, "No such job"),
     "not_found": (404, "No such address"),
     "method_not_allowed": (405, "Wrong method"),
+    "request_timeout": (408, "The request did not come in time"),
     "conflict": (409, "The model's task or state does not allow this"),
     "too_large": (413, "A limit is exceeded"),
     "unsupported_media": (415, "This kind of file is not read here"),
@@ -62,7 +63,9 @@ def problem(code: str, detail: str, *, headers: dict[str, str] | None = None, **
 
 def from_error(error: HearthError) -> Problem:
     """The answer for an expected failure, with `Retry-After` where one is known."""
-    headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if error.retry_after_s is not None else None
+    headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if error.retry_after_s is not None else {}
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"
     return problem(error.code, error.detail, headers=headers)
 
 

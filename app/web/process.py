@@ -19,6 +19,7 @@ from app import logs
 from app.pool.client import Client
 from app.process import die_with_parent, set_name, take_short_turns
 from app.settings import Settings
+from app.web.connection import Connection
 from app.web.server import make_app
 
 _GARBAGE = 10_000  # young objects before cycles among them are looked for: those of a hundred requests, a few megabytes
@@ -46,8 +47,10 @@ def main() -> None:
         yield
         client.close()
 
+    Connection.silence_s = settings.silence_s
     config = uvicorn.Config(
         make_app(client, settings, lifespan=lifespan, stopping=lambda: server.should_exit),
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -20,8 +20,13 @@ M = TypeVar("M", bound=BaseModel)
 _RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # the last is what curl --data-binary says
 
 
-async def read_files(request: Request, accepted: Sequence[str], max_inputs: int) -> list[tuple[str | None, bytes]]:
-    """(file name, bytes) for each input. Raises UnsupportedMedia, Invalid, TooLarge, BadInput."""
+async def read_files(
+    request: Request, accepted: Sequence[str], max_inputs: int, timeout_ms: int | None
+) -> list[tuple[str | None, bytes]]:
+    """(file name, bytes) for each input. Raises UnsupportedMedia, Invalid, TooLarge, BadInput, RequestTimeout."""
+    if timeout_ms:
+        state = request.scope["state"]
+        state["until"] = state["started"] + timeout_ms / 1000
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media == "multipart/form-data":
         return await _read_parts(request, max_inputs)
@@ -98,7 +103,7 @@ def _defaults(model: type[BaseModel]) -> Any:
 
 
 async def read_json(request: Request, model: type[M]) -> M:
-    """The body as `model`. Raises UnsupportedMedia, BadInput, Invalid naming the first field that is wrong."""
+    """The body as `model`. Raises UnsupportedMedia, BadInput, RequestTimeout, Invalid naming the first field that is wrong."""
     no_query(request)
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media not in ("", "application/json", "application/x-www-form-urlencoded"):

@@ -50,7 +50,7 @@ def make_app(
     direct = {route.path: route.endpoint for part in (predict, embed, transcribe) for route in part.router.routes}
     _document(app)
     larger = {"/finetune": int(settings.max_dataset_mb * 2**20)}
-    return Edge(app, direct, int(settings.max_body_mb * 2**20), larger)
+    return Edge(app, direct, settings, larger)
 
 
 def decoder_count(cores: int, frontends: int) -> int:

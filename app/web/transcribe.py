@@ -18,13 +18,13 @@ router = APIRouter(tags=["inference"])
     "/transcribe",
     response_model=TranscribeAnswer,
     openapi_extra=files_body(MEDIA_TYPES) | query_of(TranscribeQuery),
-    responses=problems(400, 404, 409, 413, 415, 422, 500, 503, 504, 507),
+    responses=problems(400, 404, 408, 409, 413, 415, 422, 500, 503, 504, 507),
     summary="What is said in the recording?",
 )
 async def transcribe(request: Request) -> Response:
     """A raw `audio/*` body, or multipart with one or more parts named `file`. Long recordings are cut and stitched."""
     query = read_query(request, TranscribeQuery)
-    files = await read_files(request, MEDIA_TYPES, request.app.state.kitchen.settings.max_inputs)
+    files = await read_files(request, MEDIA_TYPES, request.app.state.kitchen.settings.max_inputs, query.timeout_ms)
     order = Order(
         task="speech-recognition",
         model=query.model,

@@ -272,6 +272,11 @@ class Server:
         pid: int = self.model(name)["workers"][0]["pid"]
         return pid
 
+    def metric(self, start: str) -> float:
+        """The sum of the samples in /metrics whose lines start so."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(start))
+
     def predict(self, raw: bytes, **query: Any) -> httpx.Response:
         return self.http.post("/predict/image", content=raw, params=query, headers={"content-type": "image/png"})
 

@@ -70,7 +70,10 @@ def replaced(server: Server, old: int) -> Callable[[], bool]:
 
 
 def test_ten_killed_workers_cost_no_request(server: Server):
-    recoveries = []
+    def counted() -> float:
+        return server.metric('hearth_worker_restarts_total{model="toy"}')
+
+    recoveries, restarts = [], counted()
     with Load(server) as load:
         for _ in range(10):
             before, pid = load.right, server.worker()
@@ -84,6 +87,7 @@ def test_ten_killed_workers_cost_no_request(server: Server):
     assert not load.wrong
     assert load.right > 60
     assert server.model("toy")["workers"][0]["restarts"] >= 10
+    assert counted() == restarts + 10
     assert statistics.median(recoveries) < 10, recoveries  # a bound, not a benchmark: benchmarks/recovery.py measures
 
 

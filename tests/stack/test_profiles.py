@@ -27,6 +27,14 @@ licence = "x"
 """
 
 
+def write_card(home: Path, file: str) -> None:
+    """It hides the shipped card, and so becomes the pretrained default."""
+    folder = home / "models" / "resnet50"
+    folder.mkdir(parents=True)
+    (folder / "card.toml").write_text(CARD.format(file=file))
+    (folder / "sample.jpg").write_bytes(SAMPLE)
+
+
 def test_auto_without_a_network_says_so_loudly_and_serves_the_starters(tmp_path: Path):
     with Server(tmp_path, HEARTH_PROFILE="auto", **OFFLINE) as server:
         assert "NO PRETRAINED WEIGHTS for resnet50, wav2vec2-base-960h" in server.log
@@ -56,10 +64,7 @@ def test_auto_with_a_network_pulls_checks_and_serves_what_it_pulled(tmp_path: Pa
     torch.save(models.resnet18().state_dict(), out)
     with running() as mirror:
         file = mirror.put_torchvision("resnet18", out.getvalue())
-        folder = tmp_path / "models" / "resnet50"  # hides the shipped card, and so becomes the pretrained default
-        folder.mkdir(parents=True)
-        (folder / "card.toml").write_text(CARD.format(file=file))
-        (folder / "sample.jpg").write_bytes(SAMPLE)
+        write_card(tmp_path, file)
         with Server(
             tmp_path, HEARTH_PROFILE="auto", HEARTH_HUB_URL=OFFLINE["HEARTH_HUB_URL"], HEARTH_TORCHVISION_URL=mirror.url
         ) as server:

@@ -118,7 +118,16 @@ def test_metrics_tell_of_all_processes(server: Server):
         "batch_cost_sum",
     ):
         assert f"hearth_{name}" in text
-    assert 'hearth_worker_memory_bytes{model="toy"' in text
+    assert server.metric('hearth_worker_memory_bytes{model="toy",') > 50e6, "a process with torch"
+
+
+def test_an_error_is_counted_by_its_code(server: Server):
+    def count() -> float:
+        return server.metric('hearth_errors_total{code="unknown_model",endpoint="/predict/image"}')
+
+    before = count()
+    assert server.predict(picture(1, 2, 3), model="nobody").status_code == 404
+    wait_for(lambda: count() == before + 1)
 
 
 def test_the_welcome_names_models_and_examples(server: Server):
@@ -141,8 +150,7 @@ def test_a_client_that_leaves_costs_no_device_time(server: Server):
     """Its sample waits behind a slow one and is dropped there: the counter of batches does not see it."""
 
     def ran() -> float:
-        lines = server.http.get("/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith('hearth_batch_size_sum{model="toy"}'))
+        return server.metric('hearth_batch_size_sum{model="toy"}')
 
     slow = threading.Thread(target=lambda: server.predict(picture(0, 255, 255)))
     before = ran()

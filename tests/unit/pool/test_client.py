@@ -12,13 +12,35 @@ from app.card import Card
 from app.pool.client import Client
 from app.settings import Settings
 from app.tasks.base import Sample
-from app.wire.messages import Died, Done, Entry, Run, Table, Worker
+from app.wire.messages import Died, Done, Entry, Failed, Run, Table, Worker
 from app.wire.sockets import Endpoint, address, wait
 
 
 def table(state: str, *workers: Worker) -> Table:
     card = Card(name="m", folder=Path("/x"), task="text-embedding", source={"kind": "file"}, about={"licence": "x"})
-    return Table({"m": Entry(card.model_dump_json(), state, "", True, True, {}, {"dimensions": 1}, workers)}, 1)
+    preload = state != "unloaded"  # as the supervisor tells it
+    return Table({"m": Entry(card.model_dump_json(), state, "", True, preload, {}, {"dimensions": 1}, workers)}, 1)
+
+
+async def test_before_the_first_table_readiness_says_so_and_after_an_unload_that_nothing_is_loaded(tmp_path: Path):
+    supervisor = Endpoint.listen(address(str(tmp_path), "supervisor"))
+    client = Client(Settings(), str(tmp_path), 1)
+    client.start()
+    try:
+        assert "not yet said" in (await client.proven(1))["hearth"]
+        client._on_table(table("unloaded"))
+        assert "no model is loaded" in (await client.proven(1))["hearth"]
+    finally:
+        client.close()
+        supervisor.close()
+
+
+async def test_an_error_proves_nothing_of_its_worker(tmp_path: Path):
+    client = Client(Settings(), str(tmp_path), 1)
+    client._on_answer("m.1", Failed(1, "model_failed", "the device is gone"), {})
+    assert not client._answered
+    client._on_answer("m.1", Done(2, 0.0, 0.0, 1, 0.0), {})
+    assert client._answered
 
 
 async def test_an_answer_that_came_before_the_news_of_the_death_counts(tmp_path: Path):

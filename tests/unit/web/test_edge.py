@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.settings import Settings
+from app.web.server import make_app
+
 
 def scope(path: str, headers: list[tuple[bytes, bytes]] | None = None) -> dict[str, Any]:
     return {
@@ -90,6 +93,38 @@ async def test_a_client_that_stops_sending_is_no_mistake_of_ours(app, media, par
         await app(scope("/predict/image", [(b"content-type", media)]), receive, send)
     assert sent[0]["status"] == 499
     assert [record.levelname for record in caplog.records] == ["INFO"], "a line of the access log, and no more"
+
+
+@pytest.mark.parametrize("silence_s", [0.05, 30.0], ids=["silence", "deadline"])
+async def test_a_body_that_stops_coming_is_a_408_that_closes(pool, silence_s):
+    app = make_app(pool, Settings(silence_s=silence_s, timeout_s=30.0 if silence_s < 1 else 0.05))
+    messages = [{"type": "http.request", "body": b"x", "more_body": True}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else await asyncio.Future()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await asyncio.wait_for(app(scope("/predict/image"), receive, send), 10)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert ("HEARTH_SILENCE_S" if silence_s < 1 else "timeout_ms") in json.loads(sent[1]["body"])["detail"]
+
+
+async def test_who_is_cancelled_while_a_body_comes_is_cancelled(app):
+    waits = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        waits.set()
+        return await asyncio.Future()
+
+    task = asyncio.create_task(app(scope("/predict/image"), receive, receive))
+    await asyncio.wait_for(waits.wait(), 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_ready_is_what_the_pool_proved(client, pool):

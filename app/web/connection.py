@@ -1,0 +1,57 @@
+"""One connection: uvicorn's, which in addition does not wait for ever for a request that has not wholly begun."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from app.web.intake import silent
+from app.web.problems import from_error
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn bounds only the pause between two requests. Bodies are bounded by `intake.py`, answers by their deadlines."""
+
+    silence_s: ClassVar[float] = 30.0
+    """How long a header may take, from the connection or its first byte on."""
+
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # as uvicorn has it: none before the first header
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """It may stay silent no longer than a header may take."""
+        super().connection_made(transport)
+        self._late = self.loop.call_later(self.silence_s, self._end)
+
+    def data_received(self, data: bytes) -> None:
+        """A timer runs while a header is half here, and only then: most come whole."""
+        super().data_received(data)
+        if self.cycle is None or self.cycle.scope is not self.scope:
+            if self._late is None:
+                self._late = self.loop.call_later(self.silence_s, self._end)
+            return
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        # The rest of a body whose request was answered early. uvicorn has stopped its timer, and would start it no more.
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        super().connection_lost(exc)
+        if self._late is not None:
+            self._late.cancel()
+
+    def _end(self) -> None:
+        self._late = None
+        if self.cycle is not None and not self.cycle.response_complete:  # the request before it is still being answered
+            self._late = self.loop.call_later(self.silence_s, self._end)
+            return
+        if self.scope is not None:  # something came
+            answer = from_error(silent("the header", self.silence_s))
+            head = b"".join(b"%s: %s\r\n" % pair for pair in answer.raw_headers)
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\n%s\r\n%s" % (head, bytes(answer.body)))
+        self.transport.close()
