@@ -9,11 +9,11 @@ ARGS  ?=
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format bench image lock clean
+.PHONY: help install serve test check format bench image container-test lock clean
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make or renew .venv (the verbs below do it themselves)
 	@:
@@ -41,6 +41,11 @@ bench: $(STAMP) ## measure what the server costs
 
 image: ## build the container image
 	docker build $(ARGS) -t $(IMAGE) .
+
+# COMPOSE="docker-compose -f docker-compose.yml -f overlay.yml": another compose, or overlays. DOCKER_HOST names the engine.
+COMPOSE ?= docker compose
+container-test: image ## build the image, and try it with compose: ask, kill, stop
+	@exec $(or $(PYTHON),python3) docker/trial.py --compose "$(COMPOSE)"
 
 # The user's own uv settings (mirrors, local indexes) must not leak into the lock.
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml

@@ -1,10 +1,12 @@
 """How long a start takes: to the first answer, to ready, and to the faster compute; with and without what was compiled before.
 
     python benchmarks/cold.py [--models cifar-resnet,all-minilm-l6-v2,spoken-digits] [--rounds 3] [--patience 600]
+                              [--check]
 
 Each round takes a new HEARTH_HOME (cards of the given one are seen) and starts the server in it twice: cold, then warm. From the
 start on, a caller asks the first model every 20 ms, another asks /health/ready, a third asks each model whether it has exchanged,
-or kept, what computes. Files are in the system's page cache: this is no measure of the disk.
+or kept, what computes. Files are in the system's page cache: this is no measure of the disk. With `--check`, a median time to
+ready, warm, above the bar of bars.py ends the program with 1.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import bars
 import httpx
 from bare import find
 from common import STARTERS, computed_by, home, options, report, table
@@ -92,7 +95,7 @@ def one_start(folder: Path, names: list[str], call: Call, patience_s: float) -> 
 
 
 def main() -> None:
-    wanted = options(__doc__, models=STARTERS, rounds=3, patience=600.0)
+    wanted = options(__doc__, models=STARTERS, rounds=3, patience=600.0, check=False)
     names = wanted.models.split(",")
     found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
     with home() as cards:
@@ -106,12 +109,19 @@ def main() -> None:
                     moments, computes = one_start(Path(folder), names, call, wanted.patience)
                     rounds.append(moments)
                     print(state, {name: round(seconds, 2) for name, seconds in moments.items()}, computes, file=sys.stderr)
+    told(found, names, computes, check=wanted.check)
+
+
+def told(rounds: dict[str, list[dict[str, float]]], names: list[str], computes: dict[str, str], *, check: bool) -> None:
+    """Table, line, and the bar. `rounds`: cache cold or warm → seconds by moment, of each start."""
     middle = {
-        state: {name: statistics.median(one[name] for one in rounds) for name in MOMENTS} for state, rounds in found.items()
+        state: {name: statistics.median(one[name] for one in starts) for name in MOMENTS} for state, starts in rounds.items()
     }
-    rows = [[name, *(f"{middle[state][name]:.2f}" for state in found)] for name in MOMENTS]
-    table([f"seconds from the start, {len(names)} models", *(f"{state} compute cache" for state in found)], rows)
-    report("cold", models=names, computes=computes, median_s=middle, rounds=found)
+    rows = [[name, *(f"{middle[state][name]:.2f}" for state in rounds)] for name in MOMENTS]
+    table([f"seconds from the start, {len(names)} models", *(f"{state} compute cache" for state in rounds)], rows)
+    report("cold", models=names, computes=computes, median_s=middle, rounds=rounds)
+    if check:
+        bars.hold({"seconds to ready, warm compute cache": middle["warm"]["ready"]}, bars.COLD)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """What the server costs, part by part, and how many requests it carries beside a bare FastAPI route.
 
     python benchmarks/overhead.py [--rounds 8] [--models cifar-resnet,all-minilm-l6-v2,spoken-digits,digits] [--precision fp32]
+                                  [--check]
     python benchmarks/overhead.py --null [--seconds 3] [--rounds 5] [--clients 32]
 
 Without `--null`: one caller. Each round asks the server twelve times, one request after another, then decodes and runs the same
 sample twelve times in this process with the very compute that the server chose; medians over all rounds. The first of each dozen
 does not count: it starts while the other side's threads still spin. Then the parts: decode, queue, run and interpret as
 `Server-Timing` tells them; HTTP, what a bare route takes for the same body and answer; wire, the rest: sockets between the
-processes, and waking up.
+processes, and waking up. With `--check`, a model for which the server costs more than the bar of bars.py ends the program with 1.
 With `--null`: a model that costs nothing, one HTTP process, many callers, beside the bare route, in turns. Aims: +1.5 ms; 0.60.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import socket
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -24,6 +26,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import bars
 import load
 import null
 from bare import Bare, find
@@ -114,6 +117,14 @@ def one_caller(wanted: Any) -> None:
     table(heads, [[m, f["compute"], *(f"{f[k]:.2f}" for k in keys), f"{f['over_ms']:+.2f}"] for m, f in found.items()])
     table(["µs", *PARTS], [[m, *(f"{f['parts_us'].get(part, 0):.0f}" for part in PARTS)] for m, f in found.items()])
     report("overhead", models=found)
+    if wanted.check:
+        hold(found)
+
+
+def hold(found: dict[str, dict[str, Any]]) -> None:
+    """Exit with 1 where the server costs one caller of a model too much."""
+    costs = {f"{model}: ms over bare": figures["over_ms"] for model, figures in found.items()}
+    bars.hold(costs, dict.fromkeys(costs, bars.OVER_BARE_MS))
 
 
 def many_callers(wanted: Any) -> None:
@@ -156,7 +167,10 @@ def main() -> None:
         null=False,
         seconds=3.0,
         clients=32,
+        check=False,
     )
+    if wanted.null and wanted.check:
+        sys.exit("--check holds the cost for one caller; leave out --null")
     (many_callers if wanted.null else one_caller)(wanted)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from starters import blurred, kept_out
 
 from app.catalogue import Catalogue
 from app.engine.loader import load
@@ -34,16 +35,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "metric", "least", "most"),
-    [("digits", "mnist", "accuracy", 0.975, 1.0), ("spoken-digits", "speech/fsdd.zip", "word_error_rate", 0.0, 0.05)],
-)
-def test_on_all_that_was_kept_out(shared: Path, name: str, data: str, metric: str, least: float, most: float):
-    card = CATALOGUE.named(name)
-    dataset = resolve(TASKS[card.task].dataset or "")(shared / data, card)
-    with torch.inference_mode():
-        measured = dataset.score(load(card, fetch(card, SETTINGS, lambda *_: None)))
-    assert least <= measured[metric] <= most, measured
+@pytest.mark.parametrize(("figure", "least", "most"), [("digits", 0.975, 1.0), ("speech, word error rate", 0.0, 0.05)])
+def test_on_all_that_was_kept_out(shared: Path, figure: str, least: float, most: float):
+    assert least <= kept_out(figure, shared) <= most
 
 
 class Asked:
@@ -55,6 +49,9 @@ class Asked:
         module, program = load(card, files), resolve(TASKS[card.task].program)(card, files)
         self._codec = make_codec(card, files, program.describe(module))
         self._runner = Runner(eager(program, module), program, lambda *_: None)
+
+    def share_right(self, pictures: list[bytes], wanted: list[str]) -> float:
+        return float(np.mean([one == other for one, other in zip(self.best(pictures), wanted, strict=True)]))
 
     def best(self, pictures: list[bytes]) -> list[str]:
         found = []
@@ -68,13 +65,23 @@ class Asked:
         return found
 
 
+def small_pictures(shared: Path, count: int) -> tuple[list[bytes], list[str]]:
+    """The first of the test set, and what they show."""
+    with np.load(shared / "cifar10" / "test.npz", allow_pickle=False) as archive:
+        data, offsets = archive["jpeg"], archive["offsets"][: count + 1]
+        wanted = [str(archive["classes"][label]) for label in archive["labels"][:count]]
+    return [data[start:end].tobytes() for start, end in pairwise(offsets)], wanted
+
+
 def test_small_pictures(shared: Path):
     """The first 2,000 of the test set; two standard errors below the 90 % of all 10,000."""
-    with np.load(shared / "cifar10" / "test.npz", allow_pickle=False) as archive:
-        data, offsets = archive["jpeg"], archive["offsets"][:2001]
-        wanted = [str(archive["classes"][label]) for label in archive["labels"][:2000]]
-    got = Asked().best([data[start:end].tobytes() for start, end in pairwise(offsets)])
-    assert np.mean([one == other for one, other in zip(got, wanted, strict=True)]) >= 0.887
+    assert Asked().share_right(*small_pictures(shared, 2000)) >= 0.887
+
+
+def test_small_pictures_that_are_blurred(shared: Path):
+    """The first 1,000 by the benchmark's blur: 89.3 %; eight pictures fewer are for another processor's rounding."""
+    pictures, wanted = small_pictures(shared, 1000)
+    assert Asked().share_right([blurred(raw) for raw in pictures], wanted) >= 0.885
 
 
 def test_real_photos(shared: Path):

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from PIL import Image
 
 from tests.stack.conftest import Clients, Server, picture, saved, wait_for
@@ -91,7 +91,12 @@ def test_ten_killed_workers_cost_no_request(server: Server):
     assert statistics.median(recoveries) < 10, recoveries  # a bound, not a benchmark: benchmarks/recovery.py measures
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Six new draws each time. One that fails is printed at once, with the line that repeats it: making it smaller would
+# kill workers for longer than a test may take.
+ANEW = settings(max_examples=6, deadline=None, database=None, print_blob=True, phases=[Phase.explicit, Phase.generate])
+
+
+@settings(ANEW, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_caller_gets_its_own_answer(server: Server, data: st.DataObject):
     """Requests of random sizes and mixes, some of whose callers leave, and workers that die meanwhile: each input of each request
@@ -101,9 +106,9 @@ def test_every_caller_gets_its_own_answer(server: Server, data: st.DataObject):
     pictures = [saved(raw) for raw in raws]
     alone = [server.predict(raw).json()["results"][0] for raw in pictures]
     assert len({str(answer["predictions"]) for answer in alone}) == len(alone)
-    mixes = data.draw(st.lists(st.lists(st.integers(0, 23), min_size=1, max_size=9), min_size=8, max_size=24))
-    leaving = data.draw(st.sets(st.integers(0, len(mixes) - 1), max_size=len(mixes) // 3))
-    kills = data.draw(st.integers(0, 2))
+    mixes = data.draw(st.lists(st.lists(st.integers(0, 23), min_size=1, max_size=9), min_size=8, max_size=24), label="mixes")
+    leaving = data.draw(st.sets(st.integers(0, len(mixes) - 1), max_size=len(mixes) // 3), label="leaving")
+    kills = data.draw(st.integers(0, 2), label="kills")
     wrong: list[object] = []
 
     def ask(number: int) -> None:

@@ -1,0 +1,47 @@
+"""What must be reached, as the first release promises it: `--check` ends a program with 1 where a figure misses its bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """The range that a figure must stay in, both ends included."""
+
+    least: float = float("-inf")
+    most: float = float("inf")
+
+    def missed_by(self, value: float) -> bool:
+        """NaN, what was not measured, misses every bar."""
+        return not self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        return f"at most {self.most:g}" if self.most < float("inf") else f"at least {self.least:g}"
+
+
+LOST = {"requests failed": Bar(most=0)}  # recovery.py holds this one without being asked
+RECOVERY = LOST | {"recovery, s: median": Bar(most=1)}
+COLD = {"seconds to ready, warm compute cache": Bar(most=6)}
+OVER_BARE_MS = Bar(most=3)
+STARTERS = {
+    "test set": Bar(least=0.88),
+    "test set, blurred": Bar(least=0.88),
+    "photos": Bar(least=0.80),
+    "digits": Bar(least=0.96),
+    "speech, word error rate": Bar(most=0.05),
+}
+
+
+def missed(figures: Mapping[str, float], bars: Mapping[str, Bar]) -> list[str]:
+    """One sentence for each bar that is missed: figure, what was measured, what must be."""
+    values = {name: figures.get(name, float("nan")) for name in bars}
+    return [f"{name}: {values[name]:.4g}, must be {bar}" for name, bar in bars.items() if bar.missed_by(values[name])]
+
+
+def hold(figures: Mapping[str, float], bars: Mapping[str, Bar]) -> None:
+    """Exit with status 1, all sentences on stderr, where a bar is missed."""
+    if sentences := missed(figures, bars):
+        sys.exit("\n".join(sentences))
