@@ -23,6 +23,7 @@ _INDUCTOR = {
     "aot_inductor.precompile_headers": False,
 }
 _FIXED = "fixed.json"  # in an Inductor package: each argument's sizes, null where any will do
+_PACKED = "packed.pt2"
 
 Calls = Mapping[str, tuple[Tensor, ...]]
 """Arguments that each network was once called with."""
@@ -115,6 +116,10 @@ def _write_inductor(package: Path, network: nn.Module, arguments: tuple[Tensor, 
     inputs = [node.meta["val"] for node in exported.graph.find_nodes(op="placeholder")][-len(examples) :]
     fixed = [[size if isinstance(size, int) else size.node.maybe_as_int() for size in value.shape] for value in inputs]
     (package / _FIXED).write_text(json.dumps(fixed))
+    try:
+        _loader(package, arguments[0].device)
+    except RuntimeError:  # PyTorch 2.11 knows packed ones alone
+        shutil.copyfile(packed, package / _PACKED)
 
 
 def _freedom(dim: int, dims: int) -> Any:
@@ -124,14 +129,18 @@ def _freedom(dim: int, dims: int) -> Any:
     return torch.export.Dim.AUTO if dim == 1 and dims <= 3 else torch.export.Dim.STATIC
 
 
+def _loader(package: Path, device: torch.device) -> Any:
+    index = (device.index or 0) if device.type == "cuda" else -1
+    # Loader(path, model's name in it, without locks because one thread calls it, instances, device's index)
+    return torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, index)
+
+
 def read_inductor(folder: Path, name: str, precision: Precision, place: str) -> Any:
     """The loader in C++: `aoti_load_package` first imports a thousand modules of the compiler (3 s, 160 MB)."""
     package = _package(folder, name, precision)
     fixed = json.loads((package / _FIXED).read_text())
-    device = torch.device(place)
-    index = (device.index or 0) if device.type == "cuda" else -1
-    # Loader(path, model's name in it, without locks because one thread calls it, instances, device's index)
-    loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, index)
+    packed = package / _PACKED
+    loader = _loader(packed if packed.exists() else package, torch.device(place))
 
     def call(*arguments: Tensor) -> Any:
         # Compiled code believes shapes and strides without a look.
