@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,17 +76,6 @@ def test_a_job_that_fails_says_why(store: Store, tmp_path: Path):
     assert attempt(work, store, "a1", tmp_path) == 1
     failed = store.get("a1")
     assert failed.state == "failed" and "half the batch_size" in failed.reason
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Four megabytes that nobody else writes to."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.mark.parametrize("part", ["data", ".prepared.part", "model"])
