@@ -22,17 +22,16 @@ from app.errors import UnknownJob
 from app.logs import configure, log
 from app.process import command, die_with_parent, set_name
 from app.settings import Settings, inherited_environment, jobs_folder
+from app.tuning import room
 from app.tuning.archive import remove
 from app.tuning.gate import Gate
 from app.tuning.job import DONE, OPEN, Job, version_of
-from app.tuning.room import give_back
 from app.tuning.store import Store
 from app.wire.messages import Adopt
 from app.wire.sockets import Endpoint, address, wait
 
 _LOOK_S = 0.25
 _AGAIN_S = 2.0
-_YOUNG_S = 3600.0  # an upload takes no longer
 _TRIES = 5  # deaths of a job's tuners in a row: a person's kill -9 cannot be told from the kernel's, who has no more memory
 
 
@@ -64,6 +63,7 @@ class Foreman:
         self._tuners: dict[str, _Tuner] = {}
         self._deaths: dict[str, _Deaths] = {}
         sweep(settings.home, store)
+        room.sweep(settings.home)
         for job in store.all(("succeeded",)):  # the foreman before may have died before it could say so
             self._adopt(job)
 
@@ -127,7 +127,7 @@ class Foreman:
             elif job.state == "cancelled" and (made := version_of(self._settings.home, job.model, id)):
                 remove(made)  # it was ended between the two
             if job.state in DONE:
-                give_back(self._folder(id))
+                room.give_back(self._folder(id))
             elif status not in (0, -signal.SIGTERM):
                 self._count(tuner, status, now)
 
@@ -150,7 +150,7 @@ class Foreman:
         self._deaths[id] = _Deaths(count, why, now + _AGAIN_S * (count - 1))
 
     def _give_up(self, job: Job, deaths: _Deaths) -> None:
-        give_back(self._folder(job.id))  # first: the disk may be full
+        room.give_back(self._folder(job.id))  # first: the disk may be full
         reason = f"its process died {deaths.count} times in a row at the same place {deaths.why}"
         self._store.move(job.id, "failed", reason=reason)
         del self._deaths[job.id]
@@ -184,7 +184,7 @@ def _written(path: Path) -> int:
 def sweep(home: Path, store: Store) -> None:
     """Remove folders of jobs that were never written down, because a frontend died between the upload and that."""
     for folder in jobs_folder(home).iterdir() if jobs_folder(home).is_dir() else ():
-        if not folder.is_dir() or time.time() - folder.stat().st_mtime < _YOUNG_S:
+        if not folder.is_dir() or room.is_young(folder):
             continue
         try:
             store.get(folder.name)

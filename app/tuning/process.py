@@ -7,7 +7,6 @@ who comes next goes on from there, and ends with the same weights.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import sys
 import time
@@ -25,7 +24,7 @@ from app.settings import Settings, cores, jobs_folder
 from app.tuning.archive import remove
 from app.tuning.data import examine, opened
 from app.tuning.job import Job
-from app.tuning.room import give_back, is_full, with_causes
+from app.tuning.room import give_back, held, is_full, with_causes
 from app.tuning.spec import Spec, filled, one_task
 from app.tuning.store import Store
 from app.weights import fetch, sha256
@@ -186,8 +185,7 @@ def why(error: Exception) -> str:
 def attempt(work: Callable[[], None], store: Store, job: str, folder: Path) -> int:
     """Run it; the status to exit with. `folder`: the job's, where nothing stays half made."""
     try:
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a tuner before us, whose foreman died, may not have ended yet
+        with held(folder):  # a tuner before us, whose foreman died, may not have ended yet
             try:
                 work()
             finally:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from app.cli import app
 from app.settings import Settings, jobs_folder
 from app.tuning.job import new_id
 from app.tuning.process import Cancelled, Tuner
+from app.tuning.room import sweep
 from app.tuning.store import Store
+from tests.conftest import ROOT
 from tests.unit.tuning.test_several_processes import CARD, MODEL, launch
 
 QUICK = ("epochs=6", "batch_size=4", "learning_rate=0.1")
@@ -78,6 +83,29 @@ def test_all_that_is_wrong_with_the_data_is_told(home: Path, data: Path):
     words = str(done.exception)
     assert "stray.png: lies in no class folder" in words and "dark/broken.png" in words
     assert sorted(path.name for path in home.iterdir()) == ["models"]
+
+
+def test_what_a_tune_left_that_was_killed_is_swept_away_by_the_next(home: Path, data: Path):
+    program = "import sys, time; from pathlib import Path; from app.tuning.room import held\nwith held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    for name in ("tune-living", "tune-dead", "tune-young", "tune-mine"):
+        (home / name / "data").mkdir(parents=True)
+        (home / name / "data" / "file").touch()
+        if name != "tune-mine":
+            (home / name / "lock").touch()
+    holder = [sys.executable, "-c", program, home / "tune-living"]
+    with subprocess.Popen(holder, cwd=ROOT, stdout=subprocess.PIPE) as living:
+        assert living.stdout and living.stdout.readline()
+        for name in ("tune-living", "tune-dead"):
+            os.utime(home / name / "lock", (0, 0))
+        assert run("--data", str(data), "--as", "tones", "--set", "epochs=0").exit_code == 1, "which is refused before"
+        assert len(list(home.glob("tune-*"))) == 4
+        (data / "stray.png").write_bytes(b"x")
+        assert run("--data", str(data), "--as", "tones").exit_code == 1
+        assert {path.name for path in home.glob("tune-*")} == {"tune-living", "tune-young", "tune-mine"}
+        living.kill()
+    os.utime(home / "tune-living" / "lock", (0, 0))
+    sweep(home)
+    assert {path.name for path in home.glob("tune-*")} == {"tune-young", "tune-mine"}
 
 
 @pytest.mark.parametrize(
