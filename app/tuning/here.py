@@ -25,7 +25,7 @@ from app.tuning.device import accelerator, choose, leave
 from app.tuning.job import new_id
 from app.tuning.publish import move_in, write
 from app.tuning.room import held, sweep
-from app.tuning.run import Run, begin, outcome
+from app.tuning.run import Run, begin, measured, origin
 from app.tuning.spec import Spec, filled, one_task, understood
 from app.weights import fetch
 
@@ -48,9 +48,9 @@ def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
     if not leads:
         console = Console(quiet=True)
     settings.home.mkdir(parents=True, exist_ok=True)
-    with _folder(settings.home) if leads else nullcontext(Path()) as folder:
-        checked = _checked(data, spec, card, files, catalogue, folder) if leads else {}
-        report, folder = broadcast_object_list([checked, folder])
+    with _folder(settings.home) if leads else nullcontext(Path()) as own:
+        checked = _checked(data, spec, card, files, catalogue, own) if leads else {}
+        report, folder = broadcast_object_list([checked, own])
         spec = filled(spec, report["task"])
         _print(report, console)
         started = time.monotonic()
@@ -59,7 +59,7 @@ def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
         speed = show.follow(run.training, console)
         key = ""
         if leads:
-            result = outcome(run, spec, files, time.monotonic() - started)
+            result = measured(run.training, time.monotonic() - started) | origin(spec, files)
             key = _published(run, spec, folder / "prepared", result, settings)
             show.table(console, f"{key}, tuned from {card.name}", result, speed, str(settings.home / "models" / key))
         leave()

@@ -34,6 +34,7 @@ class Job:
     """What was found in the data: classes, counts, problems, warnings."""
     progress: dict[str, Any]
     result: dict[str, Any]
+    """What repeats it, known once it is prepared: spec, hashes, versions, device, recipe. At the end also its metrics."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class Tuner:
 
         from app.tuning.device import choose
         from app.tuning.publish import move_in, write
-        from app.tuning.run import begin, outcome
+        from app.tuning.run import begin, measured, origin, place
 
         report = self._checked()
         spec = filled(self._spec, report["task"])
@@ -83,16 +83,19 @@ class Tuner:
         torch.manual_seed(spec.seed)
         files = fetch(self._card, self._settings, lambda *_: None)
         checkpoint = self._folder / "checkpoint.pt"
-        self._store.note(self._job.id, "stage", {"stage": "preparing"})  # of large data it takes minutes: a new head learns first
+        known = origin(spec, files) | {"data_sha256": report["sha256"]}
+        # Of large data it takes minutes: a new head learns first.
+        self._store.note(self._job.id, "stage", {"stage": "preparing"}, result=known)
         run = begin(self._card, files, spec, self._prepared, report, goes_on=checkpoint.exists())
         if checkpoint.exists():
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
             started -= state["seconds"]
             run.training.restore(state)
             log.info("going on from step %d", run.training.step)
-        self._store.note(self._job.id, "stage", {"stage": "training"})
+        known |= place(run.training)
+        self._store.note(self._job.id, "stage", {"stage": "training"}, result=known)
         self._train(run, checkpoint, started)
-        result = outcome(run, spec, files, time.monotonic() - started) | {"data_sha256": report["sha256"]}
+        result = measured(run.training, time.monotonic() - started) | known
         made = write(run, spec, self._prepared, result | {"job": self._job.id}, self._settings)
         now = Catalogue.read(self._settings.home).cards.values()  # another job may have been quicker
         one_task(spec.name, report["task"], now)

@@ -4,54 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from app.cli import app
-from app.settings import Settings, jobs_folder
-from app.tuning.job import new_id
-from app.tuning.process import Cancelled, Tuner
 from app.tuning.room import sweep
-from app.tuning.store import Store
 from tests.conftest import ROOT
-from tests.unit.tuning.test_several_processes import CARD, MODEL, launch
+from tests.unit.tuning.test_several_processes import launch
 
 QUICK = ("epochs=6", "batch_size=4", "learning_rate=0.1")
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    home = tmp_path / "home"
-    base = home / "models" / "shades"
-    base.mkdir(parents=True)
-    (base / "card.toml").write_text(CARD)
-    (base / "model.py").write_text(MODEL)
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(64, 2)
-    save_file({f"1.{name}": value for name, value in layer.state_dict().items()}, base / "weights.safetensors")
-    monkeypatch.setenv("HEARTH_HOME", str(home))
-    return home
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    for label, low in (("dark", 0), ("bright", 150)):
-        (folder / label).mkdir(parents=True)
-        for number in range(10):
-            Image.new("L", (8, 8), low + 10 * number).save(folder / label / f"{number}.png")
-    (folder / "dark" / ".DS_Store").write_bytes(b"x")
-    return folder
 
 
 def run(*arguments: str) -> Any:
@@ -127,43 +93,3 @@ def test_two_processes_make_one_version(home: Path, data: Path):
     said = launch("-m", "app", "tune", "shades", "--data", str(data), "--as", "tones", *sets, HEARTH_HOME=str(home))
     assert said.count("train: 8 bright") == 1 and said.count("written to") == 1
     assert sorted(path.name for path in (home / "models").iterdir()) == ["shades", "tones@1"]
-
-
-@pytest.fixture
-def store(home: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{home / 'jobs.db'}")
-    yield store
-    store.close()
-
-
-def a_job(home: Path, store: Store, data: Path, base: str) -> Tuner:
-    id = new_id()
-    folder = jobs_folder(home) / id
-    folder.mkdir(parents=True)
-    shutil.make_archive(str(folder / "packed"), "zip", data)
-    (folder / "packed.zip").rename(folder / "dataset")
-    values = dict(item.split("=") for item in QUICK)
-    return Tuner(Settings(home=home, threads=1), store, store.add(id, {"name": "tones", "base": base, **values}))
-
-
-def test_a_job_keeps_its_base_when_the_catalogue_does_not(home: Path, store: Store, data: Path):
-    shutil.copytree(home / "models" / "shades", home / "models" / "shades@1")
-    tuner = a_job(home, store, data, "shades@1")
-    tuner._folder.joinpath("base").mkdir()
-    (home / "models" / "shades@1").rename(tuner._folder / "base" / "shades@1")
-    again = Tuner(tuner._settings, store, tuner._job)
-    again.check()
-    again.train()
-    job = store.get(tuner._job.id)
-    assert job.state == "succeeded" and job.result["version"] == 1
-    assert len(job.result["data_sha256"]) == 64 and job.result["recipe"]["precision"] == "fp32"
-
-
-def test_a_job_that_is_cancelled_while_it_is_written_makes_no_version(home: Path, store: Store, data: Path):
-    tuner = a_job(home, store, data, "shades")
-    tuner.check()
-    move = store.move
-    store.move = lambda id, to, **more: move(id, "cancelled") and False if to == "succeeded" else move(id, to, **more)  # type: ignore[method-assign]
-    with pytest.raises(Cancelled):
-        tuner.train()
-    assert [path.name for path in (home / "models").iterdir()] == ["shades"]
