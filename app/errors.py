@@ -3,7 +3,7 @@
     HearthError
     ├── the caller's   BadInput · UnknownModel · UnknownJob · Conflict · TooLarge · UnsupportedMedia · Invalid · Forbidden ·
     │                  RequestTimeout
-    ├── busy           TooBusy · Loading · Deadline
+    ├── busy           TooBusy · Loading · Deadline · Unavailable
     └── ours           ModelFailed · Poisoned · OutOfMemory · WorkerLost
 
 `detail` is read by the caller: it names what was wrong, the limit and the remedy, never a traceback or a path of ours.
@@ -97,6 +97,12 @@ class Deadline(HearthError):
     code = "deadline"
 
 
+class Unavailable(HearthError):
+    """What the call needs beside us is away: the database of jobs, or room on the disk for it."""
+
+    code = "unavailable"
+
+
 class ModelFailed(HearthError):
     """The model raised, or gave an output of the wrong shape."""
 
@@ -140,6 +146,7 @@ ERRORS: dict[str, type[HearthError]] = {
         TooBusy,
         Loading,
         Deadline,
+        Unavailable,
         ModelFailed,
         Poisoned,
         OutOfMemory,

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,35 @@ from app.errors import UnknownJob
 from app.logs import configure, log
 from app.process import command, die_with_parent, set_name
 from app.settings import Settings, inherited_environment, jobs_folder
+from app.tuning import room
 from app.tuning.archive import remove
 from app.tuning.gate import Gate
-from app.tuning.job import OPEN, Job, version_of
+from app.tuning.job import DONE, OPEN, Job, version_of
 from app.tuning.store import Store
 from app.wire.messages import Adopt
 from app.wire.sockets import Endpoint, address, wait
 
 _LOOK_S = 0.25
 _AGAIN_S = 2.0
-_YOUNG_S = 3600.0  # an upload takes no longer
-_TRIES = 3  # deaths of a job's tuner without a step done in between
+_TRIES = 5  # deaths of a job's tuners in a row: a person's kill -9 cannot be told from the kernel's, who has no more memory
 
 
 @dataclass(slots=True)
 class _Tuner:
     job: Job
     phase: str
-    step: int
+    reached: tuple[int, ...]
     process: subprocess.Popen[bytes]
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Deaths:
+    """Of a job's tuners, in a row: since it last reached what outlives them."""
+
+    count: int
+    why: str
+    rest_until: float
 
 
 class Foreman:
@@ -53,16 +61,17 @@ class Foreman:
         self._store = store
         self._supervisor = supervisor
         self._tuners: dict[str, _Tuner] = {}
-        self._deaths: Counter[str] = Counter()
+        self._deaths: dict[str, _Deaths] = {}
         sweep(settings.home, store)
+        room.sweep(settings.home)
         for job in store.all(("succeeded",)):  # the foreman before may have died before it could say so
             self._adopt(job)
 
-    def turn(self) -> None:
+    def turn(self, now: float) -> None:
         """One look."""
-        self._reap()
+        self._reap(now)
         jobs = {job.id: job for job in reversed(self._store.all(OPEN))}  # the oldest first
-        for id in [id for id in self._deaths if id not in jobs or jobs[id].state == "validating"]:
+        for id in self._deaths.keys() - jobs.keys():
             del self._deaths[id]  # whoever resumes a job has mended something
         for id, tuner in self._tuners.items():
             if id not in jobs or (tuner.phase == "train" and jobs[id].state == "validating"):  # cancelled, or resumed since
@@ -73,14 +82,20 @@ class Foreman:
             for job in [job for job in jobs.values() if job.state in states and job.id not in self._tuners][
                 : max(0, most - busy)
             ]:
-                self._start(job, phase)
+                deaths = self._deaths.get(job.id)
+                if deaths and deaths.count >= _TRIES:
+                    self._give_up(job, deaths)
+                elif not deaths or now >= deaths.rest_until:
+                    self._start(job, phase, deaths.count if deaths else 0)
 
-    def _start(self, job: Job, phase: str) -> None:
+    def _start(self, job: Job, phase: str, deaths: int) -> None:
         taken = [tuner.device for tuner in self._tuners.values() if tuner.phase == "train"]
         (device,) = place(1, self._settings.devices, taken)
-        settings = self._settings.model_copy(update={"devices": (device,)})
+        # With checkpoints at twice the pace after each death a job gets on that is killed more often than it is saved.
+        pace = {"checkpoint_s": self._settings.checkpoint_s / 2**deaths}
+        settings = self._settings.model_copy(update={"devices": (device,)} | pace)
         try:
-            with (jobs_folder(self._settings.home) / job.id / "log.txt").open("ab") as sink:
+            with (self._folder(job.id) / "log.txt").open("ab") as sink:
                 process = subprocess.Popen(
                     command("app.tuning.process", job.id, phase),
                     env=inherited_environment() | settings.to_environment(),
@@ -92,25 +107,29 @@ class Foreman:
             log.error("job %s cannot be started: %s", job.id, error)
             self._store.move(job.id, "failed", reason=f"it could not be started ({error.strerror}); mend that, then resume it")
             return
-        self._tuners[job.id] = _Tuner(job, phase, job.progress.get("step", 0), process, device)
+        self._tuners[job.id] = _Tuner(job, phase, self._reached(job.id), process, device)
 
-    def _reap(self) -> None:
+    def _reap(self, now: float) -> None:
         for id, tuner in list(self._tuners.items()):
             status = tuner.process.poll()
             if status is None:
                 continue
-            del self._tuners[id]
             try:
                 job = self._store.get(id)
             except UnknownJob:  # whoever forgets it at once keeps the model
+                del self._tuners[id]
                 self._adopt(tuner.job)
+                remove(self._folder(id))  # what it wrote after that
                 continue
+            del self._tuners[id]  # not before: the database may be away
             if job.state == "succeeded":
                 self._adopt(job)
             elif job.state == "cancelled" and (made := version_of(self._settings.home, job.model, id)):
                 remove(made)  # it was ended between the two
-            if job.state in OPEN and status not in (0, -signal.SIGTERM):
-                self._count(job, tuner, status)
+            if job.state in DONE:
+                room.give_back(self._folder(id))
+            elif status not in (0, -signal.SIGTERM):
+                self._count(tuner, status, now)
 
     def _adopt(self, job: Job) -> None:
         """Tell the supervisor of a job's model, if it is all there. It may hear so twice."""
@@ -118,14 +137,30 @@ class Foreman:
             log.info("job %s became %s", job.id, made.name)
             self._supervisor.send(Adopt(made.name, job.spec.get("traffic", 1.0)))
 
-    def _count(self, job: Job, tuner: _Tuner, status: int) -> None:
-        """It will be started again, unless it dies over and over at the same place."""
-        reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        log.warning("the tuner of job %s died (%s)", job.id, reason)
-        self._deaths[job.id] = 1 if job.progress.get("step", 0) > tuner.step else self._deaths[job.id] + 1
-        if self._deaths[job.id] >= _TRIES:
-            hint = "; it may have had too little memory: lower batch_size" if status == -signal.SIGKILL else ""
-            self._store.move(job.id, "failed", reason=f"its process died {_TRIES} times at the same place ({reason}){hint}")
+    def _count(self, tuner: _Tuner, status: int, now: float) -> None:
+        """It will be started again, after a longer rest each time, unless it dies over and over and reaches nothing."""
+        id = tuner.job.id
+        why = f"({signal.Signals(-status).name if status < 0 else f'exit status {status}'})"
+        log.warning("the tuner of job %s died %s", id, why)
+        if status == -signal.SIGKILL:
+            remedy = "lower batch_size" if tuner.phase == "train" else "send less data"
+            why += f"; it may have had too little memory: {remedy}"
+        before = self._deaths.get(id) if self._reached(id) == tuner.reached else None
+        count = before.count + 1 if before else 1
+        self._deaths[id] = _Deaths(count, why, now + _AGAIN_S * (count - 1))
+
+    def _give_up(self, job: Job, deaths: _Deaths) -> None:
+        room.give_back(self._folder(job.id))  # first: the disk may be full
+        reason = f"its process died {deaths.count} times in a row at the same place {deaths.why}"
+        self._store.move(job.id, "failed", reason=reason)
+        del self._deaths[job.id]
+
+    def _reached(self, id: str) -> tuple[int, ...]:
+        """What of a job outlives its tuner, which goes on from there: when the checked data and the checkpoint were written."""
+        return tuple(_written(self._folder(id) / name) for name in ("prepared/report.json", "checkpoint.pt"))
+
+    def _folder(self, id: str) -> Path:
+        return jobs_folder(self._settings.home) / id
 
     def pids(self) -> list[int]:
         """Of the tuners."""
@@ -138,10 +173,18 @@ class Foreman:
             tuner.process.wait()
 
 
+def _written(path: Path) -> int:
+    """When, in nanoseconds; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def sweep(home: Path, store: Store) -> None:
     """Remove folders of jobs that were never written down, because a frontend died between the upload and that."""
     for folder in jobs_folder(home).iterdir() if jobs_folder(home).is_dir() else ():
-        if not folder.is_dir() or time.time() - folder.stat().st_mtime < _YOUNG_S:
+        if not folder.is_dir() or room.is_young(folder):
             continue
         try:
             store.get(folder.name)
@@ -165,7 +208,7 @@ def main() -> None:
         gate.start()
     while not stopping:
         try:
-            foreman.turn()
+            foreman.turn(time.monotonic())
         except (SQLAlchemyError, OSError) as error:  # the database is away or the disk is full: that may pass
             log.error("jobs cannot be looked after for now: %s", error)
             time.sleep(_AGAIN_S)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from app.tuning.data import examine, opened
 from app.tuning.device import accelerator, choose, leave
 from app.tuning.job import new_id
 from app.tuning.publish import move_in, write
-from app.tuning.run import Run, begin, outcome
+from app.tuning.room import held, sweep
+from app.tuning.run import Run, begin, measured, origin
 from app.tuning.spec import Spec, filled, one_task, understood
 from app.weights import fetch
 
@@ -45,10 +48,9 @@ def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
     if not leads:
         console = Console(quiet=True)
     settings.home.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="tune-", dir=settings.home)) if leads else Path()
-    try:
-        checked = _checked(data, spec, card, files, catalogue, folder) if leads else {}
-        report, folder = broadcast_object_list([checked, folder])
+    with _folder(settings.home) if leads else nullcontext(Path()) as own:
+        checked = _checked(data, spec, card, files, catalogue, own) if leads else {}
+        report, folder = broadcast_object_list([checked, own])
         spec = filled(spec, report["task"])
         _print(report, console)
         started = time.monotonic()
@@ -57,14 +59,23 @@ def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
         speed = show.follow(run.training, console)
         key = ""
         if leads:
-            result = outcome(run, spec, files, time.monotonic() - started)
+            result = measured(run.training, time.monotonic() - started) | origin(spec, files)
             key = _published(run, spec, folder / "prepared", result, settings)
             show.table(console, f"{key}, tuned from {card.name}", result, speed, str(settings.home / "models" / key))
         leave()
         return key
+
+
+@contextmanager
+def _folder(home: Path) -> Iterator[Path]:
+    """For what is made on the way. Those of other `hearth tune`s that were killed go."""
+    sweep(home)
+    folder = Path(tempfile.mkdtemp(prefix="tune-", dir=home))
+    try:
+        with held(folder):
+            yield folder
     finally:
-        if leads:
-            remove(folder)
+        remove(folder)
 
 
 def _checked(data: Path, spec: Spec, card: Card, files: Files, catalogue: Catalogue, folder: Path) -> dict[str, Any]:

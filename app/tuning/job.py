@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from app.errors import UnknownJob
+
 State = Literal["validating", "queued", "running", "succeeded", "failed", "cancelled"]
 OPEN: tuple[State, ...] = ("validating", "queued", "running")
 DONE: tuple[State, ...] = ("succeeded", "failed", "cancelled")
+LAST_EVENT = 2**31 - 1
+"""Their numbers are PostgreSQL's integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class Job:
     """What was found in the data: classes, counts, problems, warnings."""
     progress: dict[str, Any]
     result: dict[str, Any]
+    """What repeats it, known once it is prepared: spec, hashes, versions, device, recipe. At the end also its metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +71,13 @@ def made_by(folder: Path) -> str:
 def new_id() -> str:
     """A name that no other job has."""
     return secrets.token_hex(6)
+
+
+def is_id(text: str) -> bool:
+    """Whether `new_id` could have said so."""
+    return re.fullmatch("[0-9a-f]{12}", text) is not None
+
+
+def unknown(id: str) -> UnknownJob:
+    """There is no job of this name."""
+    return UnknownJob(f"there is no job {id!r}; GET /finetune lists them")

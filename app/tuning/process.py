@@ -7,11 +7,10 @@ who comes next goes on from there, and ends with the same weights.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from app.settings import Settings, cores, jobs_folder
 from app.tuning.archive import remove
 from app.tuning.data import examine, opened
 from app.tuning.job import Job
+from app.tuning.room import give_back, held, is_full, with_causes
 from app.tuning.spec import Spec, filled, one_task
 from app.tuning.store import Store
 from app.weights import fetch, sha256
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 
 _NOTE_S = 0.25  # between two notes of how far it has come, which are also when a cancel is heard
 _TELL_S = 1.0  # between two events of progress
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-# As torch, CUDA, safetensors and SQLite put it, each in an exception of its own.
-_NO_ROOM_WORDS = ("No space left on device", "database or disk is full")
+# As torch, CUDA and C++ put it, each in an exception of its own.
 _NO_MEMORY_WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory", "std::bad_alloc")
 
 
@@ -73,7 +71,7 @@ class Tuner:
 
         from app.tuning.device import choose
         from app.tuning.publish import move_in, write
-        from app.tuning.run import begin, outcome
+        from app.tuning.run import begin, measured, origin, place
 
         report = self._checked()
         spec = filled(self._spec, report["task"])
@@ -85,16 +83,19 @@ class Tuner:
         torch.manual_seed(spec.seed)
         files = fetch(self._card, self._settings, lambda *_: None)
         checkpoint = self._folder / "checkpoint.pt"
-        self._store.note(self._job.id, "stage", {"stage": "preparing"})  # of large data it takes minutes: a new head learns first
+        known = origin(spec, files) | {"data_sha256": report["sha256"]}
+        # Of large data it takes minutes: a new head learns first.
+        self._store.note(self._job.id, "stage", {"stage": "preparing"}, result=known)
         run = begin(self._card, files, spec, self._prepared, report, goes_on=checkpoint.exists())
         if checkpoint.exists():
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
             started -= state["seconds"]
             run.training.restore(state)
             log.info("going on from step %d", run.training.step)
-        self._store.note(self._job.id, "stage", {"stage": "training"})
+        known |= place(run.training)
+        self._store.note(self._job.id, "stage", {"stage": "training"}, result=known)
         self._train(run, checkpoint, started)
-        result = outcome(run, spec, files, time.monotonic() - started) | {"data_sha256": report["sha256"]}
+        result = measured(run.training, time.monotonic() - started) | known
         made = write(run, spec, self._prepared, result | {"job": self._job.id}, self._settings)
         now = Catalogue.read(self._settings.home).cards.values()  # another job may have been quicker
         one_task(spec.name, report["task"], now)
@@ -164,7 +165,7 @@ def save(state: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except BaseException:  # on a full disk this is the room that it takes to write down why the job failed
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
 
@@ -173,28 +174,25 @@ def why(error: Exception) -> str:
     """What the job's owner is told."""
     if isinstance(error, HearthError):
         return error.detail
-    errors = list(_with_causes(error))
+    if is_full(error):
+        return "the disk is full; make room in HEARTH_HOME, then resume the job"
+    errors = list(with_causes(error))
     said = " ".join(map(str, errors))
     numbers = {one.errno for one in errors if isinstance(one, OSError)}
-    if numbers & _NO_ROOM or any(words in said for words in _NO_ROOM_WORDS):
-        return "the disk is full; make room in HEARTH_HOME, then resume the job"
     if errno.ENOMEM in numbers or isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY_WORDS):
         where = "GPU memory" if "CUDA" in said else "memory"
         return f"not enough {where}; ask again with half the batch_size and twice the accumulate, which learn the same"
     return f"training raised {type(error).__name__}; the job's log has the details"
 
 
-def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from: PyTorch's writer covers the disk's with one of its own."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def attempt(work: Callable[[], None], store: Store, job: str) -> int:
-    """Run it; the status to exit with."""
+def attempt(work: Callable[[], None], store: Store, job: str, folder: Path) -> int:
+    """Run it; the status to exit with. `folder`: the job's, where nothing stays half made."""
     try:
-        work()
+        with held(folder):  # a tuner before us, whose foreman died, may not have ended yet
+            try:
+                work()
+            finally:
+                give_back(folder)  # on a full disk this is the room that it takes to write down why the job failed
     except Cancelled:
         log.info("cancelled")
     except UnknownJob:
@@ -217,12 +215,10 @@ def main() -> None:
     job = store.get(sys.argv[1])
 
     def work() -> None:
-        lock = (jobs_folder(settings.home) / job.id / "lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a tuner before us, whose foreman died, may not have ended yet
         tuner = Tuner(settings, store, job)
         tuner.check() if sys.argv[2] == "check" else tuner.train()
 
-    sys.exit(attempt(work, store, job.id))
+    sys.exit(attempt(work, store, job.id, jobs_folder(settings.home) / job.id))
 
 
 if __name__ == "__main__":

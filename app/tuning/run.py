@@ -69,19 +69,17 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
 
 def measured(training: Training, seconds: float) -> dict[str, Any]:
     """What a training that ended has reached, where, by which recipe."""
+    return {"metrics": training.metrics, "best": training.best, "seconds": round(seconds, 1), **place(training)}
+
+
+def place(training: Training) -> dict[str, Any]:
+    """Where it computes, by which recipe."""
+    return {**described(training.device), "threads": torch.get_num_threads(), "recipe": training.recipe.model_dump()}
+
+
+def origin(spec: Spec, files: Files) -> dict[str, Any]:
+    """What else it takes to repeat a run. `files`: of the base model."""
     return {
-        "metrics": training.metrics,
-        "best": training.best,
-        "seconds": round(seconds, 1),
-        **described(training.device),
-        "threads": torch.get_num_threads(),
-        "recipe": training.recipe.model_dump(),
-    }
-
-
-def outcome(run: Run, spec: Spec, files: Files, seconds: float) -> dict[str, Any]:
-    """The same of a run, and what else it takes to repeat it. `files`: of the base model."""
-    return measured(run.training, seconds) | {
         "spec": spec.model_dump(),
         "base_sha256": {name: sha256(path) for name, path in sorted(files.items())},
         "versions": versions(),

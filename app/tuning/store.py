@@ -7,17 +7,35 @@ declare itself running again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Column, Engine, Float, Integer, MetaData, String, Table, create_engine, event, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
 
-from app.errors import Conflict, UnknownJob
+from app.errors import Conflict, TooBusy
 from app.settings import jobs_folder
-from app.tuning.job import OPEN, Event, Job, State
+from app.tuning.job import DONE, OPEN, Event, Job, State, unknown
+
+_AGAIN_S = 60.0  # after which there may be room for one more job
 
 _meta = MetaData()
 _jobs = Table(
@@ -63,11 +81,11 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return _opened(url or f"sqlite:///{folder / 'jobs.db'}")
 
-    def add(self, id: str, spec: dict[str, Any]) -> Job:
-        """A new job, `validating`. Its data is in its folder already."""
+    def add(self, id: str, spec: dict[str, Any], most: int | None = None) -> Job:
+        """A new job, `validating`. Its data is in its folder already. Raises TooBusy if more than `most` were open with it."""
         now = time.time()
         row = {"id": id, "model": spec["name"], "state": "validating", "created": now, "updated": now, "spec": spec}
-        with self._engine.begin() as connection:
+        with self._bounded(most) as connection:
             connection.execute(_jobs.insert().values(**row))
             connection.execute(_events.insert().values(job=id, kind="state", at=now, data={"state": "validating"}))
         return self.get(id)
@@ -77,7 +95,7 @@ class Store:
         with self._engine.connect() as connection:
             row = connection.execute(select(_jobs).where(_jobs.c.id == id)).mappings().first()
         if row is None:
-            raise UnknownJob(f"there is no job {id!r}; GET /finetune lists them")
+            raise unknown(id)
         return Job(**row)
 
     def all(self, states: Sequence[State] = (), limit: int = 1000) -> list[Job]:
@@ -88,11 +106,14 @@ class Store:
         with self._engine.connect() as connection:
             return [Job(**row) for row in connection.execute(query).mappings()]
 
-    def move(self, id: str, to: State, *, only_from: Sequence[State] = OPEN, reason: str = "", **values: Any) -> bool:
-        """Change the state, if it is one of `only_from`; False if it is not (any more)."""
+    def move(
+        self, id: str, to: State, *, only_from: Sequence[State] = OPEN, reason: str = "", most: int | None = None, **values: Any
+    ) -> bool:
+        """Change the state, if it is one of `only_from`; False if it is not (any more). Raises TooBusy as `add` does."""
         now = time.time()
+        reason = reason.replace("\0", "")  # which PostgreSQL does not keep
         change = _jobs.update().where(_jobs.c.id == id, _jobs.c.state.in_(only_from))
-        with self._engine.begin() as connection:
+        with self._bounded(most) as connection:
             if not connection.execute(change.values(state=to, reason=reason, updated=now, **values)).rowcount:
                 return False
             data = {"state": to} | ({"reason": reason} if reason else {})
@@ -120,16 +141,39 @@ class Store:
 
     def delete(self, id: str) -> None:
         """Raises UnknownJob, and Conflict for a job that is not over."""
-        job = self.get(id)
-        if job.state in OPEN:
-            raise Conflict(f"job {id} is {job.state}; cancel it first: POST /finetune/{id}/cancel")
         with self._engine.begin() as connection:
-            connection.execute(_events.delete().where(_events.c.job == id))
-            connection.execute(_jobs.delete().where(_jobs.c.id == id))
+            gone = connection.execute(_jobs.delete().where(_jobs.c.id == id, _jobs.c.state.in_(DONE))).rowcount
+            if gone:
+                connection.execute(_events.delete().where(_events.c.job == id))
+        if not gone:
+            raise Conflict(f"job {id} is {self.get(id).state}; cancel it first: POST /finetune/{id}/cancel")
+
+    def check_room(self, most: int) -> None:
+        """Raise TooBusy if `most` jobs are open already."""
+        with self._engine.connect() as connection:
+            _check(connection, most)
+
+    @contextmanager
+    def _bounded(self, most: int | None) -> Iterator[Connection]:
+        """A transaction that is undone if more than `most` jobs are open at its end. SQLite has one writer at a time; elsewhere
+        the others have to wait, or two would count the same.
+        """
+        with self._engine.begin() as connection:
+            if most is not None and self._engine.dialect.name != "sqlite":
+                connection.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
+            yield connection
+            if most is not None:
+                _check(connection, most, ours=1)
 
     def close(self) -> None:
         """Give back the connections."""
         self._engine.dispose()
+
+
+def _check(connection: Connection, most: int, ours: int = 0) -> None:
+    others = connection.execute(select(func.count()).where(_jobs.c.state.in_(OPEN))).scalar_one() - ours
+    if others >= most:
+        raise TooBusy(f"{others} jobs are open, the limit is {most} (HEARTH_MAX_JOBS); come back later", retry_after_s=_AGAIN_S)
 
 
 @cache

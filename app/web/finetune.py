@@ -17,22 +17,38 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from app.card import Card, described
-from app.errors import BadInput, Conflict, Invalid, TooBusy, TooLarge, UnknownJob, UnknownModel
+from app.errors import BadInput, Conflict, Invalid, TooLarge, UnknownJob, UnknownModel
 from app.settings import jobs_folder
 from app.tasks import TASKS
 from app.tuning.archive import remove
 from app.tuning.data import link
-from app.tuning.job import DONE, OPEN, Job, new_id
+from app.tuning.job import DONE, LAST_EVENT, OPEN, Job, is_id, new_id, unknown
+from app.tuning.room import is_full
 from app.tuning.spec import Spec, one_task, understood
 from app.web.answer import reply
 from app.web.kitchen import Kitchen
+from app.web.plainly import InPlainWords, in_plain_words
 from app.web.read import no_query, wrong_field
 from app.web.schemas import JobsAnswer, job_body, problems
 
 if TYPE_CHECKING:
     from app.tuning.store import Store
 
-router = APIRouter(prefix="/finetune", tags=["finetune"], dependencies=[Depends(no_query)])
+
+def _known(request: Request) -> None:
+    """Raise UnknownJob for what cannot be a job's id: databases differ in what they say of that."""
+    id = request.path_params.get("id")
+    if id is not None and not is_id(id):
+        raise unknown(id)
+
+
+router = APIRouter(
+    prefix="/finetune",
+    tags=["finetune"],
+    dependencies=[Depends(no_query), Depends(_known)],
+    route_class=InPlainWords,
+    responses=problems(503),
+)
 _LOOK_S = 0.25  # between two looks for events
 _BEAT_S = 10.0  # after which a silent stream says that it lives
 _LOG_BYTES = 1 << 20
@@ -45,7 +61,7 @@ _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     status_code=202,
     response_model=Job,
     openapi_extra=job_body(Spec),
-    responses=problems(400, 404, 408, 409, 413, 422, 503),
+    responses=problems(400, 404, 408, 409, 413, 422),
     summary="Tune a model on your data",
 )
 async def submit(request: Request) -> Response:
@@ -94,7 +110,7 @@ async def events(request: Request, id: str) -> Response:
     store = await _store(request)
     await asyncio.to_thread(store.get, id)
     last = request.headers.get("last-event-id", "0")
-    if not (last.isascii() and last.isdigit() and len(last) < 16):
+    if not (last.isascii() and last.isdigit() and len(last) < 16 and int(last) <= LAST_EVENT):
         raise Invalid(f"Last-Event-ID is {last!r}; send the number of the last event that you saw")
     stream = _stream(store, _kitchen(request), id, int(last))
     return StreamingResponse(stream, media_type="text/event-stream", headers=_NO_EVENTS)
@@ -105,9 +121,13 @@ async def _stream(store: Store, kitchen: Kitchen, id: str, after: int) -> AsyncI
     while not kitchen.stopping():
         try:  # asked first: what happened before is told below
             over = (await asyncio.to_thread(store.get, id)).state in DONE
+            found = await asyncio.to_thread(store.events, id, after)
         except UnknownJob:  # deleted meanwhile
             return
-        found = await asyncio.to_thread(store.events, id, after)
+        except Exception as error:
+            if in_plain_words(error) is None:
+                raise
+            over, found = False, []  # the database is away: it may come back
         for event in found:
             after, spoke = event.number, time.monotonic()
             data = orjson.dumps(event.data | {"at": event.at})
@@ -141,8 +161,8 @@ async def cancel(request: Request, id: str) -> Response:
 @router.post("/{id}/resume", response_model=Job, responses=problems(404, 409), summary="Go on with a job")
 async def resume(request: Request, id: str) -> Response:
     """A failed or cancelled job is queued again, and goes on from its last checkpoint."""
-    store = await _store(request)
-    if not await asyncio.to_thread(store.move, id, "validating", only_from=("failed", "cancelled")):
+    store, most = await _store(request), _kitchen(request).settings.max_jobs
+    if not await asyncio.to_thread(store.move, id, "validating", only_from=("failed", "cancelled"), most=most):
         state = (await asyncio.to_thread(store.get, id)).state
         raise Conflict(f"job {id} is {state}; only failed and cancelled jobs can be resumed")
     _kitchen(request).pool.tune()
@@ -152,9 +172,19 @@ async def resume(request: Request, id: str) -> Response:
 @router.delete("/{id}", status_code=204, responses=problems(404, 409), summary="Forget a job")
 async def delete(request: Request, id: str) -> Response:
     """Its data, checkpoints and log are removed; the model that it became stays."""
-    await asyncio.to_thread((await _store(request)).delete, id)
-    await asyncio.to_thread(remove, _folder(request, id))
+    await asyncio.to_thread(_forget, await _store(request), id, _folder(request, id))
     return Response(status_code=204)
+
+
+def _forget(store: Store, id: str, folder: Path) -> None:
+    try:
+        store.delete(id)
+    except Exception as error:
+        if not is_full(error) or store.get(id).state in OPEN:
+            raise
+        remove(folder)  # this is the room that forgetting takes
+        store.delete(id)
+    remove(folder)
 
 
 def _spec(text: str) -> Spec:
@@ -195,27 +225,21 @@ def _free(kitchen: Kitchen, spec: Spec) -> None:
 
 
 def _accept(kitchen: Kitchen, spec: Spec, base: Card, dataset: UploadFile) -> Job:
-    store = _open(kitchen)
-    waiting = store.all(OPEN)
-    if len(waiting) >= kitchen.settings.max_jobs:
-        raise TooBusy(
-            f"{len(waiting)} jobs are open, the limit is {kitchen.settings.max_jobs}; come back later", retry_after_s=60
-        )
+    store, most = _open(kitchen), kitchen.settings.max_jobs
+    store.check_room(most)  # before all that is copied
     id = new_id()
     folder = jobs_folder(kitchen.settings.home) / id
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         with (folder / "dataset").open("wb") as sink:
             shutil.copyfileobj(dataset.file, sink, 1 << 20)
         if not (folder / "dataset").stat().st_size:
             raise BadInput("the part 'dataset' is empty; send the data")
         if "@" in base.name:  # the catalogue keeps the newest versions only
             _keep(base, folder / "base" / base.name)
-        return store.add(id, spec.model_dump())
-    except BaseException as error:
+        return store.add(id, spec.model_dump(), most)
+    except BaseException:
         remove(folder)
-        if isinstance(error, OSError) and error.errno == 28:
-            raise TooLarge("the server's disk is full; make room in HEARTH_HOME, or send less") from error
         raise
 
 

@@ -28,6 +28,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "invalid": (422, "A field is wrong"),
     "too_busy": (503, "The queue is full"),
     "loading": (503, "The model is not loaded"),
+    "unavailable": (503, "The database of jobs is away"),
     "deadline": (504, "The deadline passed"),
     "model_failed": (500, "The model failed"),
     "poisoned": (500, "This input ends the process that runs it"),

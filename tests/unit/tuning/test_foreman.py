@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from app.settings import Settings, jobs_folder
 from app.tuning import foreman as module
@@ -41,6 +42,7 @@ class Process:
 
 
 STARTED: list[Process] = []
+NOW = 100.0
 
 
 class Supervisor:
@@ -69,16 +71,16 @@ def add(store: Store, home: Path, name: str = "photos") -> str:
 def test_one_is_checked_while_another_is_trained(house, tmp_path):
     foreman, store, _ = house
     first, second, third = (add(store, tmp_path, name) for name in "abc")
-    foreman.turn()
+    foreman.turn(NOW)
     assert [(one.job, one.phase) for one in STARTED] == [(first, "check")], "one check at a time, the oldest first"
     store.move(first, "queued")
     STARTED[0].status = 0
-    foreman.turn()
+    foreman.turn(NOW)
     assert [(one.job, one.phase) for one in STARTED[1:]] == [(second, "check"), (first, "train")]
     store.move(second, "queued")
     STARTED[1].status = 0
-    foreman.turn()
-    foreman.turn()
+    foreman.turn(NOW)
+    foreman.turn(NOW)
     assert [(one.job, one.phase) for one in STARTED[3:]] == [(third, "check")], "the second waits until the first is done"
 
 
@@ -86,15 +88,15 @@ def test_what_succeeded_is_told_to_the_supervisor(house, tmp_path):
     foreman, store, supervisor = house
     id = add(store, tmp_path)
     store.move(id, "queued")
-    foreman.turn()
+    foreman.turn(NOW)
     store.move(id, "running")
     store.move(id, "succeeded")
     made(tmp_path, id)
     store.delete(id)  # whoever forgets the job at once keeps the model
-    foreman.turn()
+    foreman.turn(NOW)
     STARTED[0].status = -15 if STARTED[0].terminated else 0
-    foreman.turn()
-    foreman.turn()
+    foreman.turn(NOW)
+    foreman.turn(NOW)
     assert supervisor.sent == [Adopt("photos@1", 1.0)]
 
 
@@ -102,12 +104,12 @@ def test_what_was_cancelled_in_its_last_moment_does_not_go_live(house, tmp_path)
     foreman, store, supervisor = house
     id = add(store, tmp_path)
     store.move(id, "queued")
-    foreman.turn()
+    foreman.turn(NOW)
     store.move(id, "running")
     made(tmp_path, id)
     store.move(id, "cancelled")
     STARTED[0].status = -15
-    foreman.turn()
+    foreman.turn(NOW)
     assert supervisor.sent == [] and not list((tmp_path / "models").iterdir())
 
 
@@ -117,11 +119,11 @@ def test_each_device_has_its_own_tuners(house, tmp_path):
     ids = [add(store, tmp_path, name) for name in "abc"]
     for id in ids:
         store.move(id, "queued")
-    foreman.turn()
+    foreman.turn(NOW)
     assert [(one.job, one.environment["HEARTH_DEVICES"]) for one in STARTED] == [(ids[0], "cuda:0"), (ids[1], "cuda:1")]
     store.move(ids[0], "failed")
     STARTED[0].status = 1
-    foreman.turn()
+    foreman.turn(NOW)
     assert [(one.job, one.environment["HEARTH_DEVICES"]) for one in STARTED[2:]] == [(ids[2], "cuda:0")]
 
 
@@ -145,8 +147,8 @@ def test_a_job_whose_folder_is_gone_fails_alone(house, tmp_path):
     foreman, store, _ = house
     lost = store.add(new_id(), {"name": "lost", "base": "x"}).id
     good = add(store, tmp_path)
-    foreman.turn()
-    foreman.turn()
+    foreman.turn(NOW)
+    foreman.turn(NOW)
     assert store.get(lost).state == "failed" and "could not be started" in store.get(lost).reason
     assert [one.job for one in STARTED] == [good]
 
@@ -155,41 +157,150 @@ def test_a_tuner_from_before_a_resume_is_ended(house, tmp_path):
     foreman, store, _ = house
     id = add(store, tmp_path)
     store.move(id, "queued")
-    foreman.turn()
+    foreman.turn(NOW)
     store.move(id, "cancelled")
     store.move(id, "validating", only_from=("cancelled",))
-    foreman.turn()
+    foreman.turn(NOW)
     assert STARTED[0].terminated and len(STARTED) == 1
 
 
 def test_what_was_cancelled_is_ended(house, tmp_path):
     foreman, store, _ = house
     id = add(store, tmp_path)
-    foreman.turn()
+    foreman.turn(NOW)
     store.move(id, "cancelled")
-    foreman.turn()
+    foreman.turn(NOW)
     assert STARTED[0].terminated
 
 
-def test_a_tuner_that_dies_is_started_again_unless_it_gets_nowhere(house, tmp_path):
+def die(foreman: Foreman, now: float, status: int = -9) -> None:
+    STARTED[-1].status = status
+    foreman.turn(now)
+
+
+def training(store: Store, home: Path) -> str:
+    id = add(store, home)
+    store.move(id, "queued")
+    return id
+
+
+def test_a_tuner_that_dies_is_started_again_at_once_and_for_ever_while_it_gets_on(house, tmp_path):
+    foreman, store, _ = house
+    id = training(store, tmp_path)
+    foreman.turn(NOW)
+    for death in range(8):
+        (jobs_folder(tmp_path) / id / "checkpoint.pt").touch()
+        os.utime(jobs_folder(tmp_path) / id / "checkpoint.pt", (death, death))
+        die(foreman, NOW)
+        assert len(STARTED) == death + 2
+    assert store.get(id).state == "queued"
+
+
+def test_one_that_dies_over_and_over_and_gets_nowhere_fails_after_longer_and_longer_rests(house, tmp_path):
+    """Steps that are done again since the same checkpoint are no progress, and a rest keeps the job's place."""
+    foreman, store, _ = house
+    id, later = training(store, tmp_path), training(store, tmp_path)
+    foreman.turn(NOW)
+    now = NOW
+    for death, rest_s in enumerate((0, 2, 4, 6)):
+        store.note(id, only_in="queued", progress={"step": 100 - death})
+        die(foreman, now)
+        foreman.turn(now + rest_s - 0.1)
+        assert len(STARTED) == death + 1 + (rest_s == 0)
+        now += rest_s
+        foreman.turn(now)
+        assert len(STARTED) == death + 2
+    die(foreman, now)
+    failed = store.get(id)
+    assert failed.state == "failed" and "died 5 times in a row at the same place (SIGKILL)" in failed.reason
+    assert "lower batch_size" in failed.reason
+    foreman.turn(now)
+    assert [one.job for one in STARTED] == [id] * 5 + [later]
+
+
+def test_after_each_death_checkpoints_come_at_twice_the_pace(house, tmp_path):
+    foreman, store, _ = house
+    training(store, tmp_path)
+    foreman.turn(NOW)
+    for _ in range(2):
+        die(foreman, NOW)
+    foreman.turn(NOW + 2)
+    assert [float(one.environment["HEARTH_CHECKPOINT_S"]) for one in STARTED] == [10, 5, 2.5]
+
+
+def test_a_check_that_kills_its_process_over_and_over_fails(house, tmp_path):
     foreman, store, _ = house
     id = add(store, tmp_path)
-    store.move(id, "queued")
-    for death in range(6):
-        foreman.turn()
-        assert len(STARTED) == death + 1
-        store.note(id, only_in="queued", progress={"step": death})
-        STARTED[-1].status = -9
+    foreman.turn(NOW)
+    for death in range(5):
+        die(foreman, NOW + 100 * death)
+        foreman.turn(NOW + 100 * death + 50)
+    failed = store.get(id)
+    assert failed.state == "failed" and "send less data" in failed.reason and len(STARTED) == 5
+    store.move(id, "validating", only_from=("failed",))
     for _ in range(2):
-        foreman.turn()
-        STARTED[-1].status = -9
-    foreman.turn()
+        foreman.turn(NOW + 1000)
+    assert len(STARTED) == 6, "whoever resumes it begins to count anew"
+
+
+def test_what_a_tuner_left_half_made_is_removed_before_its_job_fails(house, tmp_path, monkeypatch):
+    """On a full disk nothing can be written before."""
+    foreman, store, _ = house
+    id = add(store, tmp_path)
+    half = jobs_folder(tmp_path) / id / "data"
+    half.mkdir()
+    move = store.move
+
+    def on_a_full_disk(id: str, to: Any, **more: Any) -> bool:
+        if half.exists():
+            raise OperationalError("UPDATE", {}, Exception("database or disk is full"))
+        return move(id, to, **more)
+
+    monkeypatch.setattr(store, "move", on_a_full_disk)
+    foreman.turn(NOW)
+    for death in range(5):
+        die(foreman, NOW + 100 * death, 1)
+        foreman.turn(NOW + 100 * death + 50)
     assert store.get(id).state == "failed"
-    assert "died 3 times at the same place (SIGKILL)" in store.get(id).reason
-    assert "lower batch_size" in store.get(id).reason
-    started = len(STARTED)
-    foreman.turn()
-    assert len(STARTED) == started
+
+
+def test_while_the_database_is_away_no_death_is_forgotten(house, tmp_path, monkeypatch):
+    foreman, store, supervisor = house
+    id = training(store, tmp_path)
+    foreman.turn(NOW)
+    store.move(id, "succeeded")
+    made(tmp_path, id)
+    STARTED[0].status = 0
+    with monkeypatch.context() as away:
+        away.setattr(store, "get", lambda _: (_ for _ in ()).throw(OperationalError("SELECT", {}, Exception("gone"))))
+        with pytest.raises(OperationalError):
+            foreman.turn(NOW)
+    foreman.turn(NOW)
+    assert supervisor.sent == [Adopt("photos@1", 1.0)]
+
+
+def test_what_a_tuner_wrote_for_a_job_that_was_deleted_meanwhile_is_removed(house, tmp_path):
+    foreman, store, _ = house
+    id = add(store, tmp_path)
+    foreman.turn(NOW)
+    store.move(id, "cancelled")
+    store.delete(id)
+    (jobs_folder(tmp_path) / id / "data").mkdir()  # as unpacking does, whose folder was removed beneath it
+    foreman.turn(NOW)
+    die(foreman, NOW, -15)
+    assert not (jobs_folder(tmp_path) / id).exists()
+
+
+def test_a_cancelled_job_gives_back_what_was_half_made_and_keeps_its_checkpoint(house, tmp_path):
+    foreman, store, _ = house
+    id = training(store, tmp_path)
+    folder = jobs_folder(tmp_path) / id
+    (folder / "model").mkdir()
+    (folder / "checkpoint.pt").touch()
+    foreman.turn(NOW)
+    store.move(id, "cancelled")
+    die(foreman, NOW, -15)
+    assert [path.name for path in folder.iterdir() if path.name != "log.txt"] == ["checkpoint.pt"]
 
 
 def test_what_was_never_written_down_is_swept_away(house, tmp_path):

@@ -73,6 +73,22 @@ def test_a_job_that_fails_says_why(store: Store, tmp_path: Path):
     def work() -> None:
         torch.empty(1 << 60)
 
-    assert attempt(work, store, "a1") == 1
+    assert attempt(work, store, "a1", tmp_path) == 1
     failed = store.get("a1")
     assert failed.state == "failed" and "half the batch_size" in failed.reason
+
+
+@pytest.mark.parametrize("part", ["data", ".prepared.part", "model"])
+def test_a_disk_that_fills_while_data_is_unpacked_decoded_or_a_model_written_is_told(small_disk: Path, part: str):
+    store = Store(f"sqlite:///{small_disk / 'jobs.db'}")
+    store.add("a1", {"name": "x", "base": "y"})
+
+    def work() -> None:
+        (small_disk / part / "deep").mkdir(parents=True)
+        (small_disk / part / "deep" / "file").write_bytes(bytes(8 << 20))
+
+    assert attempt(work, store, "a1", small_disk) == 1
+    failed = store.get("a1")
+    assert (failed.state, failed.reason) == ("failed", "the disk is full; make room in HEARTH_HOME, then resume the job")
+    assert not (small_disk / part).exists()
+    store.close()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from app.errors import Conflict, UnknownJob
-from app.tuning.job import new_id
+from app.errors import Conflict, TooBusy, UnknownJob
+from app.tuning.job import Job, new_id
 from app.tuning.store import Store
 from tests.conftest import ROOT
 
@@ -27,6 +27,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     opened = Store(url)
     yield opened
     opened.close()
+
+
+def together(work: Callable[[], object], count: int) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def add(store: Store) -> str:
@@ -76,12 +84,58 @@ def test_open_jobs_are_not_deleted_and_unknown_ones_are_told(store: Store):
 def test_of_many_who_move_a_job_one_succeeds(store: Store):
     id = add(store)
     won: list[bool] = []
-    threads = [threading.Thread(target=lambda: won.append(store.move(id, "queued", only_from=("validating",)))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(lambda: won.append(store.move(id, "queued", only_from=("validating",))), 8)
     assert sorted(won) == [False] * 7 + [True]
+
+
+def test_of_many_who_come_at_once_no_more_are_taken_than_may_be_open(store: Store):
+    store._engine.dispose()
+    for job in store.all(("validating", "queued", "running")):  # PostgreSQL keeps those of the other tests
+        store.move(job.id, "cancelled")
+    taken: list[str] = []
+
+    def come() -> None:
+        with contextlib.suppress(TooBusy):
+            taken.append(store.add(new_id(), SPEC, most=3).id)
+
+    together(come, 8)
+    assert len(taken) == len(store.all(("validating",))) == 3
+    for id in taken[:2]:
+        store.move(id, "cancelled")
+    add(store)
+
+    def resume(id: str) -> None:
+        with contextlib.suppress(TooBusy):
+            store.move(id, "validating", only_from=("cancelled",), most=3)
+
+    ids = iter(taken[:2])
+    together(lambda: resume(next(ids)), 2)
+    assert sorted(store.get(id).state for id in taken[:2]) == ["cancelled", "validating"]
+    with pytest.raises(TooBusy, match=r"3 jobs are open, the limit is 3 \(HEARTH_MAX_JOBS\)") as refused:
+        store.check_room(3)
+    assert refused.value.retry_after_s
+
+
+def test_a_job_that_is_resumed_while_it_is_deleted_stays(store: Store, monkeypatch: pytest.MonkeyPatch):
+    id = add(store)
+    store.move(id, "cancelled")
+    get, resumed = store.get, []
+
+    def get_and_resume(id: str) -> Job:
+        found = get(id)
+        resumed.append(store.move(id, "validating", only_from=("cancelled",)))
+        return found
+
+    monkeypatch.setattr(store, "get", get_and_resume)
+    with contextlib.suppress(Conflict):
+        store.delete(id)
+    assert (id in [job.id for job in store.all()]) == any(resumed)
+
+
+def test_a_reason_may_hold_any_character(store: Store):
+    id = add(store)
+    store.move(id, "failed", reason="a\0b")
+    assert store.get(id).reason == "ab"
 
 
 def test_two_processes_write_at_once(tmp_path: Path):
@@ -99,24 +153,3 @@ for step in range(100):
     assert [writer.wait(60) for writer in writers] == [0, 0]
     assert len(store.events(id)) == 202
     store.close()
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of Debian's PostgreSQL, on a socket of its own."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found or shutil.which("su") is None:
-        pytest.skip("PostgreSQL is not installed here")
-    pytest.importorskip("psycopg")
-    bin, folder = found[-1].parent, tmp_path_factory.mktemp("pg")
-    folder.chmod(0o777)
-    for parent in folder.parents[:3]:
-        parent.chmod(parent.stat().st_mode | 0o711)
-
-    def as_postgres(command: str) -> None:
-        subprocess.run(["su", "postgres", "-s", "/bin/sh", "-c", command], check=True, stdout=subprocess.DEVNULL, cwd="/")
-
-    as_postgres(f"{bin}/initdb -D {folder}/data -A trust -U postgres")
-    as_postgres(f"{bin}/pg_ctl -D {folder}/data -w -l {folder}/log -o '-k {folder} -c listen_addresses=' start")
-    yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
-    as_postgres(f"{bin}/pg_ctl -D {folder}/data -m immediate stop")
