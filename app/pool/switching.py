@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import shutil
 from dataclasses import dataclass
+from itertools import count
 
 from app.card import Card
-from app.catalogue import number_of, versions_of
+from app.catalogue import name_of, number_of, versions_of
 from app.errors import Conflict, HearthError, UnknownModel
 from app.logs import log
 from app.pool.loading import House, Loading
 from app.pool.roster import Roster, Served
 from app.pool.traffic import Traffic
-from app.wire.messages import Back, Changed, Route, Switch
+from app.wire.messages import Back, Changed, Leave, Route, Switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,9 @@ class Switching:
     """Changes of traffic under way. Until one is done, everything is answered as before."""
 
     def __init__(self, roster: Roster, traffic: Traffic, loading: Loading, house: House, *, kept: int, grace_s: float) -> None:
-        """`kept`: how many versions of a model stay on the disk. `grace_s`: what loses its traffic stays loaded for so long."""
+        """`kept`: how many versions of a model stay on the disk. `grace_s`: what loses its traffic stays loaded for so long,
+        and until its last request is answered.
+        """
         self._roster = roster
         self._traffic = traffic
         self._loading = loading
@@ -44,6 +47,8 @@ class Switching:
         self._grace_s = grace_s
         self._changes: list[_Change] = []
         self._retiring: dict[str, asyncio.TimerHandle] = {}
+        self._leaving: dict[str, tuple[int, set[str]]] = {}  # version → the question, and the frontends that have yet to answer
+        self._questions = count(1)
 
     def routes(self) -> dict[str, Route]:
         """What frontends are told."""
@@ -108,7 +113,9 @@ class Switching:
         self._house.publish()
         if change.asker:
             self._house.tell(Changed(change.asker[1]), to=change.asker[0])
-        # Requests that found the old versions may still be decoding; by then they are answered. A later change begins anew.
+        # Most requests that found the old versions are answered by then. A later change begins anew.
+        for key in versions_of(change.model, self._leaving):
+            del self._leaving[key]
         if timer := self._retiring.pop(change.model, None):
             timer.cancel()
         self._retiring[change.model] = asyncio.get_running_loop().call_later(self._grace_s, self._retire, change.model)
@@ -122,12 +129,11 @@ class Switching:
 
     def _retire(self, model: str) -> None:
         """Free what nobody needs: the processes of versions without traffic, and the folders of old ones that jobs made."""
-        busy = {key for change in self._changes for key in (*change.keys, change.adopted)}
-        needed = self._traffic.needed(model, self._roster.models) | busy
+        needed = self._needed(model)
         versions = sorted(versions_of(model, self._roster.models), key=number_of)
         for key in versions:
             if key not in needed and self._roster.models[key].wanted:
-                self._loading.unload(key)
+                self._leave(key)
         for key in versions[: -self._kept]:
             folder = self._roster.models[key].card.folder
             if key not in needed and not self._loading.lives(key) and (folder / "tuned.json").exists():
@@ -135,3 +141,32 @@ class Switching:
                 del self._roster.models[key]
                 self._house.spawn(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
                 self._house.publish()
+
+    def _needed(self, model: str) -> set[str]:
+        busy = {key for change in self._changes for key in (*change.keys, change.adopted)}
+        return self._traffic.needed(model, self._roster.models) | busy
+
+    def _leave(self, key: str) -> None:
+        """Requests may take longer than the grace: ask who still holds one. All have heard of the change, so no new one comes."""
+        leave = Leave(next(self._questions), key)
+        self._leaving[key] = (leave.id, set(self._house.frontends))
+        for frontend in sorted(self._house.frontends):
+            self._house.tell(leave, to=frontend)
+
+    def left(self, frontend: str, leave: Leave) -> None:
+        """It holds no request any more for the version that it was asked about."""
+        if leave.id == self._leaving.get(leave.key, (0,))[0]:
+            self._without(frontend, leave.key)
+
+    def gone(self, frontend: str) -> None:
+        """It has ended, and so have its requests."""
+        for key in list(self._leaving):
+            self._without(frontend, key)
+
+    def _without(self, frontend: str, key: str) -> None:
+        _, frontends = self._leaving[key]
+        frontends.discard(frontend)
+        if not frontends:
+            del self._leaving[key]
+            if key not in self._needed(name_of(key)) and self._roster.models[key].wanted:
+                self._loading.unload(key)

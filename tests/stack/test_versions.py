@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from PIL import Image
 
 from tests.stack.conftest import Clients, Server, picture, wait_for, write_toy, write_toys
 
@@ -101,6 +103,35 @@ def test_what_lost_its_traffic_is_unloaded_but_for_the_way_back(server: Server):
         assert put(server, {number: 1}).status_code == 200
     wait_for(lambda: versions(server)["1"]["state"] == "unloaded")
     assert {number: versions(server)[number]["state"] for number in ("2", "3")} == {"2": "ready", "3": "ready"}
+
+
+def test_a_request_that_may_take_longer_than_others_is_answered_before_its_version_is_unloaded(server: Server):
+    for number in ("1", "3", "2"):
+        assert put(server, {number: 1}).status_code == 200
+    slow = io.BytesIO()
+    Image.new("RGB", (4000, 3000)).save(slow, "PNG")
+    answers: list[dict[str, Any]] = []
+
+    def decoded() -> float:
+        lines = server.http.get("/metrics").text.splitlines()
+        wanted = 'hearth_stage_seconds_count{model="v@2",stage="decode"'
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(wanted))
+
+    before = decoded()
+
+    def ask() -> None:
+        files = [("file", (f"{number}.png", slow.getvalue())) for number in range(60)]
+        url = "/predict/image?model=v&timeout_ms=240000"
+        answers.append(server.http.post(url, files=files, timeout=240).json())
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_for(lambda: decoded() > before)
+    for number in ("1", "3"):
+        assert put(server, {number: 1}).status_code == 200
+    wait_for(lambda: versions(server)["2"]["state"] == "unloaded", 240)
+    asking.join()
+    assert answers[0]["version"] == "2" and [one for one in answers[0]["results"] if "error" in one] == []
 
 
 def test_a_shadow_answers_copies_that_nobody_hears(server: Server):
