@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app import metrics
+from app.card import Card
 from app.catalogue import Catalogue
 from app.errors import HearthError
 from app.logs import log
@@ -137,10 +138,14 @@ class Supervisor:
             case _:
                 pass
 
+    def adopt(self, card: Card, share: float) -> None:
+        """A tuned model goes into service, unless it was there before."""
+        self._switching.adopt(card, share)
+
     def _adopt(self, key: str, share: float) -> None:
-        """A tuned model goes into service; its card has just been written."""
+        """The same; its card has just been written."""
         try:
-            self._switching.adopt(Catalogue.read(self._settings.home).named(key), share)
+            self.adopt(Catalogue.read(self._settings.home).named(key), share)
         except HearthError as error:
             log.error("%s cannot be taken into service: %s", key, error.detail)
 

@@ -52,12 +52,17 @@ class Switching:
 
     def routes(self) -> dict[str, Route]:
         """What frontends are told."""
-        return self._traffic.routes(self._roster.models)
+        return self._traffic.routes(self._roster.models) | self._traffic.routes(self._there())
+
+    def _there(self) -> set[str]:
+        """All versions but those that wait for their first share."""
+        return self._roster.models.keys() - {change.adopted for change in self._changes}
 
     def adopt(self, card: Card, share: float) -> None:
         """A job made this version; it gets its share as soon as it is ready."""
         key = card.name
         self._roster.models.setdefault(key, Served(card, default=False, preload=False))
+        self._house.publish()
         under_way = any(change.adopted == key for change in self._changes)
         if not under_way and self._traffic.adoption(key, share, self._roster.models):
             alone = versions_of(card.model, self._roster.models) == [key]
@@ -95,12 +100,17 @@ class Switching:
             lost = next((key for key, one in served.items() if not one.wanted), None)
             if lost is not None:
                 self._refuse(change, Conflict(f"{lost} cannot answer: {served[lost].why or 'it was unloaded meanwhile'}"))
-            elif all(one.state == "ready" for one in served.values()):
+            elif all(one.state == "ready" for one in served.values()) and not self._waits(change):
                 self._make(change)
+
+    def _waits(self, change: _Change) -> bool:
+        """A version's share is made from what is there then: those that came before it come first."""
+        before = self._changes[: self._changes.index(change)]
+        return bool(change.adopted) and any(other.adopted and other.model == change.model for other in before)
 
     def _make(self, change: _Change) -> None:
         self._changes.remove(change)
-        there = self._roster.models
+        there = self._there()
         route = change.route or self._traffic.adoption(change.adopted, change.share, there)
         if route is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,6 +207,26 @@ def test_the_next_server_shares_as_the_last_one_did(server: Server, home: Path):
         assert {n: one["share"] for n, one in versions(again).items()} == {"1": 0, "2": 0.75, "3": 0.25, "4": 0}
         wait_for(lambda: {versions(again)[n]["state"] for n in ("2", "3")} == {"ready"})
         assert versions(again)["1"]["state"] == "unloaded"
+
+
+def test_the_next_server_gives_what_was_made_beside_it_its_share_and_forgets_what_is_gone(tmp_path: Path):
+    """`w@2` was tuned without a server; `x@2` was removed, and its number used again."""
+    models = tmp_path / "models"
+    write_toys(tmp_path)
+    for key in ("w@1", "w@2", "x@1", "x@2"):
+        write_toy(models / key)
+    (models / "w@2" / "tuned.json").write_text(json.dumps({"job": "made", "spec": {"traffic": 0.25}}))
+    (tmp_path / "traffic.json").write_text(
+        json.dumps({"routes": {"x": [[{"x@2": 1.0}, ""]]}, "adopted": ["w@1", "x@1", "x@2"]}),
+    )
+    shutil.rmtree(models / "x@2")
+    with Server(tmp_path, HEARTH_MODELS="toy") as server:
+        wait_for(
+            lambda: {v["version"]: v["share"] for v in server.http.get("/models/w").json()["versions"]} == {"1": 0.75, "2": 0.25}
+        )
+        assert server.predict(PICTURES[0], model="x").json()["version"] == "1"
+    record = json.loads((tmp_path / "traffic.json").read_text())
+    assert sorted(record["adopted"]) == ["w@1", "w@2", "x@1"] and "x" not in record["routes"]
 
 
 def test_a_shadow_without_a_version_number_is_itself(server: Server, home: Path):

@@ -129,8 +129,35 @@ async def test_a_version_without_a_share_is_not_loaded(tmp_path: Path):
     stage = Stage(tmp_path, 1, ready=("m@1",))
     stage.switching.adopt(card("m@2", tmp_path), 0.0)
     assert not stage.roster.models["m@2"].wanted and stage.shares() == {"m@1": 1.0}
+    assert stage.house.published, "callers see it"
     stage.switching.adopt(card("m@2", tmp_path), 1.0)
     assert stage.shares() == {"m@1": 1.0}, "it had its share"
+
+
+async def test_new_versions_get_their_shares_in_the_order_in_which_they_came_not_in_that_of_loading(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), 1.0)
+    stage.switching.adopt(card("m@3", tmp_path), 0.25)
+    stage.ready("m@3")
+    assert stage.shares() == {"m@1": 1.0}
+    stage.ready("m@2")
+    assert stage.shares() == {"m@2": 0.75, "m@3": 0.25}
+
+
+async def test_while_the_first_version_that_a_job_made_loads_a_persons_own_answers(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), 0.5)
+    assert stage.shares() == {"m@1": 1.0}
+    stage.ready("m@2")
+    assert stage.shares() == {"m@1": 0.5, "m@2": 0.5}
+
+
+async def test_a_version_that_is_known_already_is_told_to_frontends_all_the_same(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@1", tmp_path), 1.0)
+    published = stage.house.published
+    stage.switching.adopt(card("m@1", tmp_path), 1.0)
+    assert stage.house.published > published
 
 
 async def test_what_lost_its_traffic_is_freed_after_a_grace_that_each_change_begins_anew(tmp_path: Path):
