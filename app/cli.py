@@ -186,6 +186,8 @@ def _ask(what: Callable[[str], T], url: str | None) -> T:
         return what(base)
     except httpx.ConnectError:
         _stop(f"no server answers at {base}; start one with: hearth serve")
+    except httpx.TransportError as error:
+        _stop(f"{base} gave no answer: {str(error) or type(error).__name__}")
 
 
 def _pair(item: str) -> tuple[str, str]:

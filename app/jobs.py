@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from app.errors import Invalid
+from app.errors import HearthError, Invalid
 from app.listing import listing
-from app.tuning.job import in_words
+from app.tuning.job import DONE, in_words
 from app.tuning.show import bar as progress_bar, move
 
 _PATIENCE_S = 60.0  # a stream says something every ten seconds
+_AGAIN_S = 1.0  # between a stream that ended before the job did, and the next
+_WORDS = 200  # characters of an answer that is none of ours
 
 
 def show(base: str, out: Console) -> None:
-    """A table of all jobs, newest first."""
-    answer = httpx.get(f"{base}/finetune", timeout=30)
+    """A table of all jobs, newest first. Raises HearthError for an answer that is none, httpx.ConnectError without a server."""
     table = listing("job", "model", "from", "state", "progress", "metrics", "reason")
-    for job in answer.json()["jobs"]:
+    for job in _ask(base, "")["jobs"]:
         done = job["progress"]
         how_far = f"{done['step']} of {done['steps']}" if done else ""
         metrics = in_words(job["result"].get("metrics") or (done.get("best") or {}).get("metrics") or {})
@@ -31,38 +33,72 @@ def show(base: str, out: Console) -> None:
 
 
 def watch(base: str, id: str, out: Console) -> bool:
-    """A bar that follows a job to its end, through restarts of the server. True if it succeeded. Raises Invalid if unknown."""
-    last = "0"
+    """A bar that follows a job to its end, through restarts of the server. True if it succeeded.
+
+    Raises Invalid if it is unknown, HearthError for an answer that is none, httpx.ConnectError if no server answers at first.
+    """
+    _ask(base, f"/{id}")
+    last, told = "0", False
     with progress_bar(out) as bar:
         row = bar.add_task("waiting", total=None)
         while True:
             try:
-                with httpx.stream(
-                    "GET", f"{base}/finetune/{id}/events", headers={"Last-Event-ID": last}, timeout=_PATIENCE_S
-                ) as stream:
-                    if stream.status_code == 404:
-                        raise Invalid(f"there is no job {id} at {base}; hearth jobs lists them")
-                    kind = ""
-                    for line in stream.iter_lines():
-                        name, _, value = line.partition(": ")
-                        if name == "id":
-                            last = value
-                        elif name == "event":
-                            kind = value
-                        elif name == "data" and (state := _told(kind, json.loads(value), bar, row)):
-                            return state == "succeeded"
+                for number in _follow(base, id, last, bar, row):
+                    last, told = number, False
+                state = str(_ask(base, f"/{id}")["state"])  # a resumed job's history holds ends that were none
+                if state in DONE:
+                    return state == "succeeded"
             except httpx.TransportError:  # the server is being restarted; the job goes on with it
-                time.sleep(1)
+                if not told:
+                    bar.console.print(f"{base} does not answer; waiting until it does")
+                told = True
+            time.sleep(_AGAIN_S)
 
 
-def _told(kind: str, data: dict[str, Any], bar: Progress, row: Any) -> str:
-    """Show an event; the state that ends the job, or nothing."""
+def _follow(base: str, id: str, last: str, bar: Progress, row: Any) -> Iterator[str]:
+    """Show what happens after event `last`, until the stream ends; the number of each event that was shown."""
+    kind = number = ""
+    with httpx.stream("GET", f"{base}/finetune/{id}/events", headers={"Last-Event-ID": last}, timeout=_PATIENCE_S) as stream:
+        if not stream.is_success:
+            stream.read()
+            raise _refusal(base, stream)
+        for line in stream.iter_lines():
+            name, _, value = line.partition(": ")
+            if name == "id":
+                number = value
+            elif name == "event":
+                kind = value
+            elif name == "data":
+                _tell(kind, json.loads(value), bar, row)
+                yield number
+
+
+def _tell(kind: str, data: dict[str, Any], bar: Progress, row: Any) -> None:
     if kind == "progress":
         move(bar, row, data)
-        return ""
-    if kind == "stage":
+    elif kind == "stage":
         bar.update(row, description=data["stage"])
-        return ""
-    state = str(data.get("state", ""))
-    bar.console.print(f"{state}{': ' + data['reason'] if data.get('reason') else ''}")
-    return state if state in ("succeeded", "failed", "cancelled") else ""
+    else:
+        bar.console.print(f"{data.get('state', '')}{': ' + data['reason'] if data.get('reason') else ''}")
+
+
+def _ask(base: str, path: str) -> dict[str, Any]:
+    answer = httpx.get(f"{base}/finetune{path}", timeout=30)
+    try:
+        told: dict[str, Any] = answer.json()
+    except ValueError:
+        told = {}
+    if not answer.is_success or not told:
+        raise _refusal(base, answer)
+    return told
+
+
+def _refusal(base: str, answer: httpx.Response) -> HearthError:
+    try:
+        told = answer.json()
+        code, detail = str(told["code"]), str(told["detail"])
+    except (ValueError, KeyError, TypeError):  # somebody else's server
+        code, detail = "", " ".join(answer.text.split())[:_WORDS]
+    if code == "unknown_job":
+        return Invalid(f"{base}: {detail}; hearth jobs lists them")
+    return HearthError(f"{base} answered {answer.status_code}: {detail or 'nothing'}")

@@ -23,6 +23,7 @@ from app.pool.traffic import Traffic
 from app.process import command, search_path
 from app.settings import Settings, traffic_file
 from app.tasks.base import Files
+from app.tuning.job import unannounced
 from app.weights import Damaged, checked, is_remote, locate, reachable
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.s
 
     defaults = await _choose(settings, catalogue)
     traffic = Traffic(traffic_file(settings.home))
+    traffic.forget([*catalogue.cards, *(Path(folder).name for folder in catalogue.broken)])
     routes = traffic.routes(catalogue.cards)
     named = settings.models or [name for name in defaults.values() if catalogue.cards[name].serving.preload]
     preload = [key for name in named for key in (routes[name].shares if name in routes else [name])]
@@ -104,7 +106,10 @@ async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.s
     async def find(card: Card) -> Files:
         return await _find(card, settings)
 
-    return Supervisor(settings, settings.to_environment(), roster, traffic, listening, folder, find)
+    supervisor = Supervisor(settings, settings.to_environment(), roster, traffic, listening, folder, find)
+    for card, share in unannounced(catalogue.cards.values(), settings.home):
+        supervisor.adopt(card, share)
+    return supervisor
 
 
 async def _choose(settings: Settings, catalogue: Catalogue) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The whole chain over HTTP on real data: upload, watch, ask the model that it became.
 
-    python benchmarks/finetune.py [photos] [--data FOLDER] [--weights FILE.safetensors] [--methods head,full]
+    python benchmarks/finetune.py [photos] [--data FOLDER] [--weights FILE.safetensors] [--methods head,full] [--check]
     python benchmarks/finetune.py sst2|stsb [--data FOLDER] [--methods full] [--seed 0]
     python benchmarks/finetune.py mnist [--data FOLDER]
     python benchmarks/finetune.py digits-speech [--data ZIP] [--methods fresh,weights]
@@ -12,7 +12,8 @@ mnist          The 784-128-10 network of `digits` from random weights on the idx
 digits-speech  `spoken-digits` by its own recipe, recordings 0 to 4 of each speaker kept out. Aim: 5 % word errors.
 
 Told: what the job measured, what the served model's answers to the same measure, seconds from upload to the first answer of the
-new model, seconds of training, peak memory. No other setting than the seed is changed.
+new model, seconds of training, peak memory. No other setting than the seed is changed. With `--check`, a method that misses its
+aim (bars.py) ends the program with 1.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bars
 import httpx
 from chains import MINILM, ROOT, digits_speech, lay, mnist, photos, sst2, stsb
 from common import options, report, running, table
@@ -51,6 +53,24 @@ CHAINS = {
 }
 
 
+def hold(named: str, found: dict[str, dict[str, Any]]) -> None:
+    """Every method to the bars of its chain: exit with status 1 where one is missed."""
+    missed = [
+        f"{method}: {sentence}" for method, one in found.items() for sentence in bars.missed(figures(one), bars.TUNED[named])
+    ]
+    if missed:
+        sys.exit("\n".join(missed))
+
+
+def figures(one: dict[str, Any]) -> dict[str, float]:
+    """What was measured of a method, by the names of the bars."""
+    told = {"as served": one["as_served"], "upload to live, s": one["live_s"], "training, s": one["training_s"]}
+    if "before" in one:
+        told["test: after less before"] = one["after"]["test"] - one["before"]["test"]
+        told["an answer's time over the base's"] = one["time_over_base"]
+    return told
+
+
 def main() -> None:
     named = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else "photos"
     if named not in CHAINS:
@@ -62,6 +82,7 @@ def main() -> None:
         weights=str(_SHARED / "weights" / "noncommercial" / "resnet18_imagenet1k_pq.safetensors"),
         methods=chain.methods,
         seed=0,
+        check=False,
     )
     with tempfile.TemporaryDirectory(prefix="hearth-bench-") as folder:
         if chain.base == "base":
@@ -99,6 +120,8 @@ def main() -> None:
         for method, one in found.items():
             print(f"{method}: with a quarter of the traffic, if it was not the first, these versions answered: {one['canary']}")
     report("finetune", chain=named, methods=found)
+    if wanted.check:
+        hold(named, found)
 
 
 if __name__ == "__main__":

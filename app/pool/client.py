@@ -6,8 +6,8 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -24,10 +24,11 @@ from app.pool.probe import Probe
 from app.settings import Settings
 from app.tasks import card_samples
 from app.tasks.base import Codec, Sample
-from app.wire.messages import Back, Cancel, Change, Changed, Died, Done, Failed, Hello, Message, Run, Switch, Table, Tune
+from app.wire.messages import Back, Cancel, Change, Changed, Died, Done, Failed, Hello, Leave, Message, Run, Switch, Table, Tune
 from app.wire.sockets import Endpoint, address
 
 _AGAIN_S = 1.0  # after which a worker that could not be reached is tried again
+_LEAVE_S = 0.2  # a version that is to be freed is looked at so often
 _PROVEN_S = 1.0  # an answer to a real request proves a worker for so long
 _ID_BITS = 40  # a frontend's number stands above its counter: ids are unique among frontends
 
@@ -54,7 +55,6 @@ class Client:
         self._load: Counter[str] = Counter()  # worker → open flights
         self._answered: dict[str, float] = {}  # worker → its last answer
         self._longest: dict[str, float] = {}  # worker → seconds of its longest batch, slowly forgotten
-        self._frontends = 1
         self._table: Table | None = None
         self._changes: dict[int, asyncio.Future[None]] = {}
         self._change_ids = count(1)
@@ -91,22 +91,9 @@ class Client:
             known.model = self._describe(known.card.name, memory=False)
         return known.model, codec
 
-    @contextmanager
-    def admit(self, model: str, inputs: int, deadline: float) -> Iterator[None]:
+    def admit(self, model: str, inputs: int, deadline: float) -> AbstractContextManager[None]:
         """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy."""
-        known = self._directory[model]
-        queue = known.queue
-        queue.check(
-            inputs,
-            room=max(1, known.card.limits.max_queue // self._frontends),
-            allowed_s=deadline - time.monotonic(),
-            workers=max(1, len(known.entry.workers)) / self._frontends,
-        )
-        queue.held += inputs
-        try:
-            yield
-        finally:
-            queue.held -= inputs
+        return self._directory.admit(model, inputs, deadline)
 
     async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
         """Run one sample. Whatever happens, exactly one answer or error."""
@@ -232,6 +219,8 @@ class Client:
             self._on_table(message)
         elif isinstance(message, Died):
             self._on_died(message)
+        elif isinstance(message, Leave):
+            self._leave(message)
         elif isinstance(message, Changed) and (future := self._changes.get(message.id)):
             if future.done():  # whoever asked has left
                 return
@@ -240,8 +229,13 @@ class Client:
             else:
                 future.set_result(None)
 
+    def _leave(self, leave: Leave) -> None:
+        if self._directory.holds(leave.key):
+            asyncio.get_running_loop().call_later(_LEAVE_S, self._leave, leave)
+        else:
+            self._control.send(leave)
+
     def _on_table(self, table: Table) -> None:
-        self._frontends = table.frontends
         self._table = table
         self._directory.update(table)
         self._connect(table)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ class Directory:
         self._known: dict[str, Known] = {}
         self._defaults: dict[str, Known] = {}  # by task, as far as they were asked for since the last table
         self._routes: dict[str, Route] = {}
+        self._frontends = 1
 
     def __getitem__(self, name: str) -> Known:
         """The version `name`. Raises UnknownModel naming the known models."""
@@ -71,7 +74,7 @@ class Directory:
     def update(self, table: Table) -> None:
         """Take in a new table; a codec whose card, files or meta changed is made anew when it is next needed."""
         self._defaults.clear()
-        self._routes = table.routes
+        self._routes, self._frontends = table.routes, table.frontends
         for gone in self._known.keys() - table.models.keys():
             del self._known[gone]
         for name, entry in table.models.items():
@@ -97,6 +100,27 @@ class Directory:
             files = {key: Path(path) for key, path in known.entry.files.items()}
             known.codec = make_codec(known.card, files, known.entry.meta, self._settings)
         return known, known.codec
+
+    @contextmanager
+    def admit(self, key: str, inputs: int, deadline: float) -> Iterator[None]:
+        """Hold room for `inputs` in this frontend's share of the version's queue. Raises TooBusy."""
+        known = self[key]
+        queue = known.queue
+        queue.check(
+            inputs,
+            room=max(1, known.card.limits.max_queue // self._frontends),
+            allowed_s=deadline - time.monotonic(),
+            workers=max(1, len(known.entry.workers)) / self._frontends,
+        )
+        queue.held += inputs
+        try:
+            yield
+        finally:
+            queue.held -= inputs
+
+    def holds(self, key: str) -> bool:
+        """Whether there are requests for this version that were admitted and are not answered."""
+        return key in self._known and self._known[key].queue.held > 0
 
     def keys(self, name: str) -> list[str]:
         """The versions of model `name`, the most asked one first. Raises UnknownModel."""

@@ -25,6 +25,9 @@ Fetch = Callable[[Card], Awaitable[Files]]
 class House(Protocol):
     """What the supervisor does for its hands."""
 
+    frontends: set[str]
+    """Those that live."""
+
     def publish(self) -> None:
         """Tell every frontend what there is now."""
         ...

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app import metrics
+from app.card import Card
 from app.catalogue import Catalogue
 from app.errors import HearthError
 from app.logs import log
@@ -25,7 +26,7 @@ from app.pool.roster import Roster
 from app.pool.switching import Switching
 from app.pool.traffic import Traffic
 from app.settings import Settings, jobs_folder
-from app.wire.messages import Adopt, Back, Change, Died, Hello, LoadFailed, Message, Ready, Stop, Switch, Tune
+from app.wire.messages import Adopt, Back, Change, Died, Hello, Leave, LoadFailed, Message, Ready, Stop, Switch, Tune
 from app.wire.sockets import Endpoint, address
 
 _WATCH_S = 0.5
@@ -49,7 +50,7 @@ class Supervisor:
         self._roster = roster
         self._listening = listening
         self._folder = folder
-        self._frontends: set[str] = set()
+        self.frontends: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._settled = asyncio.Event()
         self._stop = asyncio.Event()
@@ -112,7 +113,7 @@ class Supervisor:
     def _on_message(self, peer: str, message: Message, _: dict[str, Any]) -> None:
         match message:
             case Hello(role="frontend"):
-                self._frontends.add(peer)
+                self.frontends.add(peer)
                 self.tell(self._table(), to=peer)
                 self._check_settled()
             case Ready(meta=meta):
@@ -128,6 +129,8 @@ class Supervisor:
                 self._loading.change(peer, message)
             case Switch() | Back():
                 self._switching.asked(peer, message)
+            case Leave():
+                self._switching.left(peer, message)
             case Tune():
                 self.spawn(self._foreman.run())
             case Adopt(key=key, share=share):
@@ -135,10 +138,14 @@ class Supervisor:
             case _:
                 pass
 
+    def adopt(self, card: Card, share: float) -> None:
+        """A tuned model goes into service, unless it was there before."""
+        self._switching.adopt(card, share)
+
     def _adopt(self, key: str, share: float) -> None:
-        """A tuned model goes into service; its card has just been written."""
+        """The same; its card has just been written."""
         try:
-            self._switching.adopt(Catalogue.read(self._settings.home).named(key), share)
+            self.adopt(Catalogue.read(self._settings.home).named(key), share)
         except HearthError as error:
             log.error("%s cannot be taken into service: %s", key, error.detail)
 
@@ -160,14 +167,15 @@ class Supervisor:
                 self._loading.fork(birth)
             else:
                 self._loading.give_up(model, self._roster.models[model].why)
-        for frontend in self._frontends:
+        for frontend in self.frontends:
             self.tell(Died(name, running), to=frontend)
         self.publish()
         self._loading.settle_all()
 
     def _on_frontend_exit(self, name: str, pid: int, status: int) -> None:
         log.warning("%s died (status %d); replacing it", name, status)
-        self._frontends.discard(name)
+        self.frontends.discard(name)
+        self._switching.gone(name)
         self._seen.frontend_restarted()
         self._seen.process_gone(pid)
 
@@ -179,7 +187,7 @@ class Supervisor:
     def publish(self) -> None:
         """Tell every frontend what there is now."""
         table = self._table()
-        for frontend in self._frontends:
+        for frontend in self.frontends:
             self.tell(table, to=frontend)
 
     def tell(self, message: Message, to: str) -> None:
@@ -193,7 +201,7 @@ class Supervisor:
 
     def _check_settled(self) -> None:
         preloaded = [served for served in self._roster.models.values() if served.preload]
-        if self._frontends and all(served.state in ("ready", "failed") for served in preloaded):
+        if self.frontends and all(served.state in ("ready", "failed") for served in preloaded):
             self._settled.set()
 
     # Watching

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import shutil
 from dataclasses import dataclass
+from itertools import count
 
 from app.card import Card
-from app.catalogue import number_of, versions_of
+from app.catalogue import name_of, number_of, versions_of
 from app.errors import Conflict, HearthError, UnknownModel
 from app.logs import log
 from app.pool.loading import House, Loading
 from app.pool.roster import Roster, Served
 from app.pool.traffic import Traffic
-from app.wire.messages import Back, Changed, Route, Switch
+from app.wire.messages import Back, Changed, Leave, Route, Switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,9 @@ class Switching:
     """Changes of traffic under way. Until one is done, everything is answered as before."""
 
     def __init__(self, roster: Roster, traffic: Traffic, loading: Loading, house: House, *, kept: int, grace_s: float) -> None:
-        """`kept`: how many versions of a model stay on the disk. `grace_s`: what loses its traffic stays loaded for so long."""
+        """`kept`: how many versions of a model stay on the disk. `grace_s`: what loses its traffic stays loaded for so long,
+        and until its last request is answered.
+        """
         self._roster = roster
         self._traffic = traffic
         self._loading = loading
@@ -44,15 +47,22 @@ class Switching:
         self._grace_s = grace_s
         self._changes: list[_Change] = []
         self._retiring: dict[str, asyncio.TimerHandle] = {}
+        self._leaving: dict[str, tuple[int, set[str]]] = {}  # version → the question, and the frontends that have yet to answer
+        self._questions = count(1)
 
     def routes(self) -> dict[str, Route]:
         """What frontends are told."""
-        return self._traffic.routes(self._roster.models)
+        return self._traffic.routes(self._roster.models) | self._traffic.routes(self._there())
+
+    def _there(self) -> set[str]:
+        """All versions but those that wait for their first share."""
+        return self._roster.models.keys() - {change.adopted for change in self._changes}
 
     def adopt(self, card: Card, share: float) -> None:
         """A job made this version; it gets its share as soon as it is ready."""
         key = card.name
         self._roster.models.setdefault(key, Served(card, default=False, preload=False))
+        self._house.publish()
         under_way = any(change.adopted == key for change in self._changes)
         if not under_way and self._traffic.adoption(key, share, self._roster.models):
             alone = versions_of(card.model, self._roster.models) == [key]
@@ -90,12 +100,17 @@ class Switching:
             lost = next((key for key, one in served.items() if not one.wanted), None)
             if lost is not None:
                 self._refuse(change, Conflict(f"{lost} cannot answer: {served[lost].why or 'it was unloaded meanwhile'}"))
-            elif all(one.state == "ready" for one in served.values()):
+            elif all(one.state == "ready" for one in served.values()) and not self._waits(change):
                 self._make(change)
+
+    def _waits(self, change: _Change) -> bool:
+        """A version's share is made from what is there then: those that came before it come first."""
+        before = self._changes[: self._changes.index(change)]
+        return bool(change.adopted) and any(other.adopted and other.model == change.model for other in before)
 
     def _make(self, change: _Change) -> None:
         self._changes.remove(change)
-        there = self._roster.models
+        there = self._there()
         route = change.route or self._traffic.adoption(change.adopted, change.share, there)
         if route is None:
             return
@@ -108,7 +123,9 @@ class Switching:
         self._house.publish()
         if change.asker:
             self._house.tell(Changed(change.asker[1]), to=change.asker[0])
-        # Requests that found the old versions may still be decoding; by then they are answered. A later change begins anew.
+        # Most requests that found the old versions are answered by then. A later change begins anew.
+        for key in versions_of(change.model, self._leaving):
+            del self._leaving[key]
         if timer := self._retiring.pop(change.model, None):
             timer.cancel()
         self._retiring[change.model] = asyncio.get_running_loop().call_later(self._grace_s, self._retire, change.model)
@@ -122,12 +139,11 @@ class Switching:
 
     def _retire(self, model: str) -> None:
         """Free what nobody needs: the processes of versions without traffic, and the folders of old ones that jobs made."""
-        busy = {key for change in self._changes for key in (*change.keys, change.adopted)}
-        needed = self._traffic.needed(model, self._roster.models) | busy
+        needed = self._needed(model)
         versions = sorted(versions_of(model, self._roster.models), key=number_of)
         for key in versions:
             if key not in needed and self._roster.models[key].wanted:
-                self._loading.unload(key)
+                self._leave(key)
         for key in versions[: -self._kept]:
             folder = self._roster.models[key].card.folder
             if key not in needed and not self._loading.lives(key) and (folder / "tuned.json").exists():
@@ -135,3 +151,32 @@ class Switching:
                 del self._roster.models[key]
                 self._house.spawn(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
                 self._house.publish()
+
+    def _needed(self, model: str) -> set[str]:
+        busy = {key for change in self._changes for key in (*change.keys, change.adopted)}
+        return self._traffic.needed(model, self._roster.models) | busy
+
+    def _leave(self, key: str) -> None:
+        """Requests may take longer than the grace: ask who still holds one. All have heard of the change, so no new one comes."""
+        leave = Leave(next(self._questions), key)
+        self._leaving[key] = (leave.id, set(self._house.frontends))
+        for frontend in sorted(self._house.frontends):
+            self._house.tell(leave, to=frontend)
+
+    def left(self, frontend: str, leave: Leave) -> None:
+        """It holds no request any more for the version that it was asked about."""
+        if leave.id == self._leaving.get(leave.key, (0,))[0]:
+            self._without(frontend, leave.key)
+
+    def gone(self, frontend: str) -> None:
+        """It has ended, and so have its requests."""
+        for key in list(self._leaving):
+            self._without(frontend, key)
+
+    def _without(self, frontend: str, key: str) -> None:
+        _, frontends = self._leaving[key]
+        frontends.discard(frontend)
+        if not frontends:
+            del self._leaving[key]
+            if key not in self._needed(name_of(key)) and self._roster.models[key].wanted:
+                self._loading.unload(key)

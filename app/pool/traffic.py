@@ -31,6 +31,20 @@ class Traffic:
         if path.exists():
             self._record = msgspec.json.decode(path.read_bytes(), type=_Record)
 
+    def forget(self, keys: Collection[str]) -> None:
+        """Keep what is told of `keys` alone: a version that later gets the number of one that is gone is another one."""
+        there = set(keys)
+        routes = {
+            model: [_without_lost_shadow(route, there) for route in history if route.shares.keys() <= there]
+            for model, history in self._record.routes.items()
+        }
+        record = _Record(
+            {model: kept for model, kept in routes.items() if kept}, [key for key in self._record.adopted if key in there]
+        )
+        if record != self._record:
+            self._record = record
+            self._save()
+
     def routes(self, keys: Collection[str]) -> dict[str, Route]:
         """The present route of every model among `keys` that has versions. Without a record the newest version answers."""
         models = {name_of(key) for key in keys if "@" in key}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from app.card import Card
+from app.catalogue import number_of
 from app.errors import UnknownJob
+from app.settings import jobs_folder
 
 State = Literal["validating", "queued", "running", "succeeded", "failed", "cancelled"]
 OPEN: tuple[State, ...] = ("validating", "queued", "running")
@@ -62,10 +65,31 @@ def version_of(home: Path, model: str, job: str) -> Path | None:
 
 def made_by(folder: Path) -> str:
     """The job that made the model in this folder; empty if none did, or there is none."""
+    return str(_tuned(folder).get("job", ""))
+
+
+def unannounced(cards: Iterable[Card], home: Path) -> list[tuple[Card, float]]:
+    """The versions that `hearth tune --as` made, the oldest first, each with the share of the traffic that its spec asks for.
+
+    Of a job's versions the foreman tells. One that a later one replaces gets nothing.
+    """
+    found, replaced = [], set()
+    for card in sorted(cards, key=lambda card: number_of(card.name), reverse=True):
+        if tuned := _tuned(card.folder):
+            share = float(tuned.get("spec", {}).get("traffic", 1.0))
+            if not (jobs_folder(home) / made_by(card.folder)).is_dir():
+                found.append((card, 0.0 if card.model in replaced else share))
+            if share >= 1:
+                replaced.add(card.model)
+    return found[::-1]
+
+
+def _tuned(folder: Path) -> dict[str, Any]:
     try:
-        return str(json.loads((folder / "tuned.json").read_bytes()).get("job", ""))
+        told: dict[str, Any] = json.loads((folder / "tuned.json").read_bytes())
     except (OSError, ValueError):
-        return ""
+        return {}
+    return told
 
 
 def new_id() -> str:

@@ -2,8 +2,8 @@
 
     frontend → worker       Run, Cancel
     worker → frontend       Done, Failed
-    child → supervisor      Hello, Ready, LoadFailed, Change, Switch, Back, Tune, Adopt
-    supervisor → child      Table, Died, Changed, Stop
+    child → supervisor      Hello, Ready, LoadFailed, Change, Switch, Back, Leave, Tune, Adopt
+    supervisor → child      Table, Died, Changed, Leave, Stop
     whoever connects        Named
 
 Times are on `time.monotonic()`'s clock, which all processes of one machine share.
@@ -171,10 +171,17 @@ class Changed(Struct, tag="changed", frozen=True, array_like=True):
     detail: str = ""
 
 
+class Leave(Struct, tag="leave", frozen=True, array_like=True):
+    """A version without traffic is to be freed: a frontend sends this back as soon as it holds no request for it."""
+
+    id: int
+    key: str
+
+
 class Stop(Struct, tag="stop", frozen=True, array_like=True):
     """Finish what was accepted, then exit."""
 
 
 Message = (Run | Cancel | Done | Failed | Hello | Ready | LoadFailed | Table | Died | Stop | Named) | (
-    Change | Switch | Back | Changed | Tune | Adopt
+    Change | Switch | Back | Changed | Leave | Tune | Adopt
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from PIL import Image
 
 from tests.stack.conftest import Clients, Server, picture, wait_for, write_toy, write_toys
 
@@ -103,6 +106,35 @@ def test_what_lost_its_traffic_is_unloaded_but_for_the_way_back(server: Server):
     assert {number: versions(server)[number]["state"] for number in ("2", "3")} == {"2": "ready", "3": "ready"}
 
 
+def test_a_request_that_may_take_longer_than_others_is_answered_before_its_version_is_unloaded(server: Server):
+    for number in ("1", "3", "2"):
+        assert put(server, {number: 1}).status_code == 200
+    slow = io.BytesIO()
+    Image.new("RGB", (4000, 3000)).save(slow, "PNG")
+    answers: list[dict[str, Any]] = []
+
+    def decoded() -> float:
+        lines = server.http.get("/metrics").text.splitlines()
+        wanted = 'hearth_stage_seconds_count{model="v@2",stage="decode"'
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(wanted))
+
+    before = decoded()
+
+    def ask() -> None:
+        files = [("file", (f"{number}.png", slow.getvalue())) for number in range(60)]
+        url = "/predict/image?model=v&timeout_ms=240000"
+        answers.append(server.http.post(url, files=files, timeout=240).json())
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_for(lambda: decoded() > before)
+    for number in ("1", "3"):
+        assert put(server, {number: 1}).status_code == 200
+    wait_for(lambda: versions(server)["2"]["state"] == "unloaded", 240)
+    asking.join()
+    assert answers[0]["version"] == "2" and [one for one in answers[0]["results"] if "error" in one] == []
+
+
 def test_a_shadow_answers_copies_that_nobody_hears(server: Server):
     def counted() -> float:
         lines = server.http.get("/metrics").text.splitlines()
@@ -175,6 +207,26 @@ def test_the_next_server_shares_as_the_last_one_did(server: Server, home: Path):
         assert {n: one["share"] for n, one in versions(again).items()} == {"1": 0, "2": 0.75, "3": 0.25, "4": 0}
         wait_for(lambda: {versions(again)[n]["state"] for n in ("2", "3")} == {"ready"})
         assert versions(again)["1"]["state"] == "unloaded"
+
+
+def test_the_next_server_gives_what_was_made_beside_it_its_share_and_forgets_what_is_gone(tmp_path: Path):
+    """`w@2` was tuned without a server; `x@2` was removed, and its number used again."""
+    models = tmp_path / "models"
+    write_toys(tmp_path)
+    for key in ("w@1", "w@2", "x@1", "x@2"):
+        write_toy(models / key)
+    (models / "w@2" / "tuned.json").write_text(json.dumps({"job": "made", "spec": {"traffic": 0.25}}))
+    (tmp_path / "traffic.json").write_text(
+        json.dumps({"routes": {"x": [[{"x@2": 1.0}, ""]]}, "adopted": ["w@1", "x@1", "x@2"]}),
+    )
+    shutil.rmtree(models / "x@2")
+    with Server(tmp_path, HEARTH_MODELS="toy") as server:
+        wait_for(
+            lambda: {v["version"]: v["share"] for v in server.http.get("/models/w").json()["versions"]} == {"1": 0.75, "2": 0.25}
+        )
+        assert server.predict(PICTURES[0], model="x").json()["version"] == "1"
+    record = json.loads((tmp_path / "traffic.json").read_text())
+    assert sorted(record["adopted"]) == ["w@1", "w@2", "x@1"] and "x" not in record["routes"]
 
 
 def test_a_shadow_without_a_version_number_is_itself(server: Server, home: Path):

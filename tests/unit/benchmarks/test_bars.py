@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import bars
+import beside
 import cold
+import finetune
 import overhead
 import pytest
 import starters
@@ -70,3 +72,71 @@ def test_starters_are_held_to_their_figures_only_if_asked(monkeypatch: pytest.Mo
     else:
         starters.main()
     assert calls, "the figures are told before they are judged"
+
+
+def tuned(served: float, **more: Any) -> dict[str, Any]:
+    return {"as_served": served, "live_s": 30.0, "training_s": 20.0} | more
+
+
+@pytest.mark.parametrize(
+    ("chain", "good", "bad", "said"),
+    [
+        ("photos", tuned(0.97, live_s=240.0), tuned(0.96), "as served: 0.96, must be at least 0.97"),
+        ("photos", tuned(1.0), tuned(1.0, live_s=241.0), "upload to live, s: 241, must be at most 240"),
+        ("sst2", tuned(0.88, live_s=700.0), tuned(0.9, training_s=601.0), "training, s: 601, must be at most 600"),
+        ("mnist", tuned(0.975), tuned(0.974), "as served: 0.974, must be at least 0.975"),
+        ("digits-speech", tuned(0.05), tuned(0.06), "as served: 0.06, must be at most 0.05"),
+        (
+            "stsb",
+            tuned(0.8, before={"test": 0.82}, after={"test": 0.82}, time_over_base=1.1),
+            tuned(0.9, before={"test": 0.82}, after={"test": 0.81}, time_over_base=1.0),
+            "test: after less before: -0.01, must be at least 0",
+        ),
+        (
+            "stsb",
+            tuned(0.8, before={"test": 0.82}, after={"test": 0.85}, time_over_base=1.0),
+            tuned(0.9, before={"test": 0.82}, after={"test": 0.85}, time_over_base=1.3),
+            "an answer's time over the base's: 1.3, must be at most 1.1",
+        ),
+    ],
+)
+def test_every_method_of_tuning_is_held_to_the_aims_of_its_data(chain: str, good: Any, bad: Any, said: str):
+    finetune.hold(chain, {"head": good})
+    with pytest.raises(SystemExit) as end:
+        finetune.hold(chain, {"head": good, "full": bad})
+    assert end.value.code == f"full: {said}"
+    assert set(bars.TUNED) == set(finetune.CHAINS)
+
+
+class Steps(beside.Job):
+    """A job that does `pace` steps at each look."""
+
+    def __init__(self, pace: int) -> None:
+        self._pace, self._done = pace, 0
+        self.turns: list[str] = []
+
+    def step(self) -> int:
+        self._done += self._pace
+        return self._done
+
+    def go_on(self, patience_s: float) -> None:
+        self.turns.append("on")
+
+    def pause(self) -> None:
+        self.turns.append("off")
+
+
+def test_what_a_job_costs_is_measured_by_turns_and_held_to_twice_the_time_alone():
+    job, p99s = Steps(1), iter([10.0, 19.0, 50.0, 90.0, 9.0, 20.0])
+    found = beside.by_turns(lambda: (1.0, next(p99s), 0), job, 3, 1.0)
+    assert found["alone"] == [(1.0, 10.0, 0), (1.0, 50.0, 0), (1.0, 9.0, 0)] and job.turns == ["on", "off"] * 3
+    bars.hold(beside.figures(found), bars.BESIDE)
+    with pytest.raises(SystemExit, match=r"^p99 beside a job over alone: 2\.1, must be at most 2$"):
+        bars.hold(beside.figures({"alone": [(1.0, 10.0, 0)], "beside": [(1.0, 21.0, 0)]}), bars.BESIDE)
+    with pytest.raises(SystemExit, match=r"^requests failed: 1, must be at most 0$"):
+        bars.hold(beside.figures({"alone": [(1.0, 10.0, 0)], "beside": [(1.0, 11.0, 1)]}), bars.BESIDE)
+
+
+def test_a_job_that_stands_still_measures_nothing():
+    with pytest.raises(SystemExit, match="did no step"):
+        beside.by_turns(lambda: (1.0, 2.0, 0), Steps(0), 1, 1.0)

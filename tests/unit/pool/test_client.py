@@ -12,7 +12,7 @@ from app.card import Card
 from app.pool.client import Client
 from app.settings import Settings
 from app.tasks.base import Sample
-from app.wire.messages import Died, Done, Entry, Failed, Run, Table, Worker
+from app.wire.messages import Died, Done, Entry, Failed, Leave, Run, Table, Worker
 from app.wire.sockets import Endpoint, address, wait
 
 
@@ -66,4 +66,27 @@ async def test_an_answer_that_came_before_the_news_of_the_death_counts(tmp_path:
     finally:
         client.close()
         worker.close()
+        supervisor.close()
+
+
+async def test_a_version_is_left_when_its_last_request_is_answered_however_long_that_takes(tmp_path: Path):
+    supervisor = Endpoint.listen(address(str(tmp_path), "supervisor"))
+    client = Client(Settings(), str(tmp_path), 1)
+    client.start()
+
+    async def heard(seconds: float) -> list[Leave]:
+        await asyncio.sleep(seconds)  # what is to be sent goes out when the loop comes round
+        wait([supervisor], 0)
+        return [message for _, message, _ in supervisor.receive() if isinstance(message, Leave)]
+
+    try:
+        client._on_table(table("ready", Worker("m.1", 1, "cpu", "ready", 0)))
+        with client.admit("m", 1, time.monotonic() + 3600):
+            client._on_control("", Leave(7, "m"), {})
+            assert await heard(0.5) == []
+        assert await heard(0.5) == [Leave(7, "m")]
+        client._on_control("", Leave(8, "gone"), {})
+        assert await heard(0.05) == [Leave(8, "gone")]
+    finally:
+        client.close()
         supervisor.close()

@@ -13,7 +13,7 @@ from app.card import Card
 from app.pool.roster import Roster, Served, Slot
 from app.pool.switching import Switching
 from app.pool.traffic import Traffic
-from app.wire.messages import Back, Changed, Switch
+from app.wire.messages import Back, Changed, Leave, Message, Switch
 
 
 def card(name: str, folder: Path) -> Card:
@@ -25,7 +25,11 @@ class House:
 
     def __init__(self, roster: Roster) -> None:
         self.roster = roster
+        self.frontends = {"web"}
+        self.idle = True  # frontends hold no request
+        self.left: Callable[[str, Leave], None] = lambda _, __: None
         self.told: list[Changed] = []
+        self.asked: list[tuple[str, Leave]] = []
         self.unloaded: list[str] = []
         self.published = 0
         self.work: list[Any] = []
@@ -43,8 +47,13 @@ class House:
     def publish(self) -> None:
         self.published += 1
 
-    def tell(self, message: Changed, to: str) -> None:
-        self.told.append(message)
+    def tell(self, message: Message, to: str) -> None:
+        if isinstance(message, Leave):
+            self.asked.append((to, message))
+            if self.idle:
+                self.left(to, message)
+        elif isinstance(message, Changed):
+            self.told.append(message)
 
     def spawn(self, work: Any) -> None:
         self.work.append(asyncio.ensure_future(work))
@@ -61,6 +70,7 @@ class Stage:
         self.traffic = Traffic(folder / "traffic.json")
         hand: Any = self.house
         self.switching = Switching(self.roster, self.traffic, hand, hand, kept=kept, grace_s=grace_s)
+        self.house.left = self.switching.left
         for key in ready:
             self.ready(key)
 
@@ -119,8 +129,35 @@ async def test_a_version_without_a_share_is_not_loaded(tmp_path: Path):
     stage = Stage(tmp_path, 1, ready=("m@1",))
     stage.switching.adopt(card("m@2", tmp_path), 0.0)
     assert not stage.roster.models["m@2"].wanted and stage.shares() == {"m@1": 1.0}
+    assert stage.house.published, "callers see it"
     stage.switching.adopt(card("m@2", tmp_path), 1.0)
     assert stage.shares() == {"m@1": 1.0}, "it had its share"
+
+
+async def test_new_versions_get_their_shares_in_the_order_in_which_they_came_not_in_that_of_loading(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), 1.0)
+    stage.switching.adopt(card("m@3", tmp_path), 0.25)
+    stage.ready("m@3")
+    assert stage.shares() == {"m@1": 1.0}
+    stage.ready("m@2")
+    assert stage.shares() == {"m@2": 0.75, "m@3": 0.25}
+
+
+async def test_while_the_first_version_that_a_job_made_loads_a_persons_own_answers(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), 0.5)
+    assert stage.shares() == {"m@1": 1.0}
+    stage.ready("m@2")
+    assert stage.shares() == {"m@1": 0.5, "m@2": 0.5}
+
+
+async def test_a_version_that_is_known_already_is_told_to_frontends_all_the_same(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@1", tmp_path), 1.0)
+    published = stage.house.published
+    stage.switching.adopt(card("m@1", tmp_path), 1.0)
+    assert stage.house.published > published
 
 
 async def test_what_lost_its_traffic_is_freed_after_a_grace_that_each_change_begins_anew(tmp_path: Path):
@@ -132,6 +169,34 @@ async def test_what_lost_its_traffic_is_freed_after_a_grace_that_each_change_beg
     await until(lambda: stage.house.unloaded == ["m@3"])
     stage.switching.asked("web", Back(3, "m"))
     assert stage.shares() == {"m@1": 1.0}, "what a rollback needs was still loaded"
+
+
+async def test_a_version_is_freed_when_no_frontend_holds_a_request_for_it(tmp_path: Path):
+    stage = Stage(tmp_path, 3, ready=("m@1", "m@2", "m@3"))
+    stage.house.idle, stage.house.frontends = False, {"web.1", "web.2"}
+    for number in ("1", "2", "3"):
+        stage.switching.asked("web.1", Switch(1, "m", {number: 1}, ""))
+    await until(lambda: len(stage.house.asked) == 2)
+    assert {(to, leave.key) for to, leave in stage.house.asked} == {("web.1", "m@1"), ("web.2", "m@1")}
+    stage.switching.left("web.1", stage.house.asked[0][1])
+    assert stage.house.unloaded == [], "the other one still holds some"
+    stage.switching.gone("web.2")  # and its requests with it
+    assert stage.house.unloaded == ["m@1"]
+
+
+async def test_a_version_that_got_its_traffic_back_is_not_freed_by_an_answer_to_the_question_before(tmp_path: Path):
+    stage = Stage(tmp_path, 3, ready=("m@1", "m@2", "m@3"))
+    stage.house.idle = False
+    for number in ("1", "2", "3"):
+        stage.switching.asked("web", Switch(1, "m", {number: 1}, ""))
+    await until(lambda: len(stage.house.asked) == 1)
+    for number in ("1", "2", "3"):
+        stage.switching.asked("web", Switch(2, "m", {number: 1}, ""))
+    stage.switching.left("web", stage.house.asked[0][1])
+    assert stage.house.unloaded == []
+    await until(lambda: len(stage.house.asked) == 2)
+    stage.switching.left("web", stage.house.asked[1][1])
+    assert stage.house.unloaded == ["m@1"]
 
 
 async def test_old_versions_that_jobs_made_leave_the_disk_but_not_those_that_answer(tmp_path: Path):

@@ -63,6 +63,17 @@ def test_versions_that_are_gone_are_passed_over(traffic: Traffic):
     assert traffic.routes(["photos@1", "photos@3"])["photos"] == Route({"photos@1": 1.0})
 
 
+def test_what_is_gone_is_forgotten_so_that_its_number_can_be_used_again(traffic: Traffic, tmp_path: Path):
+    for key in ("photos@1", "photos@2"):
+        traffic.put("photos", Route({key: 1.0}, "photos@3"), KEYS, key)
+    traffic.put("words", Route({"words": 1.0}), KEYS)
+    traffic.forget(["photos@1", "words"])
+    again = Traffic(tmp_path / "traffic.json")
+    assert again.routes(["photos@1", "photos@2", "photos@3"])["photos"] == Route({"photos@1": 1.0})
+    assert again.adoption("photos@1", 1.0, ["photos@1"]) is None
+    assert again.adoption("photos@2", 0.5, ["photos@1", "photos@2"]) == Route({"photos@1": 0.5, "photos@2": 0.5})
+
+
 def test_a_rollback_does_without_a_shadow_that_is_gone(traffic: Traffic):
     for route in (Route({"photos@2": 1.0}, "photos@1"), Route({"photos@2": 1.0}), Route({"photos@3": 1.0})):
         traffic.put("photos", route, KEYS)
