@@ -23,11 +23,11 @@ from app.logs import configure, log
 from app.process import die_with_parent, set_name, stand_back
 from app.settings import Settings, cores, jobs_folder
 from app.tuning.archive import remove
-from app.tuning.data import examine, opened
+from app.tuning.data import base_files, examine, opened
 from app.tuning.job import Job
 from app.tuning.spec import Spec, filled, one_task
 from app.tuning.store import Store
-from app.weights import fetch, sha256
+from app.weights import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ class Tuner:
         choose(self._settings.devices)
         torch.set_num_threads(self._settings.thread_count() or cores())
         torch.manual_seed(spec.seed)
-        files = fetch(self._card, self._settings, lambda *_: None)
+        files = base_files(self._spec, self._card, self._settings)
         checkpoint = self._folder / "checkpoint.pt"
         self._store.note(self._job.id, "stage", {"stage": "preparing"})  # of large data it takes minutes: a new head learns first
         run = begin(self._card, files, spec, self._prepared, report, goes_on=checkpoint.exists())
@@ -115,7 +115,7 @@ class Tuner:
             remove(folder)
             folder.mkdir(parents=True)
         root = opened(self._folder / "dataset", data, self._card)
-        files = fetch(self._card, self._settings, lambda *_: None)
+        files = base_files(self._spec, self._card, self._settings)
         report = examine(root, self._spec, self._card, files, self._catalogue.cards.values(), beside)
         if report["problems"]:
             self._store.note(self._job.id, only_in="validating", report=report)

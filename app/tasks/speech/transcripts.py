@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from app.card import Card
-from app.errors import HearthError, TooLarge
+from app.errors import HearthError, Invalid, TooLarge
 from app.tasks import table
 from app.tasks.base import Files
 from app.tasks.findings import Findings
@@ -64,6 +64,8 @@ class Found(Findings):
 
 def check(root: Path, card: Card, files: Files, into: Path, *, validation: float, seed: int) -> dict[str, Any]:
     """Find and decode everything in `root`; returns the report (`app/tasks/__init__.py: Check`)."""
+    if "vocab.json" not in files:
+        raise Invalid(f"{card.name}: its vocab.json is missing, which says what can be written; put it beside the card")
     found = find(root, usable(json.loads(files["vocab.json"].read_text(encoding="utf-8"))), validation, seed)
     prepare(found, card, into)
     if not found.problems:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,10 +17,12 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from app.cli import app
+from app.errors import Invalid
 from app.settings import Settings, jobs_folder
 from app.tuning.job import new_id
 from app.tuning.process import Cancelled, Tuner
 from app.tuning.store import Store
+from tests.stack.conftest import wave_of, write_speech
 from tests.unit.tuning.test_several_processes import CARD, MODEL, launch
 
 QUICK = ("epochs=6", "batch_size=4", "learning_rate=0.1")
@@ -108,14 +112,81 @@ def store(home: Path) -> Iterator[Store]:
     store.close()
 
 
-def a_job(home: Path, store: Store, data: Path, base: str) -> Tuner:
+def a_job(home: Path, store: Store, data: Path, base: str, **spec: Any) -> Tuner:
     id = new_id()
     folder = jobs_folder(home) / id
     folder.mkdir(parents=True)
     shutil.make_archive(str(folder / "packed"), "zip", data)
     (folder / "packed.zip").rename(folder / "dataset")
-    values = dict(item.split("=") for item in QUICK)
+    values = dict(item.split("=") for item in QUICK) | spec
     return Tuner(Settings(home=home, threads=1), store, store.add(id, {"name": "tones", "base": base, **values}))
+
+
+FIRST = """from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+
+
+def characters(folder: Path) -> Path:
+    """Four idx files: a bright band, the lower the greater its number."""
+    folder.mkdir()
+    for part, count in (("train", 200), ("t10k", 40)):
+        targets = np.arange(count, dtype=np.uint8) % 10
+        pictures = np.zeros((count, 28, 28), np.uint8)
+        for picture, target in zip(pictures, targets, strict=True):
+            picture[2 * target : 2 * target + 3] = 200
+        for what, values in (("images-idx3", pictures), ("labels-idx1", targets)):
+            head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+            (folder / f"{part}-{what}-ubyte.gz").write_bytes(gzip.compress(head + values.tobytes()))
+    return folder
+
+
+def own_network(home: Path, code: str) -> None:
+    """A card and a `model.py`, and nothing else."""
+    folder = home / "models" / "first"
+    folder.mkdir()
+    (folder / "card.toml").write_text(CARD.replace("[8, 8], crop = 8", "[28, 28], crop = 28"))
+    (folder / "model.py").write_text(code)
+
+
+def test_the_network_of_a_first_tutorial_needs_no_weights(home: Path, store: Store, tmp_path: Path):
+    own_network(home, FIRST)
+    tuner = a_job(home, store, characters(tmp_path / "idx"), "first", start="fresh", epochs=10, batch_size=20, learning_rate=0.02)
+    tuner.check()
+    tuner.train()
+    result = store.get(tuner._job.id).result
+    assert result["metrics"]["accuracy"] == 1.0 and result["base_sha256"] == {}
+    sets = ("start=fresh", "epochs=1", "batch_size=20")
+    arguments = ["tune", "first", "--data", str(tmp_path / "idx"), "--as", "again", *(f"--set={one}" for one in sets)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0 and (home / "models" / "again@1" / "weights.safetensors").exists()
+
+
+def test_a_speech_network_begins_afresh_without_weights(home: Path, store: Store, tmp_path: Path):
+    base, data = home / "models" / "ears", tmp_path / "sounds"
+    write_speech(base)
+    (base / "model.safetensors").unlink()
+    data.mkdir()
+    for number in range(8):
+        sound = 0.3 * np.sin(np.arange(8000) * (0.1 if number % 2 else 1.0) + number)
+        (data / f"{number}.wav").write_bytes(wave_of(sound))
+    rows = "".join(f"{number}.wav,{'AB'[number % 2]}\n" for number in range(8))
+    (data / "transcripts.csv").write_text("file,transcript\n" + rows)
+    tuner = a_job(home, store, data, "ears", start="fresh", epochs=1, batch_size=4)
+    tuner.check()
+    tuner.train()
+    job = store.get(tuner._job.id)
+    assert job.state == "succeeded" and set(job.result["base_sha256"]) == {"config.json", "vocab.json"}
+    (base / "vocab.json").unlink()
+    with pytest.raises(Invalid, match=r"ears: its vocab.json is missing"):
+        a_job(home, store, data, "ears", start="fresh").check()
 
 
 def test_a_job_keeps_its_base_when_the_catalogue_does_not(home: Path, store: Store, data: Path):
