@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from app.catalogue import read_card
 from app.cli import app
 from app.errors import Invalid
 from app.settings import Settings, jobs_folder
@@ -210,3 +211,59 @@ def test_a_job_that_is_cancelled_while_it_is_written_makes_no_version(home: Path
     with pytest.raises(Cancelled):
         tuner.train()
     assert [path.name for path in (home / "models").iterdir()] == ["shades"]
+
+
+CONVOLUTION = """from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.whole = nn.Conv2d(1, {classes}, {side})
+
+    def forward(self, x):
+        return self.whole(x).flatten(1)
+"""
+
+
+def test_a_network_with_as_many_outputs_as_classes_may_end_in_anything(home: Path, store: Store, tmp_path: Path):
+    own_network(home, CONVOLUTION.format(classes=10, side=28))
+    tuner = a_job(home, store, characters(tmp_path / "idx"), "first", start="fresh", epochs=10, batch_size=20, learning_rate=0.02)
+    tuner.check()
+    tuner.train()
+    assert store.get(tuner._job.id).result["metrics"]["accuracy"] == 1.0
+    assert "classes" not in read_card(home / "models" / "tones@1").source.model_dump(exclude_none=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            CONVOLUTION.format(classes=9, side=28),
+            "made one for 10 classes, and only an nn.Linear can be; end the network in nn.Linear",
+        ),
+        (CONVOLUTION.format(classes=10, side=27), r"must give scores \[1, 10\], by its last nn.Linear|only an nn.Linear can be"),
+        (FIRST.replace("784, 128", "700, 128"), r"a picture \[1, 1, 28, 28\] must give .*raised RuntimeError: .*mat1 and mat2"),
+        (
+            FIRST.replace("self.layers =", "self.layers, self.unused =").replace("10))", "9)), nn.Linear(2, 2)"),
+            "define the classifier last",
+        ),
+    ],
+    ids=["convolution", "wrong size", "raises", "another layer last"],
+)
+def test_a_network_that_cannot_be_given_the_classes_is_told_so(home: Path, store: Store, tmp_path: Path, code: str, words: str):
+    own_network(home, code)
+    tuner = a_job(home, store, characters(tmp_path / "idx"), "first", start="fresh")
+    tuner.check()
+    with pytest.raises(Invalid, match=words):
+        tuner.train()
+
+
+def test_weights_whose_classifier_is_no_linear_layer_are_told_so(home: Path, store: Store, data: Path):
+    base = home / "models" / "shades"
+    (base / "model.py").write_text(CONVOLUTION.format(classes=2, side=8))
+    save_file({"whole.weight": torch.zeros(2, 1, 8, 8), "whole.bias": torch.zeros(2)}, base / "weights.safetensors")
+    tuner = a_job(home, store, data, "shades")
+    tuner.check()
+    with pytest.raises(Invalid, match='or give it 2 outputs of its own and start = "fresh"'):
+        tuner.train()
