@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from app.errors import Invalid
 from app.listing import listing
-from app.tuning.job import in_words
+from app.tuning.job import headline
 from app.tuning.show import bar as progress_bar, move
 
 _PATIENCE_S = 60.0  # a stream says something every ten seconds
@@ -25,7 +25,7 @@ def show(base: str, out: Console) -> None:
     for job in answer.json()["jobs"]:
         done = job["progress"]
         how_far = f"{done['step']} of {done['steps']}" if done else ""
-        metrics = in_words(job["result"].get("metrics") or (done.get("best") or {}).get("metrics") or {})
+        metrics = headline(job["result"].get("metrics") or (done.get("best") or {}).get("metrics") or {})
         table.add_row(job["id"], job["model"], job["spec"]["base"], job["state"], how_far, metrics, job["reason"])
     out.print(table)
 

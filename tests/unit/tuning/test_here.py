@@ -68,7 +68,9 @@ def test_a_folder_becomes_a_version_and_the_next_one(home: Path, data: Path):
         )
     made = home / "models" / "tones@2"
     told = json.loads((made / "tuned.json").read_text())
-    assert told["spec"]["method"] == "full" and told["recipe"]["epochs"] == 6 and told["metrics"] == {"accuracy": 1.0}
+    assert told["spec"]["method"] == "full" and told["recipe"]["epochs"] == 6 and told["metrics"]["accuracy"] == 1.0
+    assert set(told["metrics"]) == {"accuracy", "loss", "macro_f1"}
+    assert read_card(made).about.accuracy == "100.00 % accuracy on the held-out part"
     assert set(told["base_sha256"]) == {"weights"} and len(told["base_sha256"]["weights"]) == 64
     assert (made / "labels.txt").read_text().split() == ["bright", "dark"]
     assert sorted(path.name for path in home.iterdir()) == ["models"], "nothing is left beside"
