@@ -103,7 +103,7 @@ class ImageDataset:
     def score(self, module: torch.nn.Module) -> dict[str, float]:
         """Top-1 accuracy on the held-out pictures, and what `measures.beside` adds."""
         pixels, labels = self._held_out
-        device, parts = device_of(module), pixels.split(_SCORED)
+        device, parts = device_of(module), torch.split(pixels, _SCORED)
         logits = torch.cat([module(self._normalise(part.float() / 255).to(device)).cpu() for part in parts])
         return {"accuracy": int((logits.argmax(1) == labels).sum()) / len(labels), **beside(logits, labels)}
 

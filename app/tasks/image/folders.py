@@ -21,7 +21,7 @@ from app.card import Card
 from app.errors import HearthError
 from app.tasks import table
 from app.tasks.base import Files
-from app.tasks.findings import Findings, split, weigh
+from app.tasks.findings import Findings, originals, split, weigh
 from app.tasks.image import idx
 from app.tasks.image.codec import ImageCodec
 from app.tasks.table import SPLITS
@@ -67,6 +67,8 @@ def _check_idx(root: Path, card: Card, into: Path) -> dict[str, Any]:
     found.train, found.val = ([(root, target) for target in targets.get(part, ())] for part in ("train", "val"))
     if not found.problems:
         weigh(Counter(target for _, target in found.train), found.labels, "pictures", found)
+        known = {hashlib.sha256(picture).digest() for picture in parts["train"][0]}
+        _repeated(sum(hashlib.sha256(picture).digest() in known for picture in parts["val"][0]), found)
     if not found.problems:
         pixels = {part: idx.as_served(pictures, card) for part, (pictures, _) in parts.items()}
         keep(
@@ -149,15 +151,18 @@ def _of_table(path: Path, root: Path, found: Found) -> dict[str, list[tuple[Path
 
 
 def _split(found: Found, validation: float, seed: int) -> None:
-    """The same share of each class."""
+    """The same share of each class; the same picture again goes where the first one goes."""
     items = found.train
-    for target, count in sorted(Counter(target for _, target in items).items()):
+    first = originals([path for path, _ in items])
+    once = sorted(set(first))
+    for target, count in sorted(Counter(items[place][1] for place in once).items()):
         if count < 2:
             found.wrong(
                 found.labels[target], "has one picture", "give at least two of each class: one to learn from, one to check with"
             )
-    train, val = split([target for _, target in items], validation, seed)
-    found.train, found.val = [items[place] for place in train], [items[place] for place in val]
+    held = {once[place] for place in split([items[place][1] for place in once], validation, seed)[1]}
+    found.train = [item for item, place in zip(items, first, strict=True) if place not in held]
+    found.val = [item for item, place in zip(items, first, strict=True) if place in held]
 
 
 def decode(found: Found, root: Path, card: Card) -> Iterator[tuple[str, int, np.ndarray]]:
@@ -177,6 +182,10 @@ def decode(found: Found, root: Path, card: Card) -> Iterator[tuple[str, int, np.
                 yield part, target, codec.decode(raw).samples[0].arrays["pixels"]
             except HearthError as error:
                 found.wrong(name, error.detail, "repair it, or take it out of the data set")
+    _repeated(across, found)
+
+
+def _repeated(across: int, found: Found) -> None:
     if across:
         found.warnings.append(f"{across} pictures of val are also in train: what is measured is too kind by their share")
 

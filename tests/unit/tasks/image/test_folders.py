@@ -224,3 +224,24 @@ def test_unreadable_and_repeated_pictures_are_told(tmp_path: Path):
     assert told.keys() == {"train/cats/bad.png", "train/dogs/both.png"}
     assert told["train/dogs/both.png"] == "is also filed under 'cats'"
     assert found.warnings == ["1 pictures of val are also in train: what is measured is too kind by their share"]
+
+
+def test_the_same_picture_again_stays_on_the_side_of_the_first(tmp_path: Path):
+    root = lay(tmp_path / "data", cats=10, dogs=10)
+    once = find(root, 0.3, 1)
+    for path in sorted((root / "cats").iterdir()):
+        path.with_name(f"again-{path.name}").write_bytes(path.read_bytes())
+    into = tmp_path / "into"
+    into.mkdir()
+    report = check(root, CARD, {}, into, validation=0.3, seed=1)
+    assert report["warnings"] == [] and report["val"] == {"cats": 6, "dogs": 3}
+    twice = find(root, 0.3, 1)
+    assert {path for path, _ in once.val} == {path for path, _ in twice.val if not path.name.startswith("again")}
+    lone = lay(tmp_path / "lone", cats=1, dogs=3)
+    (lone / "cats" / "again.png").write_bytes((lone / "cats" / "000.png").read_bytes())
+    assert [(problem.where, problem.what) for problem in find(lone, 0.3, 1).problems] == [("cats", "has one picture")]
+
+
+def test_pictures_that_idx_files_repeat_are_counted(tmp_path: Path):
+    report = check(lay_idx(tmp_path / "data"), CARD, {}, tmp_path, validation=0.2, seed=0)
+    assert report["warnings"] == ["3 pictures of val are also in train: what is measured is too kind by their share"]

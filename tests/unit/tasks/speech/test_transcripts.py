@@ -160,3 +160,11 @@ def test_a_split_is_seeded_and_each_part_hears_all_words(tmp_path: Path):
         found.append((into / "val.f32").read_bytes())
     checked(root, seed=5)
     assert found[5] == (into / "val.f32").read_bytes() and len(set(found)) > 1
+
+
+def test_the_same_recording_again_stays_on_the_side_of_the_first(tmp_path: Path):
+    rows = ["file,transcript", *(f"{n}.wav,{'ONE' if n % 2 else 'TWO'}" for n in range(24))]
+    root = lay(tmp_path / "data", rows, {f"{n}.wav": tone(100 + n % 12) for n in range(24)})
+    for seed in range(4):
+        report, _ = checked(root, seed=seed)
+        assert report["problems"] == [] and report["warnings"] == [] and report["val"]["recordings"] == 6
