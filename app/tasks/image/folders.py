@@ -24,6 +24,7 @@ from app.tasks.base import Files
 from app.tasks.findings import Findings, originals, split, weigh
 from app.tasks.image import idx
 from app.tasks.image.codec import ImageCodec
+from app.tasks.media import no_picture
 from app.tasks.table import SPLITS
 
 
@@ -83,7 +84,7 @@ def _check_idx(root: Path, card: Card, into: Path) -> dict[str, Any]:
 def find(root: Path, validation: float, seed: int) -> Found:
     """Which pictures there are and what they show. Without a split of its own, that share of each class is kept out."""
     found, root = Found(), root.resolve()
-    listed = next(iter(sorted(root.glob("*.csv"))), None)
+    listed = next(iter(table.tables(root)), None)
     parts = _of_table(listed, root, found) if listed else _of_folders(root, found)
     found.labels = sorted({label for items in parts.values() for _, label in items})
     index = {label: number for number, label in enumerate(found.labels)}
@@ -104,6 +105,7 @@ def find(root: Path, validation: float, seed: int) -> Found:
 
 def _of_folders(root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
     parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
+    table.not_read([str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and no_picture(path)], found)
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
     parted = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS}
     if parted and len(parted) == len(folders) and "train" in parted.values():
@@ -120,7 +122,7 @@ def _classes(folder: Path, root: Path, found: Found) -> list[tuple[Path, str]]:
     pictures = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
-        if not path.is_file():
+        if not path.is_file() or no_picture(path):
             continue
         if len(inside) == 1:
             found.wrong(

@@ -79,10 +79,8 @@ def check(root: Path, card: Card, files: Files, into: Path, *, validation: float
 def find(root: Path, vocabulary: Collection[str], validation: float, seed: int) -> Found:
     """What the table says. Without a split of its own, that share of the recordings is kept out."""
     found, root = Found(), root.resolve()
-    listed = root / "transcripts.csv"
-    if not listed.is_file():
-        listed = next(iter(sorted(root.glob("*.csv"))), listed)
-    if not listed.is_file():
+    listed = min(table.tables(root), key=lambda path: path.name.lower() != "transcripts.csv", default=None)
+    if listed is None:
         found.wrong(".", "there is no transcripts.csv", "add one with the columns file and transcript")
         return found
     case = case_of(vocabulary)

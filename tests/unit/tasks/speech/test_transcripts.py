@@ -168,3 +168,10 @@ def test_the_same_recording_again_stays_on_the_side_of_the_first(tmp_path: Path)
     for seed in range(4):
         report, _ = checked(root, seed=seed)
         assert report["problems"] == [] and report["warnings"] == [] and report["val"]["recordings"] == 6
+
+
+def test_a_table_is_found_in_capitals(tmp_path: Path):
+    rows = ["file,transcript", "a.wav,ONE", "b.wav,ONE"]
+    root = lay(tmp_path / "data", rows, {"a.wav": tone(100), "b.wav": tone(200)}, "TRANSCRIPTS.CSV")
+    (root / "another.csv").write_text("x,y\n")
+    assert checked(root)[0]["problems"] == []
