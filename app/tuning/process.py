@@ -180,7 +180,10 @@ def why(error: Exception) -> str:
         return "the disk is full; make room in HEARTH_HOME, then resume the job"
     if errno.ENOMEM in numbers or isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY_WORDS):
         where = "GPU memory" if "CUDA" in said else "memory"
-        return f"not enough {where}; ask again with half the batch_size and twice the accumulate, which learn the same"
+        return (
+            f"not enough {where}; ask again with half the batch_size and twice the accumulate: steps of as many samples, "
+            "which learn the same but for batch norms, pairs and triplets: those compare the samples of one batch"
+        )
     return f"training raised {type(error).__name__}; the job's log has the details"
 
 
