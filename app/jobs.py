@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from app.errors import HearthError, Invalid
 from app.listing import listing
-from app.tuning.job import DONE, in_words
+from app.tuning.job import DONE, headline
 from app.tuning.show import bar as progress_bar, move
 
 _PATIENCE_S = 60.0  # a stream says something every ten seconds
@@ -27,7 +27,7 @@ def show(base: str, out: Console) -> None:
     for job in _ask(base, "")["jobs"]:
         done = job["progress"]
         how_far = f"{done['step']} of {done['steps']}" if done else ""
-        metrics = in_words(job["result"].get("metrics") or (done.get("best") or {}).get("metrics") or {})
+        metrics = headline(job["result"].get("metrics") or (done.get("best") or {}).get("metrics") or {})
         table.add_row(job["id"], job["model"], job["spec"]["base"], job["state"], how_far, metrics, job["reason"])
     out.print(table)
 

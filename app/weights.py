@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from app.card import Card, FileSource, HubSource, ModuleSource, PackageSource, TorchvisionSource
+from app.card import Card, FileSource, HubSource, ModuleSource, PackageSource, TorchvisionSource, described
 from app.download import Expected, Report, WeightsError, download
 from app.logs import log
 from app.settings import Settings
@@ -95,6 +95,20 @@ def checked(card: Card, settings: Settings) -> Files:
         remedy = f"replace or take away {', '.join(map(str, wrong))}" if lent else _remedy(card)
         raise Damaged(f"{card.name}: {what}", list(wrong), ours, remedy)
     return files
+
+
+def described_files(card: Card) -> Files:
+    """What lies beside the card for a network that begins with fresh weights: nothing of a module, else `config.json` and what
+    goes with it. Raises WeightsError where a network cannot begin so.
+    """
+    if not described(card.source):
+        raise WeightsError(f"{card.name} has no network of its own that could begin afresh; start from its weights")
+    if not isinstance(card.source, FileSource):
+        return {}
+    files = _folder(card.folder / card.source.path, ("config.json",))
+    if files is None:
+        raise WeightsError(f"{card.name}: its config.json is missing; put it beside the card")
+    return {name: path for name, path in files.items() if name != "model.safetensors"}
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 from app.card import Card, FileSource, ModuleSource, PackageSource, TorchvisionSource
-from app.errors import ModelFailed
+from app.errors import Invalid, ModelFailed
 from app.tasks.base import Files
 
 _UNUSED = ("masked_spec_embed", "position_ids")
@@ -72,10 +72,12 @@ def build(card: Card) -> torch.nn.Module:
 
 
 def give_classes(module: torch.nn.Module, classes: int) -> torch.nn.Module:
-    """Put a fresh last linear layer with so many outputs into an image model, in place."""
+    """Put a fresh last linear layer with so many outputs into an image model, in place. Raises Invalid if it has none."""
     from app.tasks.image.network import classifier
 
     last = classifier(module)
+    if last is None:
+        raise Invalid(f"only an nn.Linear can be made one of {classes} outputs, and this network has none; end it in one")
     fresh = torch.nn.Linear(last.in_features, classes, bias=last.bias is not None, device=last.weight.device)
     for parent in module.modules():
         for name, child in parent.named_children():

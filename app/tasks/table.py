@@ -71,6 +71,17 @@ def _said(
     return where, split, {name: values[theirs] for name, theirs in names.items()}
 
 
+def tables(root: Path) -> list[Path]:
+    """The CSV files that lie in the folder itself, by name."""
+    return sorted(path for path in root.iterdir() if path.suffix.lower() == ".csv" and path.is_file())
+
+
+def not_read(names: Collection[str], found: Findings) -> None:
+    """Warn of files that are passed over."""
+    if names:
+        found.warnings.append(f"not read: {', '.join(sorted(names)[:5])}{', …' if len(names) > 5 else ''}")
+
+
 def inside(root: Path, name: str) -> Path | None:
     """The file of this name in the resolved folder `root`; None if there is none, or it lies elsewhere."""
     try:

@@ -1,1 +1,1 @@
-"""Fine-tuning: the same loop for the command line and, later, for jobs over HTTP."""
+"""Fine-tuning: the same loop for the command line and for jobs over HTTP."""

@@ -20,7 +20,7 @@ from app.tasks import TASKS, resolve
 from app.tasks.base import Dataset, Files
 from app.tuning import show
 from app.tuning.device import described, leave
-from app.tuning.job import in_words
+from app.tuning.job import headline
 from app.tuning.publish import save_weights
 from app.tuning.recipe import Recipe
 from app.tuning.run import measured
@@ -112,7 +112,7 @@ def publish(card: Card, module: torch.nn.Module, labels: Sequence[str], metrics:
         if (card.folder / part).exists() and out.resolve() != card.folder.resolve():
             _write(out / part, (card.folder / part).read_text(encoding="utf-8"))
     text = (card.folder / "card.toml").read_text(encoding="utf-8")
-    _write(out / "card.toml", told(text, f"{in_words(metrics)} on the held-out part", digest))
+    _write(out / "card.toml", told(text, f"{headline(metrics)} on the held-out part", digest))
 
 
 def told(card: str, accuracy: str, sha256: str) -> str:

@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from app.card import Card
+from app.settings import Settings
 from app.tasks import TASKS, Check, resolve
 from app.tasks.base import Files
 from app.tuning.archive import is_archive, strip, unpack
 from app.tuning.spec import Spec, one_task
+from app.weights import described_files, fetch
+
+
+def base_files(spec: Spec, card: Card, settings: Settings) -> Files:
+    """The base model's files that the run needs: with its weights only where it starts from them. Raises WeightsError."""
+    return described_files(card) if spec.start == "fresh" else fetch(card, settings, lambda *_: None)
 
 
 def opened(dataset: Path, into: Path, card: Card) -> Path:

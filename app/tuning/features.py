@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from app.tasks.base import Batch, device_of
 from app.tasks.image.network import ImageNetwork
+from app.tasks.measures import beside
 from app.tuning.run import recipe
 from app.tuning.spec import Spec, filled
 from app.tuning.trainer import Training
@@ -48,10 +49,10 @@ class Features:
         return functional.cross_entropy(module(batch["features"]), batch["target"], label_smoothing=self._label_smoothing)
 
     def score(self, module: nn.Module) -> dict[str, float]:
-        """Top-1 accuracy on what was kept out."""
+        """Top-1 accuracy on what was kept out, and what `measures.beside` adds."""
         vectors, targets = self._held_out
-        best = module(vectors.to(device_of(module))).argmax(1).cpu()
-        return {"accuracy": float((best == targets).float().mean())}
+        logits = module(vectors.to(device_of(module))).cpu()
+        return {"accuracy": float((logits.argmax(1) == targets).float().mean()), **beside(logits, targets)}
 
 
 def head_training(

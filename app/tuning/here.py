@@ -20,14 +20,13 @@ from app.settings import Settings
 from app.tasks.base import Files
 from app.tuning import show
 from app.tuning.archive import remove
-from app.tuning.data import examine, opened
+from app.tuning.data import base_files, examine, opened
 from app.tuning.device import accelerator, choose, leave
 from app.tuning.job import new_id
 from app.tuning.publish import move_in, write
 from app.tuning.room import held, sweep
 from app.tuning.run import Run, begin, measured, origin
 from app.tuning.spec import Spec, filled, one_task, understood
-from app.weights import fetch
 
 _NAMED = 12  # classes
 
@@ -42,7 +41,7 @@ def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
     catalogue = Catalogue.read(settings.home)
     card = catalogue.named(spec.base)
     spec = understood(spec, card.task)
-    files = fetch(card, settings, lambda *_: None)
+    files = base_files(spec, card, settings)
     choose(settings.devices)
     leads = accelerator().is_main_process
     if not leads:

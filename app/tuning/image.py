@@ -5,18 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from app.card import Card, FileSource, ModuleSource, PackageSource, TorchvisionSource
 from app.engine.loader import build, give_classes, load
-from app.errors import Invalid
+from app.errors import HearthError, Invalid
 from app.tasks.base import Dataset, Files
 from app.tasks.image.dataset import ImageDataset
 from app.tasks.image.folders import prepared
 from app.tasks.image.input import ImageInput
-from app.tasks.image.network import ImageNetwork, classifier
+from app.tasks.image.network import ImageNetwork, channels_of, classifier, outputs
 from app.tuning.device import accelerator
 from app.tuning.features import features, head_training
 from app.tuning.run import Run, best, recipe
@@ -33,8 +33,7 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     labels: list[str] = report["classes"]
     module = load(card, files) if spec.start == "weights" else build(card)
     module.requires_grad_(True)
-    if classifier(module).out_features != len(labels) or spec.start == "weights":
-        give_classes(module, len(labels))
+    source = _source(card) | _fitted(module, card, len(labels), fresh=spec.start == "fresh")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pixels are mapped from a file, to be read alone
         parts = {
@@ -45,9 +44,9 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     if spec.start == "weights" and not (goes_on and spec.method == "full"):
         network = ImageNetwork(module.eval(), ImageInput(**card.input)).to(accelerator().device)
         vectors = {part: (features(network, pixels), targets) for part, (pixels, targets) in parts.items()}
-        head = head_training(classifier(module), vectors, labels, spec, card.task)
+        head = head_training(cast(torch.nn.Linear, classifier(module)), vectors, labels, spec, card.task)
         if spec.method == "head":
-            return _run(card, module, head, labels)
+            return _run(card, module, head, labels, source)
         for _ in head:
             pass
     train, val = ((pixels.permute(0, 3, 1, 2), targets) for pixels, targets in (parts["train"], parts["val"]))
@@ -56,12 +55,37 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     if spec.start == "fresh":
         dataset.prepare(module)
     module = module.to(memory_format=torch.channels_last)
-    return _run(card, module, Training(module, dataset, recipe(spec, pictures), head.metrics if head else None), labels)
+    return _run(card, module, Training(module, dataset, recipe(spec, pictures), head.metrics if head else None), labels, source)
 
 
-def _run(card: Card, module: torch.nn.Module, training: Training, labels: Sequence[str]) -> Run:
+def _fitted(module: torch.nn.Module, card: Card, classes: int, *, fresh: bool) -> dict[str, Any]:
+    """Give the module a new classifier for so many classes, unless it begins afresh and has as many outputs already: then it may
+    be any network. What the new card's source says of it. Raises Invalid, before anything is computed, where that cannot be.
+    """
+    wanted = ImageInput(**card.input)
+    channels = channels_of(wanted)
+    asked = f"a picture [1, {channels}, {wanted.crop}, {wanted.crop}] must give scores [1, {classes}]"
+    try:
+        if fresh and outputs(module, wanted) == classes:
+            return {"classes": card.source.classes} if isinstance(card.source, ModuleSource) and card.source.classes else {}
+        if classifier(module) is None:
+            raise Invalid(
+                f"{card.name}: its classifier has to be made one for {classes} classes, and only an nn.Linear can be; end the "
+                f'network in nn.Linear, or give it {classes} outputs of its own and start = "fresh", which takes any network'
+            )
+        give_classes(module, classes)
+        found = outputs(module, wanted)
+    except HearthError:
+        raise
+    except Exception as error:  # whatever the caller's network raises
+        raise Invalid(f"{card.name}: {asked}; the network raised {type(error).__name__}: {str(error)[:200]}") from error
+    if found != classes:
+        raise Invalid(f"{card.name}: {asked}, by its last nn.Linear, which is replaced; define the classifier last")
+    return {"classes": classes}
+
+
+def _run(card: Card, module: torch.nn.Module, training: Training, labels: Sequence[str], source: dict[str, Any]) -> Run:
     code = {"model.py": card.folder / "model.py"} if isinstance(card.source, ModuleSource) else {}
-    source = _source(card) | {"classes": len(labels)}
     return Run(
         card=card,
         module=module,

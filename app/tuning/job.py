@@ -21,6 +21,8 @@ DONE: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 LAST_EVENT = 2**31 - 1
 """Their numbers are PostgreSQL's integers."""
 
+_PLAIN = {"spearman": "Spearman", "loss": "loss"}  # metrics that are no shares → what they are called
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -51,11 +53,16 @@ class Event:
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
-    """`{"word_error_rate": 0.05}` → 5.00 % word error rate; correlations, which are no shares, as they are."""
+    """`{"word_error_rate": 0.05}` → 5.00 % word error rate; correlations and losses, which are no shares, as they are."""
     return ", ".join(
-        f"{value:.4f} Spearman" if name == "spearman" else f"{100 * value:.2f} % {name.replace('_', ' ')}"
+        f"{value:.4f} {_PLAIN[name]}" if name in _PLAIN else f"{100 * value:.2f} % {name.replace('_', ' ')}"
         for name, value in metrics.items()
     )
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """The first of them in words, which is what a model is known by; empty if there are none."""
+    return in_words(dict(list(metrics.items())[:1]))
 
 
 def version_of(home: Path, model: str, job: str) -> Path | None:

@@ -22,12 +22,12 @@ from app.logs import configure, log
 from app.process import die_with_parent, set_name, stand_back
 from app.settings import Settings, cores, jobs_folder
 from app.tuning.archive import remove
-from app.tuning.data import examine, opened
+from app.tuning.data import base_files, examine, opened
 from app.tuning.job import Job
 from app.tuning.room import give_back, held, is_full, with_causes
 from app.tuning.spec import Spec, filled, one_task
 from app.tuning.store import Store
-from app.weights import fetch, sha256
+from app.weights import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ class Tuner:
         choose(self._settings.devices)
         torch.set_num_threads(self._settings.thread_count() or cores())
         torch.manual_seed(spec.seed)
-        files = fetch(self._card, self._settings, lambda *_: None)
+        files = base_files(self._spec, self._card, self._settings)
         checkpoint = self._folder / "checkpoint.pt"
         known = origin(spec, files) | {"data_sha256": report["sha256"]}
         # Of large data it takes minutes: a new head learns first.
@@ -116,7 +116,7 @@ class Tuner:
             remove(folder)
             folder.mkdir(parents=True)
         root = opened(self._folder / "dataset", data, self._card)
-        files = fetch(self._card, self._settings, lambda *_: None)
+        files = base_files(self._spec, self._card, self._settings)
         report = examine(root, self._spec, self._card, files, self._catalogue.cards.values(), beside)
         if report["problems"]:
             self._store.note(self._job.id, only_in="validating", report=report)
@@ -181,7 +181,10 @@ def why(error: Exception) -> str:
     numbers = {one.errno for one in errors if isinstance(one, OSError)}
     if errno.ENOMEM in numbers or isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY_WORDS):
         where = "GPU memory" if "CUDA" in said else "memory"
-        return f"not enough {where}; ask again with half the batch_size and twice the accumulate, which learn the same"
+        return (
+            f"not enough {where}; ask again with half the batch_size and twice the accumulate: steps of as many samples, "
+            "which learn the same but for batch norms, pairs and triplets: those compare the samples of one batch"
+        )
     return f"training raised {type(error).__name__}; the job's log has the details"
 
 

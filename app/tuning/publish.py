@@ -21,7 +21,7 @@ from app.errors import HearthError
 from app.settings import Settings
 from app.tasks import TASKS, card_inputs, make_codec, resolve
 from app.tuning.archive import remove
-from app.tuning.job import in_words, version_of
+from app.tuning.job import headline, version_of
 from app.tuning.run import Run
 from app.tuning.spec import Spec
 from app.weights import checked, sha256
@@ -86,7 +86,7 @@ def _card(run: Run, spec: Spec, source: dict[str, Any], result: dict[str, Any]) 
         "about": {
             "title": f"{spec.name}, tuned from {card.name}",
             "licence": card.about.licence,
-            "accuracy": f"{in_words(result['metrics'])} on the held-out part",
+            "accuracy": f"{headline(result['metrics'])} on the held-out part",
         },
     }
 

@@ -27,7 +27,7 @@ class Recipe(BaseModel):
     """Share of the steps in which the rate climbs."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients one step adds up: the memory of one, the result of one so many times as large (but for batch
-    norms). An epoch's last step takes what is left."""
+    norms, pairs and triplets, which compare the samples of one batch). An epoch's last step takes what is left."""
     clip_norm: float | None = None
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of the averaged weights that are scored and kept; 0: no averaging."""

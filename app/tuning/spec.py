@@ -40,7 +40,9 @@ class Spec(BaseModel):
     schedule: Literal["cosine", "linear"] | None = Field(None, description="how the rate falls after the warm-up")
     warmup: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="share of the steps in which the rate climbs")
     accumulate: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="batches that one step adds up: the memory of one batch, the result of so many"
+        None,
+        description="batches that one step adds up: the memory of one, the result of one so many times as large, but for batch "
+        "norms, pairs and triplets, which compare the samples of one batch",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -102,6 +104,17 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
 """Task → method, or `fresh` where there are no weights to start from → what gives a good result for callers who say no more."""
 
 
+_CLASSES = ("image-classification", "text-classification")
+_TEXTS = ("text-classification", "text-embedding")
+_NO_USE: dict[str, tuple[tuple[str, ...], str]] = {
+    "label_smoothing": (_CLASSES, "what is learnt there are no classes whose targets could be smoothed"),
+    "augment": (("image-classification", "speech-recognition"), "texts are not changed at random"),
+    "keep_statistics": (("image-classification",), "their networks have no batch norms"),
+    "per_epoch": (_TEXTS, "all of them make an epoch"),
+}
+"""Field → the tasks that have a use for it, and why the others have none."""
+
+
 def one_task(name: str, task: str, cards: Iterable[Card]) -> None:
     """Raise Conflict if `name` is a model for anything but `task`: all versions of a name are for the same."""
     for card in cards:
@@ -118,6 +131,7 @@ def filled(spec: Spec, task: str) -> Spec:
         if method == "fresh":
             raise Invalid(f"spec: start: models for {task} are not begun afresh; use weights")
         raise Invalid(f"spec: method: models for {task} are tuned by one of: {', '.join(sorted(methods.keys() - {'fresh'}))}")
+    _check_use(spec, task)
     given = {name: value for name, value in spec.model_dump().items() if value is not None}
     wanted = _ALL | methods[method]
     if spec.keep == "last":
@@ -125,6 +139,17 @@ def filled(spec: Spec, task: str) -> Spec:
             raise Invalid('spec: patience waits for better weights and keep = "last" wants none chosen; leave one out')
         wanted |= {"patience": None}
     return Spec(**(wanted | given | {"task": task}))
+
+
+def _check_use(spec: Spec, task: str) -> None:
+    """Raise Invalid for what would be ignored. 0 and false ask for nothing."""
+    for name, (tasks, why) in _NO_USE.items():
+        if getattr(spec, name) and task not in tasks:
+            raise Invalid(f"spec: {name}: has no use for {task}: {why}; leave it out")
+    if spec.rank is not None and spec.method != "lora":
+        raise Invalid(f"spec: rank: is that of lora's matrices, and {spec.method} has none; leave it out, or use method lora")
+    if spec.augment and spec.method == "head" and task == "image-classification":
+        raise Invalid("spec: augment: for method head the network sees each picture once, as it is; leave it out, or use full")
 
 
 def _method(spec: Spec) -> str:
@@ -142,7 +167,13 @@ def understood(spec: Spec, task: str) -> Spec:
     if spec.task is not None and spec.task not in tasks:
         raise Invalid(f"spec: task: {spec.base!r} is for {task}, and can be tuned to one of: {', '.join(tasks)}")
     if spec.task is None and len(tasks) > 1:
-        if not any(_method(spec) in _DEFAULTS[one] for one in tasks):
-            filled(spec, task)
+        refusals: list[Invalid] = []
+        for one in tasks:
+            try:
+                filled(spec, one)
+            except Invalid as error:
+                refusals.append(error)
+        if len(refusals) == len(tasks):
+            raise refusals[0]
         return spec
     return filled(spec, spec.task or task)

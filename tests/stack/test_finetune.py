@@ -108,7 +108,7 @@ def test_only_the_head_learns(server: Server):
 
 def test_a_metric_that_nobody_measures_fails_with_those_that_are(server: Server):
     failed = ended(server, submit(server, "unmeasured", metric="f1").json()["id"])
-    assert failed["state"] == "failed" and "not measured by 'f1'; it is by: accuracy" in failed["reason"]
+    assert failed["state"] == "failed" and "not measured by 'f1'; it is by: accuracy, loss, macro_f1" in failed["reason"]
 
 
 def spoken(count: int = 8) -> bytes:

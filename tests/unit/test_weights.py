@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from app import weights
-from app.card import Card, ModuleSource
+from app.card import Card, FileSource, ModuleSource
 from app.download import WeightsError
 from app.settings import Settings
-from app.weights import checked, reachable
+from app.weights import checked, described_files, reachable
 from tests.mirror import running
 
 SICK = Path("/proc/self/mem")  # a regular file whose reading fails, for root too
@@ -40,6 +40,20 @@ def test_a_folder_in_place_of_the_weights_counts_as_missing(tmp_path: Path):
     (tmp_path / "weights.safetensors").mkdir()
     with pytest.raises(WeightsError, match="net: its weights are missing"):
         checked(card(tmp_path), Settings())
+
+
+def test_a_fresh_start_needs_what_describes_the_network_and_no_weights(tmp_path: Path):
+    about = {"licence": "x"}
+    speech = Card(name="ears", folder=tmp_path, task="speech-recognition", source={"kind": "file"}, about=about)
+    with pytest.raises(WeightsError, match=r"ears: its config.json is missing; put it beside the card"):
+        described_files(speech)
+    for name in ("config.json", "vocab.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    assert set(described_files(speech)) == {"config.json", "vocab.json"}
+    assert described_files(card(tmp_path)) == {}
+    foreign = speech.model_copy(update={"source": FileSource(kind="file", architecture="torchvision:resnet18")})
+    with pytest.raises(WeightsError, match="no network of its own"):
+        described_files(foreign)
 
 
 def test_any_answer_counts_as_reachable_also_through_a_proxy(monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,7 @@ from app.tasks.findings import Findings
 from app.tasks.image import idx
 from app.tasks.image.codec import ImageCodec
 from app.tasks.image.input import ImageInput
+from app.tasks.measures import beside
 
 _SCORED = 64  # pictures at once
 
@@ -100,13 +101,11 @@ class ImageDataset:
         return functional.cross_entropy(logits, batch["target"], label_smoothing=self._label_smoothing)
 
     def score(self, module: torch.nn.Module) -> dict[str, float]:
-        """Top-1 accuracy on the held-out pictures."""
+        """Top-1 accuracy on the held-out pictures, and what `measures.beside` adds."""
         pixels, labels = self._held_out
-        right, device = 0, device_of(module)
-        for start in range(0, len(labels), _SCORED):
-            logits = module(self._normalise(pixels[start : start + _SCORED].float() / 255).to(device))
-            right += int((logits.argmax(1).cpu() == labels[start : start + _SCORED]).sum())
-        return {"accuracy": right / len(labels)}
+        device, parts = device_of(module), torch.split(pixels, _SCORED)
+        logits = torch.cat([module(self._normalise(part.float() / 255).to(device)).cpu() for part in parts])
+        return {"accuracy": int((logits.argmax(1) == labels).sum()) / len(labels), **beside(logits, labels)}
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return ((pixels - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
@@ -121,6 +120,11 @@ def _uniform(shape: int, low: float, high: float, rng: torch.Generator) -> Tenso
     return torch.rand(shape, generator=rng) * (high - low) + low
 
 
+def _scale(side: int) -> float:
+    """What is so many pixels in a picture of 32 is so many times more in a larger one."""
+    return max(1.0, side / 32)
+
+
 def _warp(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
     """Most of the batch: flip and shift by whole pixels, which keeps it sharp. The rest: any affine map, mostly outwards."""
     count, channels, height, _ = pixels.shape
@@ -129,7 +133,8 @@ def _warp(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
     zoom = torch.where(free, _uniform(count, 0.75, 1.25, rng), 1.0)
     stretch = torch.where(free, torch.exp(_uniform(count, -0.25, 0.25, rng)), 1.0)
     flip = torch.where(torch.rand(count, generator=rng) < 0.5, -1.0, 1.0)
-    shift = torch.randint(-3, 4, (2, count), generator=rng) * (2 / height)
+    most = round(3 * _scale(height))
+    shift = torch.randint(-most, most + 1, (2, count), generator=rng) * (2 / height)
     sine, cosine = angle.sin(), angle.cos()
     rows = [
         torch.stack([flip * zoom * stretch * cosine, -zoom * sine, shift[0]], 1),
@@ -140,15 +145,18 @@ def _warp(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
 
 
 def _blur(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """A quarter of the batch: Gaussian, sigma up to 1.1 pixels. Photographs squeezed to this size are softer than the set's."""
+    """A quarter of the batch: Gaussian, sigma up to 1.1 pixels of 32. Photographs squeezed to this size are softer than the
+    set's.
+    """
     chosen = torch.rand(len(pixels), generator=rng) < 0.25
     if not chosen.any():
         return pixels
-    sigma = float(_uniform(1, 0.3, 1.1, rng))
-    kernel = torch.exp(-(torch.arange(-2, 3) ** 2) / (2 * sigma**2))
+    scale = _scale(pixels.shape[2])
+    sigma, reach = scale * float(_uniform(1, 0.3, 1.1, rng)), round(2 * scale)
+    kernel = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).repeat(pixels.shape[1], 1, 1, 1)
     channels = pixels.shape[1]
-    soft = functional.pad(pixels[chosen], (2, 2, 2, 2), mode="reflect")
+    soft = functional.pad(pixels[chosen], (reach,) * 4, mode="reflect")
     soft = functional.conv2d(functional.conv2d(soft, kernel, groups=channels), kernel.transpose(2, 3), groups=channels)
     out = pixels.clone()
     out[chosen] = soft

@@ -21,9 +21,10 @@ from app.card import Card
 from app.errors import HearthError
 from app.tasks import table
 from app.tasks.base import Files
-from app.tasks.findings import Findings, split, weigh
+from app.tasks.findings import Findings, originals, split, weigh
 from app.tasks.image import idx
 from app.tasks.image.codec import ImageCodec
+from app.tasks.media import no_picture
 from app.tasks.table import SPLITS
 
 
@@ -67,6 +68,8 @@ def _check_idx(root: Path, card: Card, into: Path) -> dict[str, Any]:
     found.train, found.val = ([(root, target) for target in targets.get(part, ())] for part in ("train", "val"))
     if not found.problems:
         weigh(Counter(target for _, target in found.train), found.labels, "pictures", found)
+        known = {hashlib.sha256(picture).digest() for picture in parts["train"][0]}
+        _repeated(sum(hashlib.sha256(picture).digest() in known for picture in parts["val"][0]), found)
     if not found.problems:
         pixels = {part: idx.as_served(pictures, card) for part, (pictures, _) in parts.items()}
         keep(
@@ -81,7 +84,7 @@ def _check_idx(root: Path, card: Card, into: Path) -> dict[str, Any]:
 def find(root: Path, validation: float, seed: int) -> Found:
     """Which pictures there are and what they show. Without a split of its own, that share of each class is kept out."""
     found, root = Found(), root.resolve()
-    listed = next(iter(sorted(root.glob("*.csv"))), None)
+    listed = next(iter(table.tables(root)), None)
     parts = _of_table(listed, root, found) if listed else _of_folders(root, found)
     found.labels = sorted({label for items in parts.values() for _, label in items})
     index = {label: number for number, label in enumerate(found.labels)}
@@ -102,6 +105,7 @@ def find(root: Path, validation: float, seed: int) -> Found:
 
 def _of_folders(root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
     parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
+    table.not_read([str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and no_picture(path)], found)
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
     parted = {path: SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS}
     if parted and len(parted) == len(folders) and "train" in parted.values():
@@ -118,7 +122,7 @@ def _classes(folder: Path, root: Path, found: Found) -> list[tuple[Path, str]]:
     pictures = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
-        if not path.is_file():
+        if not path.is_file() or no_picture(path):
             continue
         if len(inside) == 1:
             found.wrong(
@@ -149,15 +153,18 @@ def _of_table(path: Path, root: Path, found: Found) -> dict[str, list[tuple[Path
 
 
 def _split(found: Found, validation: float, seed: int) -> None:
-    """The same share of each class."""
+    """The same share of each class; the same picture again goes where the first one goes."""
     items = found.train
-    for target, count in sorted(Counter(target for _, target in items).items()):
+    first = originals([path for path, _ in items])
+    once = sorted(set(first))
+    for target, count in sorted(Counter(items[place][1] for place in once).items()):
         if count < 2:
             found.wrong(
                 found.labels[target], "has one picture", "give at least two of each class: one to learn from, one to check with"
             )
-    train, val = split([target for _, target in items], validation, seed)
-    found.train, found.val = [items[place] for place in train], [items[place] for place in val]
+    held = {once[place] for place in split([items[place][1] for place in once], validation, seed)[1]}
+    found.train = [item for item, place in zip(items, first, strict=True) if place not in held]
+    found.val = [item for item, place in zip(items, first, strict=True) if place in held]
 
 
 def decode(found: Found, root: Path, card: Card) -> Iterator[tuple[str, int, np.ndarray]]:
@@ -177,6 +184,10 @@ def decode(found: Found, root: Path, card: Card) -> Iterator[tuple[str, int, np.
                 yield part, target, codec.decode(raw).samples[0].arrays["pixels"]
             except HearthError as error:
                 found.wrong(name, error.detail, "repair it, or take it out of the data set")
+    _repeated(across, found)
+
+
+def _repeated(across: int, found: Found) -> None:
     if across:
         found.warnings.append(f"{across} pictures of val are also in train: what is measured is too kind by their share")
 

@@ -24,6 +24,7 @@ from app.tasks.table import Part
 
 _NAMES: dict[Part, str] = {"train": "train", "val": "t10k"}  # part → how its two files are called
 _BYTES = 0x08  # the type of the values
+_MOST = 4 << 30  # bytes of all four, which lie in memory
 _RATIO = 200  # unpacked over packed at most; MNIST has 5, a bomb 1000
 _AGAIN = "download it again"
 
@@ -36,9 +37,12 @@ def is_idx(root: Path) -> bool:
 def read(root: Path, found: Findings) -> dict[Part, tuple[np.ndarray, np.ndarray]]:
     """Part → pictures uint8 [N, H, W] and labels uint8 [N], of one size and number, unless a problem is noted."""
     parts: dict[Part, tuple[np.ndarray, np.ndarray]] = {}
+    left = _MOST
     for part, name in _NAMES.items():
-        pictures = _values(root / f"{name}-images-idx3-ubyte.gz", 3, found)
-        labels = _values(path := root / f"{name}-labels-idx1-ubyte.gz", 1, found)
+        pictures = _values(root / f"{name}-images-idx3-ubyte.gz", 3, left, found)
+        left -= 0 if pictures is None else pictures.nbytes
+        labels = _values(path := root / f"{name}-labels-idx1-ubyte.gz", 1, left, found)
+        left -= 0 if labels is None else labels.nbytes
         if pictures is not None and labels is not None:
             parts[part] = pictures, labels
             if len(pictures) != len(labels):
@@ -64,13 +68,17 @@ def as_served(pictures: np.ndarray, card: Card) -> Iterator[np.ndarray]:
         yield codec.decode(out.getvalue()).samples[0].arrays["pixels"]
 
 
-def _values(path: Path, dimensions: int, found: Findings) -> np.ndarray | None:
+def _values(path: Path, dimensions: int, most: int, found: Findings) -> np.ndarray | None:
     try:
         with gzip.open(path) as file:
             shape = _shape(file, path, dimensions, found)
             if shape is None:
                 return None
             size = math.prod(shape)
+            if size > most:
+                told = f"with its {_times(shape)} bytes the idx files hold more than {_MOST / 2**30:g} GiB, the limit"
+                found.wrong(path.name, told, "give fewer pictures, or give them as files in class folders")
+                return None
             values = file.read(size + 1)
     except FileNotFoundError:
         found.wrong(path.name, "is missing", "give all four files, named as their source names them")

@@ -1,4 +1,4 @@
-"""Pixels → class scores and an embedding, for any module whose last linear layer is its classifier. No torch at run time."""
+"""Pixels → class scores and an embedding (what the last linear layer sees), for any module. No torch at run time."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class ImageProgram:
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`labels` (if the weights came with them), `classes`, `dimensions`, `parameters`."""
-        from app.tasks.image.network import classifier
+        from app.tasks.image.network import classifier, outputs
 
         last = classifier(module)
+        classes = outputs(module, self._input) if last is None else last.out_features
         return {
             "labels": getattr(module, "labels", None) or [],
-            "classes": last.out_features,
-            "dimensions": last.in_features,
+            "classes": classes,
+            "dimensions": classes if last is None else last.in_features,
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
         }

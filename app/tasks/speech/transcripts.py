@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from app.card import Card
-from app.errors import HearthError, TooLarge
+from app.errors import HearthError, Invalid, TooLarge
 from app.tasks import table
 from app.tasks.base import Files
-from app.tasks.findings import Findings
+from app.tasks.findings import Findings, originals
 from app.tasks.speech.audio import read_audio
 from app.tasks.speech.codec import HOP, SPACE, of_words, usable
 from app.tasks.speech.input import SpeechInput
@@ -64,6 +64,8 @@ class Found(Findings):
 
 def check(root: Path, card: Card, files: Files, into: Path, *, validation: float, seed: int) -> dict[str, Any]:
     """Find and decode everything in `root`; returns the report (`app/tasks/__init__.py: Check`)."""
+    if "vocab.json" not in files:
+        raise Invalid(f"{card.name}: its vocab.json is missing, which says what can be written; put it beside the card")
     found = find(root, usable(json.loads(files["vocab.json"].read_text(encoding="utf-8"))), validation, seed)
     prepare(found, card, into)
     if not found.problems:
@@ -77,10 +79,8 @@ def check(root: Path, card: Card, files: Files, into: Path, *, validation: float
 def find(root: Path, vocabulary: Collection[str], validation: float, seed: int) -> Found:
     """What the table says. Without a split of its own, that share of the recordings is kept out."""
     found, root = Found(), root.resolve()
-    listed = root / "transcripts.csv"
-    if not listed.is_file():
-        listed = next(iter(sorted(root.glob("*.csv"))), listed)
-    if not listed.is_file():
+    listed = min(table.tables(root), key=lambda path: path.name.lower() != "transcripts.csv", default=None)
+    if listed is None:
         found.wrong(".", "there is no transcripts.csv", "add one with the columns file and transcript")
         return found
     case = case_of(vocabulary)
@@ -150,9 +150,13 @@ def _divide(found: Found, validation: float, seed: int) -> None:
     """Where the table has no split of its own: make one. What hinders learning is told."""
     train, val = found.parts["train"], found.parts["val"]
     if train and not val:
-        if len(train) < 2:
+        first = originals([recording.path for recording in train])
+        once = sorted(set(first))
+        if len(once) < 2:
             found.wrong(".", "there is one recording", "give at least two: one to learn from, one to check with")
-        found.parts["train"], found.parts["val"] = split(train, validation, seed)
+        kept_out = {once[place] for place in split([train[place] for place in once], validation, seed)}
+        found.parts["train"] = [one for one, place in zip(train, first, strict=True) if place not in kept_out]
+        found.parts["val"] = [one for one, place in zip(train, first, strict=True) if place in kept_out]
     elif not train:
         found.wrong(".", "there is no recording to train on", "give some the split train")
     train, val = found.parts["train"], found.parts["val"]
@@ -161,9 +165,9 @@ def _divide(found: Found, validation: float, seed: int) -> None:
         found.warnings.append(f"{len(unheard)} words of val are not said in train: {_some(unheard)}")
 
 
-def split(recordings: list[Recording], validation: float, seed: int) -> tuple[list[Recording], list[Recording]]:
-    """Seeded: of each transcript that is said repeatedly about the same share is kept out; then those whose words are said
-    elsewhere, too; the others, as far as it takes them to fill the share, last.
+def split(recordings: list[Recording], validation: float, seed: int) -> set[int]:
+    """Which are kept out, seeded: of each transcript that is said repeatedly about the same share; then those whose words are
+    said elsewhere, too; the others, as far as it takes them to fill the share, last.
     """
     order = np.random.default_rng(seed).permutation(len(recordings)).tolist()
     by_text: dict[str, list[int]] = defaultdict(list)
@@ -182,11 +186,7 @@ def split(recordings: list[Recording], validation: float, seed: int) -> tuple[li
             kept_out.append(place)
         else:
             last.append(place)
-    chosen = {*kept_out, *last[: wanted - len(kept_out)]}
-    return (
-        [recording for place, recording in enumerate(recordings) if place not in chosen],
-        [recording for place, recording in enumerate(recordings) if place in chosen],
-    )
+    return {*kept_out, *last[: wanted - len(kept_out)]}
 
 
 def _words(recordings: Iterable[Recording]) -> Counter[str]:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.tasks.base import Arrays, Batch, device_of
+from app.tasks.measures import beside
 from app.tasks.text.network import PlainTextEncoder, TextClassifier
 from app.tasks.text.program import TextProgram
 
 _POOL = 32  # batches whose samples are sorted by length together
 _SCORED = 128  # texts per forward when nothing is learnt
+_COMPARED = 32  # samples that one value of the held-out loss compares with each other: a usual batch
 _SCALE = 20.0  # of cosines in both losses, as in Sentence-BERT's examples and in CoSENT's
 
 Part = Mapping[str, np.ndarray]
@@ -141,11 +143,11 @@ class Labelled(TextDataset):
             return functional.cross_entropy(classifier(vectors), batch["target"].long(), label_smoothing=self._label_smoothing)
 
     def score(self, module: nn.Module) -> dict[str, float]:
-        """Top-1 accuracy on the texts that are kept out."""
+        """Top-1 accuracy on the texts that are kept out, and what `measures.beside` adds."""
         classifier: Any = module.classifier
         vectors, targets = self.held_out(module)
-        best = classifier(vectors[:, 0].to(device_of(module))).argmax(1).cpu()
-        return {"accuracy": float((best == targets).float().mean())}
+        logits = classifier(vectors[:, 0].to(device_of(module))).cpu()
+        return {"accuracy": float((logits.argmax(1) == targets).float().mean()), **beside(logits, targets)}
 
 
 class Scored(TextDataset):
@@ -154,16 +156,14 @@ class Scored(TextDataset):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """log(1 + Σ exp(cosine of the less alike - cosine of the more alike)), over all pairs of pairs."""
         one, other = self.vectors(module, batch).chunk(2)
-        cosines = _SCALE * functional.cosine_similarity(one, other)
-        scores = batch["target"]
-        worse = (cosines[:, None] - cosines[None, :])[scores[:, None] < scores[None, :]]
-        return torch.cat([worse.new_zeros(1), worse]).logsumexp(0)
+        return _disorder(functional.cosine_similarity(one, other), batch["target"])
 
     def score(self, module: nn.Module) -> dict[str, float]:
-        """Spearman's correlation of cosines and scores, on the pairs that are kept out."""
+        """Spearman's correlation of cosines and scores, on the pairs that are kept out; and the loss of them."""
         vectors, targets = self.held_out(module)
         cosines = functional.cosine_similarity(vectors[:, 0], vectors[:, 1])
-        return {"spearman": spearman(cosines.numpy(), targets.numpy())}
+        losses = [_disorder(cosines[some], targets[some]) for some in _compared(len(targets))]
+        return {"spearman": spearman(cosines.numpy(), targets.numpy()), "loss": float(torch.stack(losses).mean())}
 
 
 class Triplets(TextDataset):
@@ -171,16 +171,35 @@ class Triplets(TextDataset):
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the own positive among all positives and all negatives."""
-        anchors, positives, negatives = functional.normalize(self.vectors(module, batch)).chunk(3)
-        with torch.autocast(anchors.device.type, enabled=False):
-            alike = _SCALE * anchors @ torch.cat([positives, negatives]).T
-        return functional.cross_entropy(alike, torch.arange(len(anchors), device=anchors.device))
+        return _confusion(*functional.normalize(self.vectors(module, batch)).chunk(3))
 
     def score(self, module: nn.Module) -> dict[str, float]:
-        """How many anchors are nearer to their positive than to their negative, of those that are kept out."""
-        anchors, positives, negatives = self.held_out(module)[0].unbind(1)
+        """How many anchors are nearer to their positive than to their negative, of those kept out; and the loss of them."""
+        vectors = self.held_out(module)[0]
+        anchors, positives, negatives = vectors.unbind(1)
         nearer = functional.cosine_similarity(anchors, positives) > functional.cosine_similarity(anchors, negatives)
-        return {"accuracy": float(nearer.float().mean())}
+        losses = [_confusion(*functional.normalize(vectors[some], dim=2).unbind(1)) for some in _compared(len(vectors))]
+        return {"accuracy": float(nearer.float().mean()), "loss": float(torch.stack(losses).mean())}
+
+
+def _disorder(cosines: Tensor, scores: Tensor) -> Tensor:
+    """CoSENT's loss of pairs, [N] each."""
+    cosines = _SCALE * cosines
+    worse = (cosines[:, None] - cosines[None, :])[scores[:, None] < scores[None, :]]
+    return torch.cat([worse.new_zeros(1), worse]).logsumexp(0)
+
+
+def _confusion(anchors: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """The loss of triplets, [N, D] of length 1 each."""
+    with torch.autocast(anchors.device.type, enabled=False):
+        alike = _SCALE * anchors @ torch.cat([positives, negatives]).T
+    return functional.cross_entropy(alike, torch.arange(len(anchors), device=anchors.device))
+
+
+def _compared(count: int) -> list[slice]:
+    """So many samples in groups of about a batch, each from all over them: tables are often sorted."""
+    groups = -(-count // _COMPARED)
+    return [slice(first, None, groups) for first in range(groups)]
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from app.tasks.findings import Findings
-from app.tasks.table import SPLITS
+from app.tasks.table import SPLITS, not_read
 
 Layout = tuple[str, ...]
 """Names of columns."""
@@ -55,8 +55,7 @@ def read(root: Path, task: str, found: Findings) -> tuple[Layout, list[Row]]:
     paths = _tables(root)
     if not paths:
         found.wrong(".", "no CSV, TSV or JSONL file was found", _NO_TABLE)
-    if others := sorted(path.name for path in root.iterdir() if path not in paths):
-        found.warnings.append(f"not read: {', '.join(others[:5])}{', …' if len(others) > 5 else ''}")
+    not_read([path.name for path in root.iterdir() if path not in paths], found)
     rows: list[Row] = []
     layout: Layout = ()
     for path in paths:
@@ -98,7 +97,10 @@ def _first(file: IO[str]) -> tuple[str, list[str]]:
         return "jsonl", _names(first if isinstance(first, dict) else {})
     if "\t" in line:
         return "tsv", _names(line.rstrip("\r\n").split("\t"))
-    return "csv", _names(next(csv.reader([line]), []))
+    try:
+        return "csv", _names(next(csv.reader([line]), []))
+    except csv.Error:  # a field longer than the reader takes, a lone quote: no columns, which is told by file and line
+        return "csv", []
 
 
 def _shown(columns: list[str]) -> str:

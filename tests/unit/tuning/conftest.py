@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from app.tuning.store import Store
 from tests.unit.tuning.test_several_processes import CARD, MODEL
 
 
@@ -35,3 +37,10 @@ def data(tmp_path: Path) -> Path:
             Image.new("L", (8, 8), low + 10 * number).save(folder / label / f"{number}.png")
     (folder / "dark" / ".DS_Store").write_bytes(b"x")
     return folder
+
+
+@pytest.fixture
+def store(home: Path) -> Iterator[Store]:
+    store = Store(f"sqlite:///{home / 'jobs.db'}")
+    yield store
+    store.close()

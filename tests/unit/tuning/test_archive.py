@@ -158,3 +158,27 @@ def test_an_archive_is_told_from_a_table_whole_or_torn(make: Callable[[Path, dic
     assert is_archive(tmp_path / "torn")
     (tmp_path / "table").write_text("text,label\n")
     assert not is_archive(tmp_path / "table")
+
+
+def test_a_zip_of_too_many_files_is_refused_before_its_directory_is_in_memory(tmp_path: Path, into: Path):
+    """70,000 are more than a plain end record can count: it is a zip64."""
+    packed = a_zip(tmp_path / "many", {f"{n}.txt": b"" for n in range(70_000)})
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="more than 69,999 files and folders, the limit; give fewer"):
+            unpack(packed, into, Bounds(files=69_999))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(TooLarge, match=r"directory takes [0-9,]+ bytes; the limit is 1,024; give fewer files"):
+        unpack(packed, into, Bounds(directory=1024))
+
+
+@pytest.mark.parametrize("before", [b"", b"a program that unpacks itself"])
+def test_entries_are_counted_whatever_the_end_record_says(tmp_path: Path, into: Path, before: bytes):
+    packed = a_zip(tmp_path / "lies", {f"{n}.txt": b"x" for n in range(6)})
+    raw = packed.read_bytes()
+    packed.write_bytes(before + raw[:-14] + (1).to_bytes(2, "little") * 2 + raw[-10:])
+    with pytest.raises(TooLarge, match="more than 5 files"):
+        unpack(packed, into, Bounds(files=5))
+    assert not list(into.iterdir()) and unpack(packed, into, Bounds(files=6)) == 6

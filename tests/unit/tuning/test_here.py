@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from app.catalogue import read_card
 from app.cli import app
 from app.tuning.room import sweep
 from tests.conftest import ROOT
@@ -34,7 +35,9 @@ def test_a_folder_becomes_a_version_and_the_next_one(home: Path, data: Path):
         )
     made = home / "models" / "tones@2"
     told = json.loads((made / "tuned.json").read_text())
-    assert told["spec"]["method"] == "full" and told["recipe"]["epochs"] == 6 and told["metrics"] == {"accuracy": 1.0}
+    assert told["spec"]["method"] == "full" and told["recipe"]["epochs"] == 6 and told["metrics"]["accuracy"] == 1.0
+    assert set(told["metrics"]) == {"accuracy", "loss", "macro_f1"}
+    assert read_card(made).about.accuracy == "100.00 % accuracy on the held-out part"
     assert set(told["base_sha256"]) == {"weights"} and len(told["base_sha256"]["weights"]) == 64
     assert (made / "labels.txt").read_text().split() == ["bright", "dark"]
     assert sorted(path.name for path in home.iterdir()) == ["models"], "nothing is left beside"

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,20 +36,13 @@ process.main()
 """
 
 
-@pytest.fixture
-def store(home: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{home / 'jobs.db'}")
-    yield store
-    store.close()
-
-
-def a_job(home: Path, store: Store, data: Path, base: str) -> Tuner:
+def a_job(home: Path, store: Store, data: Path, base: str, **spec: Any) -> Tuner:
     id = new_id()
     folder = jobs_folder(home) / id
     folder.mkdir(parents=True)
     shutil.make_archive(str(folder / "packed"), "zip", data)
     (folder / "packed.zip").rename(folder / "dataset")
-    values = dict(item.split("=") for item in QUICK)
+    values = dict(item.split("=") for item in QUICK) | spec
     return Tuner(Settings(home=home, threads=1), store, store.add(id, {"name": "tones", "base": base, **values}))
 
 

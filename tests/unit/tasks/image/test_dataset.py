@@ -13,7 +13,7 @@ from PIL import Image
 
 from app.card import Card
 from app.errors import BadInput
-from app.tasks.image.dataset import ImageDataset, augment
+from app.tasks.image.dataset import ImageDataset, _blur, _warp, augment
 
 
 def card(**input: object) -> Card:
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_batches(archives: Path) -> None:
 
 
 def test_the_score_is_the_share_of_right_answers(archives: Path) -> None:
-    assert ImageDataset.open(archives, card()).score(Brightness()) == {"accuracy": 1.0}
+    assert ImageDataset.open(archives, card()).score(Brightness())["accuracy"] == 1.0
 
 
 def test_label_smoothing_keeps_the_loss_of_a_sure_answer_above_zero(archives: Path) -> None:
@@ -101,7 +101,7 @@ def test_class_folders_are_read_as_the_server_reads_pictures(tmp_path: Path) -> 
     dataset = ImageDataset.open(tmp_path, card(resize=40))
     assert dataset.labels == ["dark", "light"]
     assert next(dataset.batches(2, rng(), 0))["pixels"].shape == (2, 3, 32, 32)
-    assert dataset.score(Brightness()) == {"accuracy": 1.0}
+    assert dataset.score(Brightness())["accuracy"] == 1.0
 
 
 def test_idx_files_are_read_without_augmentation(tmp_path: Path) -> None:
@@ -133,3 +133,26 @@ def test_folders_without_pictures_are_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "dark").mkdir(parents=True)
     with pytest.raises(BadInput, match="train holds no pictures; put them into one folder per class"):
         ImageDataset.open(tmp_path, card())
+
+
+def test_pictures_of_32_pixels_are_changed_as_they_always_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.rand(16, 3, 32, 32, generator=rng())
+    now = augment(pixels, 24, rng(1)), augment(pixels, 32, rng(2))
+    monkeypatch.setattr("app.tasks.image.dataset._scale", lambda _: 1.0)
+    assert torch.equal(now[0], augment(pixels, 24, rng(1))) and torch.equal(now[1], augment(pixels, 32, rng(2)))
+
+
+def reach(changed: torch.Tensor) -> int:
+    """How far from the middle of 224 anything of a dot there is found, in whole pixels."""
+    rows = (changed.amax((0, 1, 3)) > 1e-4).nonzero().flatten()
+    return int((rows - 112).abs().max())
+
+
+def test_larger_pictures_are_moved_and_blurred_by_as_much_of_their_side() -> None:
+    dot = torch.zeros(64, 1, 224, 224)
+    dot[:, :, 112, 112] = 1
+    assert 5 < reach(_blur(dot, rng(3))) <= 2 * 7
+    block = torch.zeros(64, 1, 224, 224)
+    block[:, :, 111:114, 111:114] = 1
+    moved = _warp(block, 224, rng())
+    assert 15 < reach(moved) < 1.4 * 3 * 7 + 3

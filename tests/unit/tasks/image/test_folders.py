@@ -224,3 +224,53 @@ def test_unreadable_and_repeated_pictures_are_told(tmp_path: Path):
     assert told.keys() == {"train/cats/bad.png", "train/dogs/both.png"}
     assert told["train/dogs/both.png"] == "is also filed under 'cats'"
     assert found.warnings == ["1 pictures of val are also in train: what is measured is too kind by their share"]
+
+
+def test_the_same_picture_again_stays_on_the_side_of_the_first(tmp_path: Path):
+    root = lay(tmp_path / "data", cats=10, dogs=10)
+    once = find(root, 0.3, 1)
+    for path in sorted((root / "cats").iterdir()):
+        path.with_name(f"again-{path.name}").write_bytes(path.read_bytes())
+    into = tmp_path / "into"
+    into.mkdir()
+    report = check(root, CARD, {}, into, validation=0.3, seed=1)
+    assert report["warnings"] == [] and report["val"] == {"cats": 6, "dogs": 3}
+    twice = find(root, 0.3, 1)
+    assert {path for path, _ in once.val} == {path for path, _ in twice.val if not path.name.startswith("again")}
+    lone = lay(tmp_path / "lone", cats=1, dogs=3)
+    (lone / "cats" / "again.png").write_bytes((lone / "cats" / "000.png").read_bytes())
+    assert [(problem.where, problem.what) for problem in find(lone, 0.3, 1).problems] == [("cats", "has one picture")]
+
+
+def test_pictures_that_idx_files_repeat_are_counted(tmp_path: Path):
+    report = check(lay_idx(tmp_path / "data"), CARD, {}, tmp_path, validation=0.2, seed=0)
+    assert report["warnings"] == ["3 pictures of val are also in train: what is measured is too kind by their share"]
+
+
+def test_what_is_no_picture_by_its_name_is_passed_over_and_told(tmp_path: Path):
+    root = lay(tmp_path, cats=3, dogs=3)
+    for name in ("README.txt", "LICENSE", "cats/Thumbs.db", "cats/desktop.ini", "dogs/notes/about.md", "cats/labels.JSON"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    found = find(root, 0.3, 0)
+    assert not found.problems and found.labels == ["cats", "dogs"]
+    assert found.warnings == ["not read: LICENSE, README.txt, cats/Thumbs.db, cats/desktop.ini, cats/labels.JSON, …"]
+    (root / "cats" / "picture").write_bytes(b"x")
+    into = tmp_path.with_name("into-other")
+    into.mkdir()
+    problems = check(root, CARD, {}, into, validation=0.3, seed=0)["problems"]
+    assert [problem["where"] for problem in problems] == ["cats/picture"], "what may be a picture is still refused"
+
+
+def test_a_table_is_found_in_capitals(tmp_path: Path):
+    lay(tmp_path, all=4)
+    (tmp_path / "LABELS.CSV").write_text("file,label\nall/000.png,a\nall/001.png,b\nall/002.png,a\nall/003.png,b\n")
+    found = find(tmp_path, 0.5, 0)
+    assert found.labels == ["a", "b"] and not found.problems
+
+
+def test_idx_files_that_take_too_much_memory_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("app.tasks.image.idx._MOST", 1 << 9)
+    report = check(lay_idx(tmp_path / "data"), CARD, {}, tmp_path, validation=0.2, seed=0)
+    (problem,) = report["problems"]
+    assert problem["where"] == "t10k-images-idx3-ubyte.gz" and "hold more than 4.76837e-07 GiB, the limit" in problem["what"]

@@ -160,3 +160,18 @@ def test_a_split_is_seeded_and_each_part_hears_all_words(tmp_path: Path):
         found.append((into / "val.f32").read_bytes())
     checked(root, seed=5)
     assert found[5] == (into / "val.f32").read_bytes() and len(set(found)) > 1
+
+
+def test_the_same_recording_again_stays_on_the_side_of_the_first(tmp_path: Path):
+    rows = ["file,transcript", *(f"{n}.wav,{'ONE' if n % 2 else 'TWO'}" for n in range(24))]
+    root = lay(tmp_path / "data", rows, {f"{n}.wav": tone(100 + n % 12) for n in range(24)})
+    for seed in range(4):
+        report, _ = checked(root, seed=seed)
+        assert report["problems"] == [] and report["warnings"] == [] and report["val"]["recordings"] == 6
+
+
+def test_a_table_is_found_in_capitals(tmp_path: Path):
+    rows = ["file,transcript", "a.wav,ONE", "b.wav,ONE"]
+    root = lay(tmp_path / "data", rows, {"a.wav": tone(100), "b.wav": tone(200)}, "TRANSCRIPTS.CSV")
+    (root / "another.csv").write_text("x,y\n")
+    assert checked(root)[0]["problems"] == []

@@ -96,11 +96,13 @@ def test_epochs_go_on_where_the_last_one_ended_and_all_samples_come():
 def test_the_loss_falls_and_the_metric_rises(kind: type[TextDataset]):
     module = classifier() if kind is Labelled else encoder()
     found = dataset(kind)
-    before = next(iter(found.score(module.eval()).values()))
+    first = found.score(module.eval())
+    before = next(iter(first.values()))
     training = Training(module, found, Recipe(epochs=20, batch_size=16, optimizer="adamw", learning_rate=0.01, seed=1))
     losses = [progress.loss for progress in training]
     assert np.mean(losses[-3:]) < 0.85 * np.mean(losses[:3])
     assert next(iter(training.metrics.values())) > max(0.7, before)
+    assert training.metrics["loss"] < first["loss"]
 
 
 @pytest.mark.parametrize("after", [1, 3, 4, 8])

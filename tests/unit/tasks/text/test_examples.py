@@ -150,6 +150,7 @@ def test_all_that_is_wrong_is_told_at_once_by_line(house: House):
         ({}, ".", "no CSV, TSV or JSONL file was found"),
         ({"all__csv": "text,label\n"}, "all.csv", "holds no rows"),
         ({"all__csv": "words,label\na,b\n"}, "all.csv:1", "its columns are: words, label"),
+        ({"all__csv": "x" * 140_000 + ",label\na,b\n"}, "all.csv:1", "its columns are: none"),
         ({"all__jsonl": '[{"text": "a"}]'}, "all.jsonl:1", "its columns are: none"),
         ({"all__jsonl": '{"text": "a", "label": 1}\n{"text": "a"\n'}, "all.jsonl:2", "is no JSON"),
         ({"all__jsonl": '{"text": "a", "label": 1}\n[1]\n'}, "all.jsonl:2", "is no JSON object"),
