@@ -49,7 +49,7 @@ class Settings(BaseModel):
         "auto", description="what runs the models; auto: the fastest that agrees with eager PyTorch, measured once per machine"
     )
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = Field(
-        30.0, description="a request's deadline, its upload included, unless it says timeout_ms"
+        30.0, description="a request's deadline from when it is all here; its own timeout_ms counts from its beginning"
     )
     silence_s: Annotated[float, Field(gt=0, le=3600)] = Field(
         30.0, description="how long a header may take, and a pause in the middle of a body"

@@ -50,6 +50,6 @@ def examine(root: Path, spec: Spec, card: Card, files: Files, cards: Iterable[Ca
 def link(source: Path | str, target: Path | str) -> None:
     """A second name for a file, or a copy where that cannot be."""
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # of a link, what it leads to
     except OSError:
         shutil.copy2(source, target)

@@ -43,7 +43,6 @@ class Edge:
         self._direct = direct
         self._max_body_bytes = int(settings.max_body_mb * 2**20)
         self._larger = larger or {}
-        self._timeout_s = settings.timeout_s
         self._intake = Intake(settings.silence_s)
         self._ids = _ids()
         self._writing = False
@@ -61,7 +60,7 @@ class Edge:
         scope["state"] = {
             **scope.get("state", {}),
             "started": started,
-            "until": math.inf,  # when its body must be here
+            "until": math.inf,  # when its body must be here, if the caller says so
             "timing": {},
             "model": "",
             "endpoint": "",
@@ -100,7 +99,6 @@ class Edge:
             return
         state = scope["state"]
         scope["app"], state["endpoint"] = self._app, scope["path"]
-        state["until"] = state["started"] + self._timeout_s
         request = Request(scope, receive, send)
         try:
             response = await endpoint(request)

@@ -41,7 +41,7 @@ _QUIETEST = 10 ** (-70 / 20)  # -70 dBFS: below the noise of any microphone, abo
 # that. So far, no sum of squares overflows: half an hour of 2**32 adds up to 5e26, and float32 holds 3e38.
 _LOUDEST = 2.0**32
 _SHORTEST = 400  # samples at 16 kHz that one frame of Wav2Vec2 needs: 25 ms
-_STREAMED = 0x7FFFF000  # sizes from here on, and 0, say that the writer could not go back to fill in the true one
+_STREAMED = 0x7FFF0000  # sizes from here on, and 0, say that the writer could not go back to fill in the true one
 
 
 def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
