@@ -30,31 +30,51 @@ def shared() -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Four megabytes that nobody else writes to."""
+    """14 MB that nobody else writes to."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]).returncode:
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", folder]).returncode:
         pytest.skip("only root may mount a small disk")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+class Postgres:
     """A server of Debian's PostgreSQL, on a socket of its own."""
+
+    def __init__(self, bin: Path, folder: Path) -> None:
+        self._bin, self._folder = bin, folder
+        self._count = 0
+        folder.chmod(0o777)
+        for parent in folder.parents[:3]:
+            parent.chmod(parent.stat().st_mode | 0o711)
+        self._run(f"initdb -D {folder}/data -A trust -U postgres")
+
+    def _run(self, command: str) -> None:
+        as_postgres = ["su", "postgres", "-s", "/bin/sh", "-c", f"{self._bin}/{command}"]
+        subprocess.run(as_postgres, check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+    def start(self) -> None:
+        options = f"-k {self._folder} -c listen_addresses="
+        self._run(f"pg_ctl -D {self._folder}/data -w -l {self._folder}/log -o '{options}' start")
+
+    def stop(self) -> None:
+        self._run(f"pg_ctl -D {self._folder}/data -w -m immediate stop")
+
+    def fresh(self) -> str:
+        """The URL of a new database."""
+        self._count += 1
+        self._run(f"createdb -U postgres -h {self._folder} jobs{self._count}")
+        return f"postgresql+psycopg://postgres@/jobs{self._count}?host={self._folder}"
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found or shutil.which("su") is None:
         pytest.skip("PostgreSQL is not installed here")
     pytest.importorskip("psycopg")
-    bin, folder = found[-1].parent, tmp_path_factory.mktemp("pg")
-    folder.chmod(0o777)
-    for parent in folder.parents[:3]:
-        parent.chmod(parent.stat().st_mode | 0o711)
-
-    def as_postgres(command: str) -> None:
-        subprocess.run(["su", "postgres", "-s", "/bin/sh", "-c", command], check=True, stdout=subprocess.DEVNULL, cwd="/")
-
-    as_postgres(f"{bin}/initdb -D {folder}/data -A trust -U postgres")
-    as_postgres(f"{bin}/pg_ctl -D {folder}/data -w -l {folder}/log -o '-k {folder} -c listen_addresses=' start")
-    yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
-    as_postgres(f"{bin}/pg_ctl -D {folder}/data -m immediate stop")
+    server = Postgres(found[-1].parent, tmp_path_factory.mktemp("pg"))
+    server.start()
+    yield server
+    server.stop()

@@ -86,14 +86,12 @@ class Foreman:
                 if deaths and deaths.count >= _TRIES:
                     self._give_up(job, deaths)
                 elif not deaths or now >= deaths.rest_until:
-                    self._start(job, phase, deaths.count if deaths else 0)
+                    self._start(job, phase)
 
-    def _start(self, job: Job, phase: str, deaths: int) -> None:
+    def _start(self, job: Job, phase: str) -> None:
         taken = [tuner.device for tuner in self._tuners.values() if tuner.phase == "train"]
         (device,) = place(1, self._settings.devices, taken)
-        # With checkpoints at twice the pace after each death a job gets on that is killed more often than it is saved.
-        pace = {"checkpoint_s": self._settings.checkpoint_s / 2**deaths}
-        settings = self._settings.model_copy(update={"devices": (device,)} | pace)
+        settings = self._settings.model_copy(update={"devices": (device,)})
         try:
             with (self._folder(job.id) / "log.txt").open("ab") as sink:
                 process = subprocess.Popen(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from sqlalchemy.exc import OperationalError
 
 from app.catalogue import Catalogue, number_of, read_card
 from app.errors import HearthError, Invalid, UnknownJob
@@ -132,6 +133,8 @@ class Tuner:
 
     def _train(self, run: Run, checkpoint: Path, started: float) -> None:
         noted = told = saved = time.monotonic()
+        # The first checkpoints come soon: so a job gets on that is killed more often than it is saved.
+        pause_s = self._settings.checkpoint_s / 16
         for progress in run.training:
             now = time.monotonic()
             if progress.metrics or progress.step == 1 or now - told > _TELL_S:
@@ -140,10 +143,9 @@ class Tuner:
             elif now - noted > _NOTE_S:
                 self._tell(progress, run.training.device)
                 noted = now
-            pause_s = self._settings.checkpoint_s
             if now - saved > (pause_s / 5 if progress.metrics else pause_s):  # the end of an epoch is a better place
                 save(run.training.state() | {"seconds": now - started}, checkpoint)
-                saved = time.monotonic()
+                saved, pause_s = time.monotonic(), min(2 * pause_s, self._settings.checkpoint_s)
 
     def _tell(self, progress: Progress, device: torch.device, kind: str = "") -> None:
         from app.tuning.device import described, memory
@@ -202,6 +204,8 @@ def attempt(work: Callable[[], None], store: Store, job: str, folder: Path) -> i
         log.info("deleted")
     except Exception as error:  # noqa: BLE001  whatever it is, the job's owner must hear
         log.exception("failed")
+        if isinstance(error, OperationalError) and not is_full(error):  # the database is away: the foreman tries again
+            return 1
         store.move(job, "failed", reason=why(error))
         return 1
     return 0

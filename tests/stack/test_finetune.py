@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,13 @@ def test_a_second_job_is_a_second_version_and_one_call_undoes_it(server: Server)
 def test_cancel_answers_at_once_and_resume_goes_on(server: Server):
     id = submit(server, "long", epochs=10_000).json()["id"]
     wait_for(lambda: job(server, id)["progress"].get("step", 0) > 20, 60)
+    asked = time.monotonic()
     assert server.http.post(f"/finetune/{id}/cancel").json()["state"] == "cancelled"
+    assert time.monotonic() - asked < 1, "nobody is waited for"
+    stopped_at = job(server, id)["progress"]["step"]
+    # The foreman looks four times a second, and ends the process in the middle of a step; the rest of 5 s is for slow machines.
     wait_for(lambda: not tuners(server), 5)
+    assert job(server, id)["progress"]["step"] == stopped_at, "what it did until then counts no more"
     assert server.http.post(f"/finetune/{id}/cancel").status_code == 409
     reached = job(server, id)["progress"]["step"]
     assert server.http.post(f"/finetune/{id}/resume").json()["state"] == "validating"

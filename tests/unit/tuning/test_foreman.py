@@ -218,16 +218,6 @@ def test_one_that_dies_over_and_over_and_gets_nowhere_fails_after_longer_and_lon
     assert [one.job for one in STARTED] == [id] * 5 + [later]
 
 
-def test_after_each_death_checkpoints_come_at_twice_the_pace(house, tmp_path):
-    foreman, store, _ = house
-    training(store, tmp_path)
-    foreman.turn(NOW)
-    for _ in range(2):
-        die(foreman, NOW)
-    foreman.turn(NOW + 2)
-    assert [float(one.environment["HEARTH_CHECKPOINT_S"]) for one in STARTED] == [10, 5, 2.5]
-
-
 def test_a_check_that_kills_its_process_over_and_over_fails(house, tmp_path):
     foreman, store, _ = house
     id = add(store, tmp_path)

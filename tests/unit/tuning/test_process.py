@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sqlalchemy.exc import OperationalError
 
 from app.errors import ModelFailed
 from app.tuning.process import attempt, save, why
@@ -85,10 +86,20 @@ def test_a_disk_that_fills_while_data_is_unpacked_decoded_or_a_model_written_is_
 
     def work() -> None:
         (small_disk / part / "deep").mkdir(parents=True)
-        (small_disk / part / "deep" / "file").write_bytes(bytes(8 << 20))
+        (small_disk / part / "deep" / "file").write_bytes(bytes(16 << 20))
 
     assert attempt(work, store, "a1", small_disk) == 1
     failed = store.get("a1")
     assert (failed.state, failed.reason) == ("failed", "the disk is full; make room in HEARTH_HOME, then resume the job")
     assert not (small_disk / part).exists()
     store.close()
+
+
+def test_a_database_that_is_away_is_no_fault_of_the_job(store: Store, tmp_path: Path):
+    store.add("a1", {"name": "x", "base": "y"})
+
+    def work() -> None:
+        raise OperationalError("UPDATE", {}, Exception("the connection is lost"))
+
+    assert attempt(work, store, "a1", tmp_path) == 1, "which the foreman takes for a death, and starts another"
+    assert store.get("a1").state == "validating"

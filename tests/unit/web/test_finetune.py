@@ -97,7 +97,7 @@ async def test_an_upload_for_which_the_disk_has_no_room_is_too_large(
     monkeypatch.setattr("tempfile.tempdir", str(small_disk / "tmp"))  # as in a frontend
     async with client_of(pool, home=small_disk) as client:
         assert (await submit(client)).status_code == 202
-        for size in (8 << 20, 3 << 20):
+        for size in (16 << 20, 9 << 20):
             answer = await submit(client, bytes(size))
             assert (answer.status_code, answer.json()["code"]) == (413, "too_large"), answer.text
             assert "the server's disk is full; make room in HEARTH_HOME, or send less" in answer.json()["detail"]
