@@ -68,7 +68,7 @@ def fetch(card: Card, settings: Settings, report: Report) -> Files:
             with suppress(OSError):  # a folder that cannot be written to is told by what follows
                 path.unlink()
     except WeightsError:
-        if not is_remote(card):
+        if not is_remote(card) or locate(card, settings) is not None:
             raise
     _download(card, settings, report)
     return checked(card, settings)
@@ -92,6 +92,9 @@ def checked(card: Card, settings: Settings) -> Files:
         what = ", ".join(f"{path.name} has SHA-256 {found[:12]}…, not {hashes[path][:12]}…" for path, found in wrong.items())
         ours = all(path.parent == _own_folder(card, settings) for path in wrong)
         lent = is_remote(card) and not ours
+        if lent and isinstance(card.source, HubSource):  # another revision, or saved anew: its owner's choice
+            log.warning("%s: %s; used as it is, because you gave it", card.name, what)
+            return files
         remedy = f"replace or take away {', '.join(map(str, wrong))}" if lent else _remedy(card)
         raise Damaged(f"{card.name}: {what}", list(wrong), ours, remedy)
     return files

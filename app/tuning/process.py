@@ -84,7 +84,7 @@ class Tuner:
         torch.manual_seed(spec.seed)
         files = base_files(self._spec, self._card, self._settings)
         checkpoint = self._folder / "checkpoint.pt"
-        known = origin(spec, files) | {"data_sha256": report["sha256"]}
+        known = origin(spec, files) | {"data_sha256": report.get("sha256", "")}
         # Of large data it takes minutes: a new head learns first.
         self._store.note(self._job.id, "stage", {"stage": "preparing"}, result=known)
         run = begin(self._card, files, spec, self._prepared, report, goes_on=checkpoint.exists())
