@@ -112,27 +112,33 @@ def test_a_metric_that_nobody_measures_fails_with_those_that_are(server: Server)
     assert failed["state"] == "failed" and "not measured by 'f1'; it is by: accuracy, loss, macro_f1" in failed["reason"]
 
 
-def spoken(count: int = 8) -> bytes:
-    """A low tone is A, a high one is B; in a folder of its own, as many systems pack it."""
+def spoken(count: int = 12) -> bytes:
+    """A long tone is A, five short ones are B; in a folder of its own, as many systems pack it."""
     out, time_s = io.BytesIO(), np.arange(8000) / 16000
     with zipfile.ZipFile(out, "w") as archive:
         rows = ["file,transcript"]
         for number in range(2 * count):
             rows.append(f"{number}.wav,{'ab'[number % 2]}")
-            hertz = (300 if number % 2 == 0 else 2500) + 10 * number
-            archive.writestr(f"tones/{number}.wav", wave_of(0.3 * np.sin(2 * np.pi * hertz * time_s)))
+            tone = 0.3 * np.sin(2 * np.pi * (300 + 10 * number) * time_s)
+            archive.writestr(f"tones/{number}.wav", wave_of(tone * (time_s % 0.1 < 0.03) if number % 2 else tone))
         archive.writestr("tones/transcripts.csv", "\n".join(rows))
     return out.getvalue()
 
 
-@pytest.mark.parametrize("how", [{"start": "fresh"}, {"method": "head"}, {"method": "lora"}])
+# A fresh network says nothing but blanks for its first 100 steps; the other two begin with random weights that they mostly keep.
+LEARNT = {"start": "fresh", "epochs": 200, "batch_size": 8, "learning_rate": 5e-3, "evaluate_every": 50}
+
+
+@pytest.mark.parametrize("how", [LEARNT | {"augment": False, "ema": 0.0}, {"method": "head"}, {"method": "lora"}])
 def test_recordings_become_a_model_that_transcribes(server: Server, how: dict[str, Any]):
-    name = "tones-" + "-".join(how.values())
+    name = f"tones-{how.get('method', 'fresh')}"
     spec = {"base": "toy-speech", "epochs": 2, "batch_size": 4, "augment": None, "learning_rate": 1e-3} | how
     done = ended(server, submit(server, name, spoken(), **spec).json()["id"])
     assert done["state"] == "succeeded", done["reason"]
-    assert done["report"]["train"]["recordings"] == 13 and done["report"]["val"]["words"] == 3
-    assert done["result"]["metrics"]["word_error_rate"] >= 0 and done["spec"]["optimizer"] == "adamw"
+    assert done["report"]["train"]["recordings"] == 19 and done["report"]["val"]["words"] == 5
+    assert set(done["result"]["metrics"]) == {"word_error_rate", "character_error_rate"} and done["spec"]["optimizer"] == "adamw"
+    if "start" in how:
+        assert done["result"]["metrics"]["word_error_rate"] < 0.5
     wait_for(lambda: server.http.get(f"/models/{name}").json().get("state") == "ready", 20)
     (sample,) = (server.home / "models" / f"{name}@1").glob("sample.*")
     answer = server.http.post("/transcribe", params={"model": name}, content=sample.read_bytes()).json()
