@@ -120,11 +120,6 @@ def _uniform(shape: int, low: float, high: float, rng: torch.Generator) -> Tenso
     return torch.rand(shape, generator=rng) * (high - low) + low
 
 
-def _scale(side: int) -> float:
-    """What is so many pixels in a picture of 32 is so many times more in a larger one."""
-    return max(1.0, side / 32)
-
-
 def _warp(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
     """Most of the batch: flip and shift by whole pixels, which keeps it sharp. The rest: any affine map, mostly outwards."""
     count, channels, height, _ = pixels.shape
@@ -133,7 +128,7 @@ def _warp(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
     zoom = torch.where(free, _uniform(count, 0.75, 1.25, rng), 1.0)
     stretch = torch.where(free, torch.exp(_uniform(count, -0.25, 0.25, rng)), 1.0)
     flip = torch.where(torch.rand(count, generator=rng) < 0.5, -1.0, 1.0)
-    most = round(3 * _scale(height))
+    most = round(3 * max(1.0, height / 32))  # a tenth of the side
     shift = torch.randint(-most, most + 1, (2, count), generator=rng) * (2 / height)
     sine, cosine = angle.sin(), angle.cos()
     rows = [
@@ -145,18 +140,15 @@ def _warp(pixels: Tensor, side: int, rng: torch.Generator) -> Tensor:
 
 
 def _blur(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """A quarter of the batch: Gaussian, sigma up to 1.1 pixels of 32. Photographs squeezed to this size are softer than the
-    set's.
-    """
+    """A quarter of the batch: Gaussian, sigma up to 1.1 pixels. Photographs squeezed to 32 pixels are softer than that set's."""
     chosen = torch.rand(len(pixels), generator=rng) < 0.25
     if not chosen.any():
         return pixels
-    scale = _scale(pixels.shape[2])
-    sigma, reach = scale * float(_uniform(1, 0.3, 1.1, rng)), round(2 * scale)
-    kernel = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    sigma = float(_uniform(1, 0.3, 1.1, rng))
+    kernel = torch.exp(-(torch.arange(-2, 3) ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).repeat(pixels.shape[1], 1, 1, 1)
     channels = pixels.shape[1]
-    soft = functional.pad(pixels[chosen], (reach,) * 4, mode="reflect")
+    soft = functional.pad(pixels[chosen], (2, 2, 2, 2), mode="reflect")
     soft = functional.conv2d(functional.conv2d(soft, kernel, groups=channels), kernel.transpose(2, 3), groups=channels)
     out = pixels.clone()
     out[chosen] = soft
