@@ -209,14 +209,22 @@ def test_weight_folders_are_searched_before_any_download(settings: Settings, mir
     assert not mirror.asked
 
 
-@pytest.mark.parametrize("name", ["toy", "toy-vision"])
-def test_a_damaged_file_in_a_weight_folder_is_refused_and_left_alone(settings: Settings, mirror: Mirror, name: str):
+def test_a_damaged_file_in_a_weight_folder_is_refused_and_left_alone(settings: Settings, mirror: Mirror):
     pin(settings)
     there = elsewhere(settings, b"local")
     with pytest.raises(WeightsError, match=r"has SHA-256 .*replace or take away .*elsewhere"):
-        get(there, name)
+        get(there, "toy-vision")
     assert not mirror.asked
-    assert locate(Catalogue.read(settings.home).named(name), there)
+    assert locate(Catalogue.read(settings.home).named("toy-vision"), there)
+
+
+def test_other_weights_of_a_hub_model_in_a_weight_folder_are_taken_and_told(
+    settings: Settings, mirror: Mirror, caplog: pytest.LogCaptureFixture
+):
+    """Another revision, or the same saved anew: whoever put them there wants them."""
+    pin(settings)
+    assert get(elsewhere(settings, b"local"))["model.safetensors"].read_bytes() == b"local"
+    assert not mirror.asked and "used as it is, because you gave it" in caplog.text
 
 
 def test_a_hub_file_of_which_the_card_states_no_hash_is_taken_from_a_weight_folder(settings: Settings, mirror: Mirror):
