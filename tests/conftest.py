@@ -46,8 +46,6 @@ class Postgres:
         self._bin, self._folder = bin, folder
         self._count = 0
         folder.chmod(0o777)
-        for parent in folder.parents[:3]:
-            parent.chmod(parent.stat().st_mode | 0o711)
         self._run(f"initdb -D {folder}/data -A trust -U postgres")
 
     def _run(self, command: str) -> None:
@@ -69,12 +67,13 @@ class Postgres:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found or shutil.which("su") is None:
         pytest.skip("PostgreSQL is not installed here")
     pytest.importorskip("psycopg")
-    server = Postgres(found[-1].parent, tmp_path_factory.mktemp("pg"))
-    server.start()
-    yield server
-    server.stop()
+    with tempfile.TemporaryDirectory(prefix="hearth-pg-") as folder:  # pytest's own folders are closed to PostgreSQL's user
+        server = Postgres(found[-1].parent, Path(folder))
+        server.start()
+        yield server
+        server.stop()
