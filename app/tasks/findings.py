@@ -14,6 +14,9 @@ import numpy as np
 _MOST_TOLD = 100  # problems
 _UNEVEN = 10  # times as many samples in the largest class as in the smallest, from which on it is told
 
+PROBLEM = "{where}: {what}; {remedy}"
+"""How one is told in a line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

@@ -18,15 +18,16 @@ from app.catalogue import Catalogue
 from app.errors import Invalid
 from app.settings import Settings
 from app.tasks.base import Files
+from app.tasks.findings import PROBLEM
 from app.tuning import show
 from app.tuning.archive import remove
 from app.tuning.data import base_files, examine, opened
 from app.tuning.device import accelerator, choose, leave
 from app.tuning.job import new_id
-from app.tuning.publish import move_in, write
+from app.tuning.publish import publish
 from app.tuning.room import held, sweep
-from app.tuning.run import Run, begin, measured, origin
-from app.tuning.spec import Spec, filled, one_task, understood
+from app.tuning.run import begin, measured, origin
+from app.tuning.spec import Spec, filled, understood
 
 _NAMED = 12  # classes
 
@@ -59,7 +60,7 @@ def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
         key = ""
         if leads:
             result = measured(run.training, time.monotonic() - started) | origin(spec, files)
-            key = _published(run, spec, folder / "prepared", result, settings)
+            key = publish(run, spec, folder / "prepared", result, new_id(), settings)
             show.table(console, f"{key}, tuned from {card.name}", result, speed, str(settings.home / "models" / key))
         leave()
         return key
@@ -83,18 +84,11 @@ def _checked(data: Path, spec: Spec, card: Card, files: Files, catalogue: Catalo
         (folder / name).mkdir()
     root = opened(data, folder / "data", card)
     report = examine(root, spec, card, files, catalogue.cards.values(), folder / "prepared")
-    lines = ["{where}: {what}; {remedy}".format(**problem) for problem in report["problems"]]
+    lines = [PROBLEM.format(**problem) for problem in report["problems"]]
     if lines:
         more = [f"and {report['more_problems']} more"] if report["more_problems"] else []
         raise Invalid("\n".join([f"{data} cannot be trained on:", *lines, *more]))
     return report
-
-
-def _published(run: Run, spec: Spec, prepared: Path, result: dict[str, Any], settings: Settings) -> str:
-    id = new_id()
-    made = write(run, spec, prepared, result | {"job": id}, settings)
-    one_task(spec.name, run.task or run.card.task, Catalogue.read(settings.home).cards.values())
-    return move_in(made, settings.home, spec.name, id)
 
 
 def _print(report: dict[str, Any], console: Console) -> None:

@@ -22,11 +22,12 @@ from app.errors import HearthError, Invalid, UnknownJob
 from app.logs import configure, log
 from app.process import die_with_parent, set_name, stand_back
 from app.settings import Settings, cores, jobs_folder
+from app.tasks.findings import PROBLEM
 from app.tuning.archive import remove
 from app.tuning.data import base_files, examine, opened
 from app.tuning.job import Job
 from app.tuning.room import give_back, held, is_full, with_causes
-from app.tuning.spec import Spec, filled, one_task
+from app.tuning.spec import Spec, filled
 from app.tuning.store import Store
 from app.weights import sha256
 
@@ -71,7 +72,7 @@ class Tuner:
         import torch
 
         from app.tuning.device import choose
-        from app.tuning.publish import move_in, write
+        from app.tuning.publish import publish
         from app.tuning.run import begin, measured, origin, place
 
         report = self._checked()
@@ -97,10 +98,7 @@ class Tuner:
         self._store.note(self._job.id, "stage", {"stage": "training"}, result=known)
         self._train(run, checkpoint, started)
         result = measured(run.training, time.monotonic() - started) | known
-        made = write(run, spec, self._prepared, result | {"job": self._job.id}, self._settings)
-        now = Catalogue.read(self._settings.home).cards.values()  # another job may have been quicker
-        one_task(spec.name, report["task"], now)
-        version = move_in(made, self._settings.home, spec.name, self._job.id)
+        version = publish(run, spec, self._prepared, result, self._job.id, self._settings)
         result["version"] = number_of(version)
         if not self._store.move(self._job.id, "succeeded", only_from=("running",), result=result):
             remove(self._settings.home / "models" / version)
@@ -123,7 +121,7 @@ class Tuner:
             self._store.note(self._job.id, only_in="validating", report=report)
             first = report["problems"][0]
             more = len(report["problems"]) + report["more_problems"] - 1
-            raise Invalid("{where}: {what}; {remedy}".format(**first) + (f" (and {more} more, see report)" if more else ""))
+            raise Invalid(PROBLEM.format(**first) + (f" (and {more} more, see report)" if more else ""))
         report["sha256"] = sha256(self._folder / "dataset")
         (beside / "report.json").write_bytes(msgspec.json.encode(report))
         remove(self._prepared)

@@ -23,7 +23,7 @@ from app.tasks import TASKS, card_inputs, make_codec, resolve
 from app.tuning.archive import remove
 from app.tuning.job import headline, version_of
 from app.tuning.run import Run
-from app.tuning.spec import Spec
+from app.tuning.spec import Spec, one_task
 from app.weights import checked, sha256
 
 
@@ -56,6 +56,13 @@ def write(run: Run, spec: Spec, prepared: Path, result: dict[str, Any], settings
     (beside / "expected.json").write_bytes(msgspec.json.encode(run.expected(_says(read_card(beside), run.outputs, settings))))
     (beside / "tuned.json").write_bytes(msgspec.json.encode(result))
     return beside
+
+
+def publish(run: Run, spec: Spec, prepared: Path, result: dict[str, Any], job: str, settings: Settings) -> str:
+    """Write the model and put it into the catalogue; its key. Raises Conflict if the name is another task's by now."""
+    made = write(run, spec, prepared, result | {"job": job}, settings)
+    one_task(spec.name, run.task or run.card.task, Catalogue.read(settings.home).cards.values())  # another may have been quicker
+    return move_in(made, settings.home, spec.name, job)
 
 
 def move_in(made: Path, home: Path, model: str, job: str) -> str:

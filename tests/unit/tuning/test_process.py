@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,6 @@ def full(folder: Path, name: str) -> Path:
     path = folder / name
     path.symlink_to("/dev/full")
     return path
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
-    yield store
-    store.close()
 
 
 def test_a_checkpoint_on_a_full_disk_leaves_the_one_before_and_frees_the_room(tmp_path: Path):
