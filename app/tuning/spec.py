@@ -80,7 +80,7 @@ _TEXT = {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "weight_decay": 0.
 _SPEECH = {"optimizer": "adamw", "weight_decay": 0.01, "warmup": 0.1, "clip_norm": 1.0, "augment": True}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "image-classification": {
-        "full": {"epochs": 4, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}
+        "full": {"epochs": 3, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}
         | {"keep_statistics": True, "clip_norm": 1.0},
         "head": {"epochs": 60, "batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "augment": False, "patience": 10},
         "fresh": {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05},
