@@ -143,9 +143,10 @@ class Supervisor:
         self._switching.adopt(card, share)
 
     def _adopt(self, key: str, share: float) -> None:
-        """The same; its card has just been written."""
+        """The same; its card may just have been written."""
         try:
-            self.adopt(Catalogue.read(self._settings.home).named(key), share)
+            known = self._roster.models.get(key)
+            self.adopt(known.card if known else Catalogue.read(self._settings.home).named(key), share)
         except HearthError as error:
             log.error("%s cannot be taken into service: %s", key, error.detail)
 

@@ -26,10 +26,15 @@ class Traffic:
     """The routes of all models, kept in `path`."""
 
     def __init__(self, path: Path) -> None:
+        """Raises Invalid if what is written there cannot be read."""
         self._path = path
         self._record = _Record()
         if path.exists():
-            self._record = msgspec.json.decode(path.read_bytes(), type=_Record)
+            try:
+                self._record = msgspec.json.decode(path.read_bytes(), type=_Record)
+            except msgspec.DecodeError as error:
+                remedy = "mend or remove it; without it the newest version of each model answers"
+                raise Invalid(f"{path} is damaged ({error}); {remedy}") from error
 
     def forget(self, keys: Collection[str]) -> None:
         """Keep what is told of `keys` alone: a version that later gets the number of one that is gone is another one."""
@@ -42,8 +47,7 @@ class Traffic:
             {model: kept for model, kept in routes.items() if kept}, [key for key in self._record.adopted if key in there]
         )
         if record != self._record:
-            self._record = record
-            self._save()
+            self._keep(record)
 
     def routes(self, keys: Collection[str]) -> dict[str, Route]:
         """The present route of every model among `keys` that has versions. Without a record the newest version answers."""
@@ -85,16 +89,14 @@ class Traffic:
         return Route({other: part for other, part in shares.items() if part}, before.shadow)
 
     def put(self, model: str, route: Route, keys: Collection[str], adopted: str = "") -> None:
-        """The route is the present one now. On the disk when this returns."""
-        history = self._record.routes.setdefault(model, [])
+        """The route is the present one now. On the disk when this returns; raises OSError, and all is as before."""
+        history = list(self._record.routes.get(model, []))
         if not history and (before := self._present(model, [key for key in keys if key != adopted])):
             history.append(before)
         if not history or history[-1] != route:
             history.append(route)
-        del history[:-_REMEMBERED]
-        if adopted:
-            self._record.adopted.append(adopted)
-        self._save()
+        adopted_too = [*self._record.adopted, *([adopted] if adopted else [])]
+        self._keep(_Record(self._record.routes | {model: history[-_REMEMBERED:]}, adopted_too))
 
     def before(self, model: str, keys: Collection[str]) -> Route:
         """The route before the present one. Raises Conflict if there is none."""
@@ -104,27 +106,29 @@ class Traffic:
         raise Conflict(f"{model} has no earlier state of its traffic to go back to")
 
     def back(self, model: str, route: Route) -> None:
-        """`route`, which `before` gave, is the present one again, and what came after it is forgotten."""
-        history = self._record.routes[model]
+        """`route`, which `before` gave, is the present one again, and what came after it is forgotten. Raises as `put` does."""
+        history = list(self._record.routes[model])
         while len(history) > 1:
             history.pop()
             if history[-1].shares == route.shares:
                 break
-        self._save()
+        self._keep(_Record(self._record.routes | {model: history}, self._record.adopted))
 
     def needed(self, model: str, keys: Collection[str]) -> set[str]:
         """The versions that are to stay loaded: those of the present route, and of the one that a rollback would bring back."""
         routes = [route for route in [self._present(model, keys), *self._record.routes.get(model, [])[-2:-1]] if route]
         return {key for route in routes for key in [*route.shares, route.shadow] if key}
 
-    def _save(self) -> None:
+    def _keep(self, record: _Record) -> None:
+        """What cannot be written down does not happen."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_name(f".{self._path.name}.part")
         with beside.open("wb") as file:
-            file.write(msgspec.json.encode(self._record))
+            file.write(msgspec.json.encode(record))
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self._path)
+        self._record = record
 
 
 def _without_lost_shadow(route: Route, keys: Collection[str]) -> Route:

@@ -66,6 +66,7 @@ class Foreman:
         room.sweep(settings.home)
         for job in store.all(("succeeded",)):  # the foreman before may have died before it could say so
             self._adopt(job)
+            room.clear(self._folder(job.id))
 
     def turn(self, now: float) -> None:
         """One look."""
@@ -122,6 +123,7 @@ class Foreman:
             del self._tuners[id]  # not before: the database may be away
             if job.state == "succeeded":
                 self._adopt(job)
+                room.clear(self._folder(id))
             elif job.state == "cancelled" and (made := version_of(self._settings.home, job.model, id)):
                 remove(made)  # it was ended between the two
             if job.state in DONE:
@@ -161,8 +163,8 @@ class Foreman:
         return jobs_folder(self._settings.home) / id
 
     def pids(self) -> list[int]:
-        """Of the tuners."""
-        return [tuner.process.pid for tuner in list(self._tuners.values())]
+        """Of the tuners that live: the number of one that was buried may be another's by now."""
+        return [tuner.process.pid for tuner in list(self._tuners.values()) if tuner.process.returncode is None]
 
     def stop(self) -> None:
         """End the tuners; they will be started again."""

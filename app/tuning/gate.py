@@ -49,7 +49,7 @@ class Gate(threading.Thread):
         free = now >= self._quiet_from or now % _PERIOD_S < self._share * _PERIOD_S
         pids = set(self._pids())
         for pid in pids & self._stopped if free else pids - self._stopped:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGCONT if free else signal.SIGSTOP)
         self._stopped = set() if free else pids
 
@@ -67,5 +67,5 @@ class Gate(threading.Thread):
         if self.is_alive():
             self.join()
         for pid in self._stopped:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGCONT)

@@ -72,7 +72,7 @@ def version_of(home: Path, model: str, job: str) -> Path | None:
 
 def made_by(folder: Path) -> str:
     """The job that made the model in this folder; empty if none did, or there is none."""
-    return str(_tuned(folder).get("job", ""))
+    return str(tuned(folder).get("job", ""))
 
 
 def unannounced(cards: Iterable[Card], home: Path) -> list[tuple[Card, float]]:
@@ -82,8 +82,8 @@ def unannounced(cards: Iterable[Card], home: Path) -> list[tuple[Card, float]]:
     """
     found, replaced = [], set()
     for card in sorted(cards, key=lambda card: number_of(card.name), reverse=True):
-        if tuned := _tuned(card.folder):
-            share = float(tuned.get("spec", {}).get("traffic", 1.0))
+        if told := tuned(card.folder):
+            share = float(told.get("spec", {}).get("traffic", 1.0))
             if not (jobs_folder(home) / made_by(card.folder)).is_dir():
                 found.append((card, 0.0 if card.model in replaced else share))
             if share >= 1:
@@ -91,7 +91,8 @@ def unannounced(cards: Iterable[Card], home: Path) -> list[tuple[Card, float]]:
     return found[::-1]
 
 
-def _tuned(folder: Path) -> dict[str, Any]:
+def tuned(folder: Path) -> dict[str, Any]:
+    """What is told of how the model in this folder was made, with its metrics; empty if no run of ours made it."""
     try:
         told: dict[str, Any] = json.loads((folder / "tuned.json").read_bytes())
     except (OSError, ValueError):

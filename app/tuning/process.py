@@ -57,6 +57,7 @@ class Tuner:
         self._spec = Spec(**job.spec)
         self._folder = jobs_folder(settings.home) / job.id
         self._prepared = self._folder / "prepared"
+        self._measured: dict[str, float] = job.progress.get("metrics", {})
         self._catalogue = Catalogue.read(settings.home)
         kept = self._folder / "base" / self._spec.base  # of a base that may be removed from the catalogue meanwhile
         self._card = read_card(kept) if kept.is_dir() else self._catalogue.named(self._spec.base)
@@ -150,7 +151,8 @@ class Tuner:
 
         values: dict[str, Any] = {name: getattr(progress, name) for name in progress.__slots__}
         values |= described(device) | memory(device)
-        if not self._store.note(self._job.id, kind, values, progress=values):
+        self._measured = progress.metrics or self._measured
+        if not self._store.note(self._job.id, kind, values, progress=values | {"metrics": self._measured}):
             raise Cancelled
 
 

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.tuning.archive import remove
@@ -16,6 +16,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _NO_ROOM_WORDS = ("No space left on device", "database or disk is full")
 _YOUNG_S = 3600.0  # an upload takes no longer
 _UNFINISHED = ("data", ".prepared.part", "model")
+_KEPT = ("log.txt", "lock")
 
 
 def is_full(error: BaseException) -> bool:
@@ -37,6 +38,16 @@ def give_back(folder: Path) -> None:
     """Remove what a tuner was in the middle of making in its job's folder: the next one makes it anew."""
     for name in _UNFINISHED:
         remove(folder / name)
+
+
+def clear(folder: Path) -> None:
+    """Remove all of a finished job but its log: what it was made from is no more needed, and may be gigabytes."""
+    for one in folder.iterdir() if folder.is_dir() else ():
+        if one.is_dir():
+            remove(one)
+        elif one.name not in _KEPT:
+            with suppress(OSError):
+                one.unlink()
 
 
 def is_young(path: Path) -> bool:

@@ -73,10 +73,15 @@ def begin_embedding(card: Card, files: Files, spec: Spec, folder: Path, report: 
         training=Training(module, dataset, recipe(spec, dataset.steps(1)), reached),
         source=_SOURCE,
         outputs=("embedding",),
-        expected=lambda answer: {"dimensions": len(answer["embedding"])},
+        expected=_begins,
         finish=finish,
         parts={name: files[name] for name in _FILES},
     )
+
+
+def _begins(answer: dict[str, Any]) -> dict[str, Any]:
+    vector = answer["embedding"]
+    return {"dimensions": len(vector), "begins": [round(float(value), 6) for value in vector[:8]]}
 
 
 def _data(card: Card, spec: Spec, folder: Path) -> tuple[TextProgram, Texts, Texts, dict[str, int]]:

@@ -93,9 +93,7 @@ class Training:
                     value += loss.item()
                 value = self._over_all(value)
                 if not math.isfinite(value):
-                    raise ModelFailed(
-                        f"the loss became {value} at step {self._step + 1}; lower learning_rate, or set clip_norm = 1.0"
-                    )
+                    raise self._lost("the loss", value, self._step + 1)
                 if recipe.clip_norm is not None:
                     self._accelerator.clip_grad_norm_(self.module.parameters(), recipe.clip_norm)
                 self._optimizer.step()
@@ -153,6 +151,9 @@ class Training:
             return {}
         began = time.monotonic()
         metrics = self._score()
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise self._lost(f"{name} of the held-out part", value, self._step)
         gained = self.best is None or better(metrics, self.best["metrics"], self.recipe.metric)
         self._patience = 0 if gained else self._patience + 1
         if gained:
@@ -162,6 +163,10 @@ class Training:
             self._kept = _copied(self._average.module) if self.leads else None
         pace.measured(time.monotonic() - began)
         return metrics
+
+    def _lost(self, what: str, value: float, step: int) -> ModelFailed:
+        clip = "" if self.recipe.clip_norm else ", or set clip_norm = 1.0"
+        return ModelFailed(f"{what} became {value} at step {step}; lower learning_rate{clip}")
 
     def _score(self) -> dict[str, float]:
         """As the first process measures it, told to all."""

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from app.errors import Conflict
 from app.pool.base import Model, Pool
+from app.tuning.job import tuned
 from app.web.answer import reply
 from app.web.read import no_query, read_json
 from app.web.schemas import ModelAnswer, ModelsAnswer, Traffic, json_body, problems
@@ -73,8 +74,14 @@ async def rollback(request: Request, name: str) -> Response:
 def _whole(request: Request, name: str) -> dict[str, Any]:
     first, *others = _pool(request).versions(name)
     known = ("version", "state", "why", "share", "shadow")
-    versions = [{field: _told(model)[field] for field in known} for model in (first, *others)]
+    versions = [{field: _told(model)[field] for field in known} | _origin(model) for model in (first, *others)]
     return _told(first) | {"meta": first.meta, "versions": versions}
+
+
+def _origin(model: Model) -> dict[str, Any]:
+    """How good a version is and where it comes from, by which one judges whether it shall answer."""
+    told = tuned(model.card.folder)
+    return {"metrics": told.get("metrics", {}), "base": told.get("spec", {}).get("base", ""), "job": told.get("job", "")}
 
 
 def _pool(request: Request) -> Pool:

@@ -153,6 +153,10 @@ class Version(BaseModel):
     why: str
     share: float
     shadow: bool
+    metrics: dict[str, float]
+    """Of the held-out part, if a job made it."""
+    base: str
+    job: str
 
 
 class ModelAnswer(BaseModel):

@@ -112,7 +112,9 @@ def test_an_embedding_model_becomes_a_classifier_by_the_columns_of_the_data(serv
     ).json()
     labels = [result["predictions"][0]["label"] for result in body["results"][:2]]
     assert labels == ["bad", "good"] and body["results"][2]["error"]["code"] == "invalid"
-    assert server.model(f"mood-{method}")["meta"]["classes"] == 2
+    told = server.model(f"mood-{method}")
+    origin = {"metrics": job["result"]["metrics"], "base": "toy-text", "job": job["id"]}
+    assert told["meta"]["classes"] == 2 and told["versions"][0].items() >= origin.items()
     answer = server.http.post("/predict/text", json={"inputs": "a"})
     assert answer.status_code == 404 and f"mood-{method}" in answer.json()["detail"]
     answer = server.http.post("/predict/text", json={"inputs": "a " * 20, "model": f"mood-{method}"})
@@ -134,12 +136,17 @@ def test_a_classifier_is_tuned_further(server: Server):
     ],
     ids=["pairs", "pairs by LoRA", "triplets"],
 )
-def test_embeddings_are_tuned_on_pairs_and_triplets(server: Server, name: str, data: str, metric: str, method: str):
+def test_embeddings_are_tuned_on_pairs_and_triplets(server: Server, home: Path, name: str, data: str, metric: str, method: str):
     job = ended(server, submit(server, f"{name}-{method}", data, method=method, epochs=60))
     assert job["state"] == "succeeded", job["log"]
     assert job["report"]["task"] == "text-embedding" and job["report"]["train"] == 48
     assert next(iter(job["result"]["metrics"])) == metric and job["result"]["metrics"][metric] > 0.4
     ready(server, f"{name}-{method}")
+    folder = home / "models" / f"{name}-{method}@1"
+    sample = json.loads((folder / "sample.json").read_text()) | {"model": f"{name}-{method}"}
+    expected = json.loads((folder / "expected.json").read_text())
+    answer = server.http.post("/embed/text", json=sample).json()["embeddings"][0]
+    np.testing.assert_allclose(answer[:8], expected["begins"], atol=1e-5)
     texts = [f"the film was {word}" for word in (*GOOD, *BAD)]
     body = server.http.post("/embed/text", json={"inputs": texts, "model": f"{name}-{method}"}).json()
     vectors = np.array(body["embeddings"])

@@ -108,6 +108,20 @@ async def test_a_later_change_takes_the_place_of_one_that_waits(tmp_path: Path):
     assert stage.shares() == {"m@3": 1.0} and stage.house.told[-1] == Changed(2)
 
 
+@pytest.mark.parametrize("message", [Switch(7, "m", {"1": 1}, ""), Back(7, "m")], ids=["put", "rollback"])
+async def test_a_change_that_cannot_be_written_down_is_refused_and_does_not_happen_later(tmp_path: Path, message: Switch | Back):
+    stage = Stage(tmp_path, 2, ready=("m@1", "m@2"))
+    for version in ("1", "2"):
+        stage.traffic.put("m", stage.traffic.wanted("m", {version: 1}, "", stage.roster.models), stage.roster.models)
+    (tmp_path / ".traffic.json.part").mkdir()
+    stage.switching.asked("web", message)
+    assert [(told.id, told.code) for told in stage.house.told] == [(7, "unavailable")]
+    assert "cannot be written down" in stage.house.told[0].detail
+    (tmp_path / ".traffic.json.part").rmdir()
+    stage.switching.look()
+    assert stage.shares() == {"m@2": 1.0} and stage.house.published == 0
+
+
 async def test_a_version_that_cannot_be_loaded_changes_nothing(tmp_path: Path):
     stage = Stage(tmp_path, 2, ready=("m@1",))
     before = stage.shares()

@@ -90,6 +90,24 @@ def test_what_a_rollback_needs_stays_loaded(traffic: Traffic):
     assert traffic.needed("photos", KEYS) == {"photos@1", "photos@2", "photos@3"}
 
 
+def test_what_cannot_be_written_down_does_not_happen(traffic: Traffic, tmp_path: Path):
+    traffic.put("photos", Route({"photos@1": 1.0}), KEYS)
+    traffic.put("photos", Route({"photos@2": 1.0}), KEYS)
+    (tmp_path / ".traffic.json.part").mkdir()  # as a full disk, which root fills too
+    with pytest.raises(IsADirectoryError):
+        traffic.put("photos", Route({"photos@3": 1.0}), KEYS, "photos@3")
+    with pytest.raises(IsADirectoryError):
+        traffic.back("photos", traffic.before("photos", KEYS))
+    assert traffic.routes(KEYS)["photos"] == Route({"photos@2": 1.0})
+    assert traffic.adoption("photos@3", 1.0, KEYS) is not None, "it may have its share later"
+
+
+def test_a_damaged_record_is_named(tmp_path: Path):
+    (tmp_path / "traffic.json").write_text('{"routes": ')
+    with pytest.raises(Invalid, match=r"traffic\.json is damaged .*mend or remove it"):
+        Traffic(tmp_path / "traffic.json")
+
+
 @pytest.mark.parametrize(
     ("shares", "shadow", "words"),
     [

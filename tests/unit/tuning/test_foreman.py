@@ -26,10 +26,13 @@ class Process:
         self.environment = env
         self.job, self.phase = command[-2:]
         self.status: int | None = None
+        self.returncode: int | None = None
+        self.pid = 4_000_000 + len(STARTED)
         self.terminated = False
         STARTED.append(self)
 
     def poll(self) -> int | None:
+        self.returncode = self.status
         return self.status
 
     def terminate(self) -> None:
@@ -98,6 +101,38 @@ def test_what_succeeded_is_told_to_the_supervisor(house, tmp_path):
     foreman.turn(NOW)
     foreman.turn(NOW)
     assert supervisor.sent == [Adopt("photos@1", 1.0)]
+
+
+def test_a_job_that_succeeded_keeps_its_log_alone(house, tmp_path):
+    foreman, store, _ = house
+    id = training(store, tmp_path)
+    folder = jobs_folder(tmp_path) / id
+    (folder / "prepared").mkdir()
+    for name in ("dataset", "checkpoint.pt", "prepared/pixels"):
+        (folder / name).touch()
+    foreman.turn(NOW)
+    store.move(id, "succeeded")
+    die(foreman, NOW, 0)
+    assert [path.name for path in folder.iterdir()] == ["log.txt"]
+    (folder / "dataset").touch()  # as if the foreman had died before
+    Foreman(Settings(home=tmp_path), store, Supervisor())
+    assert [path.name for path in folder.iterdir()] == ["log.txt"]
+
+
+def test_the_number_of_a_tuner_that_is_gone_is_nobodys(house, tmp_path, monkeypatch):
+    foreman, store, _ = house
+    training(store, tmp_path)
+    foreman.turn(NOW)
+    assert foreman.pids() == [STARTED[0].pid]
+
+    def away(*_: Any) -> None:
+        raise OperationalError("", {}, Exception())
+
+    monkeypatch.setattr(store, "get", away)
+    STARTED[0].status = -9
+    with pytest.raises(OperationalError):
+        foreman.turn(NOW)
+    assert foreman.pids() == []
 
 
 def test_what_was_cancelled_in_its_last_moment_does_not_go_live(house, tmp_path):

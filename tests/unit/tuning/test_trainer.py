@@ -192,6 +192,13 @@ def test_errors_shall_fall_and_all_else_rise() -> None:
     assert not better({"accuracy": 0.8}, {"accuracy": 0.8})
 
 
+def test_where_the_headline_stands_still_the_loss_decides() -> None:
+    assert better({"accuracy": 1.0, "loss": 0.1}, {"accuracy": 1.0, "loss": 0.6})
+    assert not better({"accuracy": 1.0, "loss": 0.6}, {"accuracy": 1.0, "loss": 0.6})
+    assert better({"accuracy": 1.0, "loss": 0.1}, {"accuracy": 1.0, "loss": 0.6, "macro_f1": 1.0}, "accuracy")
+    assert not better({"loss": 0.6}, {"loss": 0.6})
+
+
 def test_progress_counts_to_the_end_and_measures_when_asked() -> None:
     _, told_of = run(Recipe(epochs=3, batch_size=16, evaluate_every=2, warmup=0.25, learning_rate=0.1))
     assert [progress.step for progress in told_of] == list(range(1, 13))
@@ -215,6 +222,17 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights() -
     with pytest.raises(ModelFailed, match="loss became nan at step 1; lower learning_rate"):
         next(iter(Training(module, Broken(), Recipe(batch_size=16))))
     assert torch.equal(module[0].weight, before)
+
+
+class Lost(Clouds):
+    def score(self, module: torch.nn.Module) -> dict[str, float]:
+        return super().score(module) | {"loss": float("nan")}
+
+
+@pytest.mark.parametrize(("clip", "words"), [(None, "lower learning_rate, or set clip_norm"), (1.0, "lower learning_rate$")])
+def test_weights_whose_measured_loss_is_no_number_are_not_kept(clip: float | None, words: str) -> None:
+    with pytest.raises(ModelFailed, match=f"loss of the held-out part became nan at step 4; {words}"):
+        list(Training(net(), Lost(), Recipe(epochs=1, batch_size=16, clip_norm=clip)))
 
 
 def test_too_little_data_for_one_batch_is_said() -> None:
