@@ -160,7 +160,9 @@ def test_lora_serves_as_plain_weights(server: Server, home: Path):
     assert ended(server, submit(server, "merged", scored(), method="lora", epochs=1))["state"] == "succeeded"
     of_base = load_file(home / "models" / "toy-text" / "model.safetensors").keys()
     assert load_file(home / "models" / "merged@1" / "model.safetensors").keys() == {
-        name for name in of_base if not name.startswith("pooler.")  # means of tokens take no part of that
+        name
+        for name in of_base
+        if not name.startswith("pooler.")  # means of tokens take no part of that
     }
 
 
