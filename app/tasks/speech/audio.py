@@ -56,6 +56,8 @@ def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
         _whole(raw)
     try:
         waveform = _decode(raw, rate, max_seconds)
+    except MemoryError:
+        raise
     except av.FFmpegError as error:
         raise BadInput(
             f"the recording is damaged or of no known format ({error.strerror}); send WAV, FLAC, MP3, OGG, M4A or WebM"
@@ -77,6 +79,8 @@ def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
 def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
     try:
         container = av.open(io.BytesIO(raw), mode="r", format=demuxer(raw), options=_OPTIONS)
+    except MemoryError:
+        raise
     except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
         raise UnsupportedMedia("these bytes are no recording that can be read; send WAV, FLAC, MP3, OGG, M4A or WebM") from error
     with container:
