@@ -143,6 +143,14 @@ def _dtype(text: str) -> np.dtype | None:
     return dtype if dtype.kind in _KINDS else None
 
 
+def _empty(size: int) -> memoryview:
+    """So many bytes; a bytearray would be zeroed. Raises FrameError where the announcement was too much."""
+    try:
+        return np.empty(size, np.uint8).data
+    except MemoryError as error:
+        raise FrameError(f"there is no room for the {size} bytes that are announced") from error
+
+
 class Splitter:
     """A stream of bytes → envelopes. A large one is read straight to where it will be used."""
 
@@ -169,7 +177,7 @@ class Splitter:
         while len(view) >= PREFIX.size:
             size = size_of(view[: PREFIX.size])
             if len(view) < size:
-                self._begun, self._filled = np.empty(size, np.uint8).data, len(view)  # a bytearray would be zeroed
+                self._begun, self._filled = _empty(size), len(view)
                 self._begun[: len(view)] = view
                 view = view[:0]
                 break

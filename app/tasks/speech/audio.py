@@ -129,7 +129,7 @@ def _mono(frames: Iterator[av.AudioFrame], rate: int, max_seconds: float) -> np.
             if frame is not None:
                 frame.pts = None  # gaps in time stamps are not ours to fill
             for piece in resampler.resample(frame):
-                with np.errstate(over="ignore"):  # what is infinite is refused
+                with np.errstate(over="ignore", invalid="ignore"):  # what is infinite is refused
                     parts.append(piece.to_ndarray().mean(axis=0, dtype=np.float32))
                 count += len(parts[-1])
             if count > max_seconds * rate:
