@@ -14,6 +14,8 @@
     engine/           4   in a worker: worker.py → batcher.py → runner.py → compute.py, lane.py; with torch: eagerly.py →
                           loader.py, modules.py, torch_lane.py, graphs.py; what computes: kept.py, search.py, choosing.py,
                           order.py, agreement.py; device.py; nursery.py forks it
+    decoding/         3   files of strangers are read apart: client.py → link.py → (socket) → decoder.py → confine.py; nursery.py
+                          forks it
     catalogue.py      3   models/*/card.toml → cards
     weights.py        3   shipped file, package, folder or download.py → files
     tasks/            2   per modality: codec.py (bytes ⇄ arrays), program.py and network.py (arrays ⇄ module), dataset.py

@@ -44,6 +44,29 @@ class Decoded(Struct, frozen=True, kw_only=True):
     info: dict[str, Any] = field(default_factory=dict)
 
 
+class Recipe(Struct, frozen=True):
+    """All that decoding a file takes, so that another process can do it: `app/decoding`."""
+
+    task: str
+    input: str
+    """The card's `input`, as JSON."""
+    limit: float
+    """Of pixels, or of seconds."""
+
+
+class Reader(Protocol):
+    """The part of a codec that touches the bytes of strangers with native code. Built as `Reader(input, limit)`."""
+
+    @staticmethod
+    def prepare() -> None:
+        """Import all that `decode` may need: where it runs, files are out of reach."""
+        ...
+
+    def decode(self, item: Any) -> Decoded:
+        """As the codec's. `info` holds plain values alone. Raises MemoryError where there is not enough."""
+        ...
+
+
 def device_of(module: torch.nn.Module) -> torch.device | str:
     """Where a module's weights lie, and so where what it is given has to go."""
     return next((weight.device for weight in module.parameters()), "cpu")
@@ -60,6 +83,9 @@ class Codec(Protocol):
 
     `files` are the model's local files; `meta` is what the worker's program told of the loaded module (`Program.describe`).
     """
+
+    recipe: Recipe | None
+    """For its reader; None: what decodes is safe with any bytes, and runs in a thread of the frontend."""
 
     def light(self, item: Any) -> bool:
         """Decoding takes less time than handing it to another thread, whatever the bytes are (some 50 µs)."""

@@ -30,10 +30,10 @@ def read(table: Path, columns: Mapping[str, str], found: Findings) -> list[Row]:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             rows = [(f"{table.name}:{reader.line_num}", row) for row in reader]
+            heads = [head.strip().lower() for head in reader.fieldnames or ()]
     except (UnicodeDecodeError, csv.Error) as error:
         found.wrong(table.name, f"is no readable CSV ({error})", "save it as CSV in UTF-8")
         return []
-    heads = [head.strip().lower() for head in reader.fieldnames or ()]
     names = {columns[theirs]: theirs for theirs in reversed(list(columns)) if theirs in heads}
     wanted = dict.fromkeys(columns.values())
     if missing := [name for name in wanted if name not in names]:

@@ -36,6 +36,7 @@ _BROKEN = (
     NotImplementedError,
     RuntimeError,
     ValueError,
+    IndexError,  # zipfile asks for the last letter of a name that has none
 )
 
 
@@ -91,13 +92,19 @@ def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
                 raise BadInput(f"{member.name} is in the archive twice") from error
             except (NotADirectoryError, IsADirectoryError) as error:
                 raise BadInput(f"{member.name} is both a file and a folder in the archive") from error
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
+            except (*_BROKEN, OSError) as error:
+                if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                    told = f"{member.name[:80]}… is a longer name than files may have; pack it with shorter ones"
+                    raise BadInput(told) from error
+                if _is_of_the_disk(error):
                     raise
-                raise BadInput(f"{member.name[:80]}… is a longer name than files may have; pack it with shorter ones") from error
-            except _BROKEN as error:
                 raise BadInput(f"{member.name} is damaged in the archive ({error}); pack it again") from error
     return files
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Damage is told as an OSError, too: by gzip and bz2 without a number, by seeking to before the beginning."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def is_archive(path: Path) -> bool:
@@ -160,7 +167,9 @@ def _members(archive: Path, bounds: Bounds) -> Iterator[Iterator[_Member]]:
                 yield _of_tar(opened_tar)
         else:
             raise UnsupportedMedia("the data set is neither a zip nor a tar archive; pack it as one of these")
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        if _is_of_the_disk(error):
+            raise
         raise BadInput(f"the archive is damaged ({error}); pack it again") from error
 
 

@@ -16,9 +16,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs
+from app.decoding import nursery
+from app.decoding.client import Decoders, decoder_count, room_for
 from app.pool.client import Client
 from app.process import die_with_parent, set_name, take_short_turns
-from app.settings import Settings
+from app.settings import Settings, cores
 from app.web.connection import Connection
 from app.web.server import make_app
 
@@ -29,6 +31,9 @@ def main() -> None:
     """Serve until SIGTERM; then finish what was accepted and exit 0."""
     die_with_parent()
     take_short_turns()
+    gc.collect()
+    gc.freeze()  # what was imported stays; looking through it again took a tenth of the time, and unshares the nursery's pages
+    control = nursery.begin()
     descriptor, folder, number = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     set_name(f"hearth http {number}")
     settings = Settings.from_environment()
@@ -37,19 +42,21 @@ def main() -> None:
         (settings.home / "tmp").mkdir(parents=True, exist_ok=True)
         tempfile.tempdir = str(settings.home / "tmp")
     client = Client(settings, folder, number)
+    decoders = Decoders(decoder_count(cores(), settings.frontend_count()), room_for(settings), control)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         client.start()
         gc.collect()
-        gc.freeze()  # what was imported stays; looking through it again took a tenth of the time, tens of milliseconds at once
+        gc.freeze()  # as in `main`: what was made since
         gc.set_threshold(_GARBAGE)
         yield
+        decoders.close()
         client.close()
 
     Connection.silence_s = settings.silence_s
     config = uvicorn.Config(
-        make_app(client, settings, lifespan=lifespan, stopping=lambda: server.should_exit),
+        make_app(client, settings, decoders, lifespan=lifespan, stopping=lambda: server.should_exit),
         http=Connection,
         log_config=None,
         access_log=False,

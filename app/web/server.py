@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from importlib import resources
 from typing import Any
@@ -15,9 +14,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from app import __version__
+from app.decoding.client import Decoders, Threads
 from app.errors import ClientLeft, HearthError
 from app.pool.base import Pool
-from app.settings import Settings, cores
+from app.settings import Settings
 from app.web import embed, finetune, health, models, predict, transcribe
 from app.web.answer import reply
 from app.web.edge import Edge
@@ -29,9 +29,13 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def make_app(
-    pool: Pool, settings: Settings, lifespan: Lifespan | None = None, stopping: Callable[[], bool] = lambda: False
+    pool: Pool,
+    settings: Settings,
+    decoders: Decoders | None = None,
+    lifespan: Lifespan | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Edge:
-    """The whole HTTP side over `pool`."""
+    """The whole HTTP side over `pool`. Without `decoders`, what comes is decoded in this process."""
     app = FastAPI(
         title="Hearth",
         version=__version__,
@@ -40,9 +44,7 @@ def make_app(
         docs_url=None,
         redoc_url=None,
     )
-    threads = decoder_count(cores(), settings.frontend_count())
-    decoders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
-    app.state.kitchen = Kitchen(pool, settings, decoders, max(1, threads - 1), stopping)
+    app.state.kitchen = Kitchen(pool, settings, decoders or Threads(2), stopping)
     for kind in (ClientLeft, HearthError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)
     for part in (predict, embed, transcribe, models, finetune, health):
@@ -51,11 +53,6 @@ def make_app(
     _document(app)
     larger = {"/finetune": int(settings.max_dataset_mb * 2**20)}
     return Edge(app, direct, settings, larger)
-
-
-def decoder_count(cores: int, frontends: int) -> int:
-    """Threads that decode in each frontend: together one per core, and never only one, which a large picture would hold."""
-    return max(2, cores // frontends)
 
 
 def _document(app: FastAPI) -> None:

@@ -17,6 +17,7 @@ FLOORS = {
     "app.pool": 5,
     "app.tuning": 5,
     "app.engine": 4,
+    "app.decoding": 3,
     "app.catalogue": 3,
     "app.weights": 3,
     "app.download": 3,  # what weights.py fetches with
