@@ -26,9 +26,11 @@ async def client(pool: Any, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+SPEC = ("spec", (None, json.dumps({"name": "photos", "base": "toy"})))
+
+
 async def submit(client: httpx.AsyncClient, data: bytes = b"x") -> httpx.Response:
-    spec = json.dumps({"name": "photos", "base": "toy"})
-    return await client.post("/finetune", files={"spec": (None, spec), "dataset": ("d.zip", data)})
+    return await client.post("/finetune", files=[SPEC, ("dataset", ("d.zip", data))])
 
 
 def folders(home: Path) -> set[str]:
@@ -49,6 +51,26 @@ async def test_no_more_jobs_are_open_than_may_be(client: httpx.AsyncClient, tmp_
     assert (await client.post(f"/finetune/{third}/resume")).status_code == 409
     await client.post(f"/finetune/{third}/cancel")
     assert (await client.post(f"/finetune/{first}/resume")).json()["state"] == "validating"
+
+
+TABLE = ("dataset", ("a.csv", b"x"))
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "words"),
+    [
+        ([SPEC, TABLE, ("dataset", ("b.csv", b"y"))], 422, "the part 'dataset' came twice; send one, and several tables"),
+        ([SPEC, SPEC, TABLE], 422, "the part 'spec' came twice"),
+        ([SPEC, TABLE, ("seed", (None, "7"))], 422, "unknown part 'seed'; send spec, JSON with all that is to be set"),
+        ([SPEC, *[("val", ("b.csv", b"y"))] * 4], 422, "unknown part 'val'"),
+        ([SPEC, ("dataset", (None, "text,label"))], 400, "the part 'dataset' came as text; send dataset as a file (curl -F"),
+        ([SPEC, ("dataset", (None, "text,label" * 200_000))], 400, "dataset as a file (curl -F dataset=@"),
+        ([SPEC], 400, "the part 'dataset' is missing; send dataset as a file"),
+    ],
+)
+async def test_no_part_of_a_form_is_dropped_without_a_word(client: httpx.AsyncClient, parts: Any, status: int, words: str):
+    answer = await client.post("/finetune", files=parts)
+    assert answer.status_code == status and words in answer.json()["detail"], answer.text
 
 
 @pytest.mark.parametrize("id", ["nope", "%00", "0123456789AB", "0123456789abc", "%F0%9F%98%80"])
