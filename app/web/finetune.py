@@ -54,6 +54,7 @@ _BEAT_S = 10.0  # after which a silent stream says that it lives
 _LOG_BYTES = 1 << 20
 _SPEC_BYTES = 1 << 16
 _AS_FILE = "dataset as a file (curl -F dataset=@photos.zip)"
+_OVER: dict[int | str, dict[str, Any]] = {204: {"description": "the job is over, and nothing came after Last-Event-ID"}}
 _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -103,17 +104,19 @@ async def job(request: Request, id: str) -> Response:
     return reply(_told(await asyncio.to_thread((await _store(request)).get, id)))
 
 
-@router.get("/{id}/events", responses=problems(404), summary="Follow a job", response_class=StreamingResponse)
+@router.get("/{id}/events", responses=_OVER | problems(404), summary="Follow a job", response_class=StreamingResponse)
 async def events(request: Request, id: str) -> Response:
     """Server-sent events: `state`, `stage` (preparing, training), `progress`; goes on after `Last-Event-ID`.
 
-    It ends when the job does.
+    It ends when the job does; who then asks for more is answered 204, which ends a browser's EventSource.
     """
     store = await _store(request)
-    await asyncio.to_thread(store.get, id)
+    over = (await asyncio.to_thread(store.get, id)).state in DONE
     last = request.headers.get("last-event-id", "0")
     if not (last.isascii() and last.isdigit() and len(last) < 16 and int(last) <= LAST_EVENT):
         raise Invalid(f"Last-Event-ID is {last!r}; send the number of the last event that you saw")
+    if over and not await asyncio.to_thread(store.events, id, int(last), 1):
+        return Response(status_code=204)
     stream = _stream(store, _kitchen(request), id, int(last))
     return StreamingResponse(stream, media_type="text/event-stream", headers=_NO_EVENTS)
 

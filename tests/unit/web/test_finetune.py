@@ -88,6 +88,20 @@ async def test_an_event_that_no_database_can_have_is_refused(client: httpx.Async
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
 
 
+async def test_who_saw_the_last_event_of_a_job_that_is_over_is_told_not_to_come_back(client: httpx.AsyncClient):
+    """A browser's EventSource asks again for ever, unless it is answered 204."""
+    id = (await submit(client)).json()["id"]
+    await client.post(f"/finetune/{id}/cancel")
+    told = await client.get(f"/finetune/{id}/events")
+    last = told.text.rpartition("id: ")[2].partition("\n")[0]
+    assert told.status_code == 200 and '"state":"cancelled"' in told.text
+    again = await client.get(f"/finetune/{id}/events", headers={"Last-Event-ID": last})
+    assert (again.status_code, again.content) == (204, b"")
+    await client.post(f"/finetune/{id}/resume")
+    await client.post(f"/finetune/{id}/cancel")
+    assert "validating" in (await client.get(f"/finetune/{id}/events", headers={"Last-Event-ID": last})).text
+
+
 @pytest.mark.parametrize("call", ["GET /finetune", "GET /finetune/0123456789ab", "POST /finetune/0123456789ab/cancel"])
 async def test_while_the_database_is_away_that_is_said(pool: Any, tmp_path: Path, call: str):
     pytest.importorskip("psycopg")
