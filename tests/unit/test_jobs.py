@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from app import jobs
+from app import cli, jobs
 from app.cli import _ask
 from app.errors import HearthError, Invalid
 
@@ -30,6 +31,7 @@ class Fake(ThreadingHTTPServer):
         self.states = ["succeeded"]
         self.streams: list[list[dict[str, Any]] | int] = []
         self.answer: tuple[int, bytes] | None = None
+        self.job: dict[str, Any] = JOB
         self.asked: list[str] = []
 
     @property
@@ -54,13 +56,13 @@ class Handler(BaseHTTPRequestHandler):
             if isinstance(stream, int):
                 self.close_connection = True  # without an answer, as a server that is being ended
                 return
-            lines = [f"id: {n}\nevent: state\ndata: {json.dumps(data)}\n\n" for n, data in enumerate(stream, int(last) + 1)]
+            lines = [f"id: {n}\nevent: {data.pop('kind', 'state')}\ndata: {json.dumps(data)}\n\n" for n, data in enumerate(stream, int(last) + 1)]
             self.say(200, "".join(lines).encode())
         elif self.path == "/finetune":
-            self.say(200, json.dumps({"jobs": [JOB]}).encode())
+            self.say(200, json.dumps({"jobs": [fake.job]}).encode())
         else:
             state = fake.states.pop(0) if len(fake.states) > 1 else fake.states[0]
-            self.say(200, json.dumps(JOB | {"state": state}).encode())
+            self.say(200, json.dumps(fake.job | {"state": state}).encode())
 
     def say(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -91,6 +93,27 @@ def said(out: Console) -> str:
 def test_all_jobs_are_a_table(fake: Fake, out: Console):
     jobs.show(fake.url, out)
     assert "running" in said(out) and "from" in said(out)
+
+
+FOREIGN = "[/dark]/x.png :dog: [red]"
+LOST = {"step": 5, "steps": 9, "epoch": 1, "loss": None, "metrics": {"spearman": None, "accuracy": None}}
+
+
+def test_what_others_wrote_is_shown_as_they_wrote_it(fake: Fake):
+    fake.job = JOB | {"reason": FOREIGN}
+    fake.states = ["failed"]
+    fake.streams = [[{"kind": "stage", "stage": FOREIGN}, {"state": "failed", "reason": FOREIGN}]]
+    for ask in ([], ["watch", "a"]):
+        shown = CliRunner().invoke(cli.app, ["jobs", *ask, "--url", fake.url], env={"COLUMNS": "200"})
+        assert FOREIGN in shown.output, (shown.output, shown.exception)
+
+
+def test_a_figure_that_is_no_number_is_told_as_such(fake: Fake, out: Console):
+    fake.job = JOB | {"progress": {**LOST, "best": {"metrics": LOST["metrics"]}}}
+    fake.streams = [[{"kind": "progress", **LOST}, {"state": "succeeded"}]]
+    jobs.show(fake.url, out)
+    assert jobs.watch(fake.url, "a", out)
+    assert said(out).count("nan Spearman") == 2 and "loss nan  nan Spearman, nan % accuracy" in said(out)
 
 
 @pytest.mark.parametrize(("end", "good"), [("succeeded", True), ("failed", False), ("cancelled", False)])
