@@ -29,7 +29,7 @@ class Fake(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.states = ["succeeded"]
-        self.streams: list[list[dict[str, Any]] | int] = []
+        self.streams: list[list[dict[str, Any]] | int | bytes] = []
         self.answer: tuple[int, bytes] | None = None
         self.job: dict[str, Any] = JOB
         self.asked: list[str] = []
@@ -53,10 +53,16 @@ class Handler(BaseHTTPRequestHandler):
             last = self.headers["Last-Event-ID"]
             fake.asked.append(last)
             stream = fake.streams.pop(0) if fake.streams else []
+            if isinstance(stream, bytes):
+                self.say(503, stream)
+                return
             if isinstance(stream, int):
                 self.close_connection = True  # without an answer, as a server that is being ended
                 return
-            lines = [f"id: {n}\nevent: {data.pop('kind', 'state')}\ndata: {json.dumps(data)}\n\n" for n, data in enumerate(stream, int(last) + 1)]
+            lines = [
+                f"id: {n}\nevent: {data.pop('kind', 'state')}\ndata: {json.dumps(data)}\n\n"
+                for n, data in enumerate(stream, int(last) + 1)
+            ]
             self.say(200, "".join(lines).encode())
         elif self.path == "/finetune":
             self.say(200, json.dumps({"jobs": [fake.job]}).encode())
@@ -136,6 +142,14 @@ def test_a_server_that_is_being_restarted_is_waited_for_and_that_is_told_once(fa
     fake.states = ["running", "running", "succeeded"]
     assert jobs.watch(fake.url, "a", out)
     assert fake.asked == ["0", "1", "1", "1", "1"] and said(out).count("does not answer") == 1
+
+
+def test_a_database_that_is_away_is_waited_for_and_that_is_told_once(fake: Fake, out: Console):
+    away = b'{"code": "unavailable", "detail": "the database of jobs is away; try again"}'
+    fake.streams = [[{"state": "running"}], away, away, [{"state": "succeeded"}]]
+    fake.states = ["running", "running", "succeeded"]
+    assert jobs.watch(fake.url, "a", out)
+    assert fake.asked == ["0", "1", "1", "1"] and said(out).count("the database of jobs is away; try again; waiting") == 1
 
 
 def test_without_a_server_it_says_so(fake: Fake, out: Console, capsys: pytest.CaptureFixture[str]):
