@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from app.tasks.findings import Findings
-from app.tasks.table import SPLITS, not_read
+from app.tasks.table import SPLITS, no_part, not_read
 
 Layout = tuple[str, ...]
 """Names of columns."""
@@ -61,9 +61,7 @@ def read(root: Path, task: str, found: Findings) -> tuple[Layout, list[Row]]:
     for path in paths:
         part = _PARTS.get(path.stem.lower(), "")
         if len(paths) > 1 and not part:
-            found.wrong(
-                path.name, "there are several tables, and its name does not say what it is for", "call it train, val or test"
-            )
+            no_part(path, found)
             continue
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             kind, columns = _first(file)
