@@ -87,6 +87,28 @@ def test_pictures_and_a_table(tmp_path: Path):
     assert found.report()["train"] == {"a": 1, "b": 1} == found.report()["val"]
 
 
+def tables(root: Path, **rows: str) -> Path:
+    for name, numbers in rows.items():
+        lines = [f"all/{number:0>3}.png,{'ab'[int(number) % 2]}" for number in numbers.split()]
+        (root / f"{name}.csv").write_text("\n".join(["file,label", *lines]))
+    return root
+
+
+def test_several_tables_are_parts_by_their_names(tmp_path: Path):
+    root = tables(lay(tmp_path, all=10), train="0 1 2 3", Val="4 5", test="6 7 8")
+    found = find(root, 0.5, 0)
+    assert not found.problems and found.report()["train"] == {"a": 2, "b": 2} and found.report()["val"] == {"a": 1, "b": 1}
+    assert found.warnings == [
+        "3 rows of test are left alone: val chooses the best weights",
+        "1 pictures have no row and are not used: all/009.png",
+    ]
+    (root / "Val.csv").unlink()
+    assert find(root, 0.5, 0).report()["val"] == {"a": 2, "b": 1}
+    tables(root, more="9")
+    (problem,) = find(root, 0.5, 0).problems
+    assert (problem.where, problem.what) == ("more.csv", "there are several tables, and its name does not say what it is for")
+
+
 def test_a_table_is_told_line_by_line(tmp_path: Path):
     lay(tmp_path, all=2)
     rows = [
