@@ -20,7 +20,7 @@ from app.errors import Invalid
 from app.logs import log
 from app.pool.roster import Roster, Served
 from app.pool.traffic import Traffic
-from app.process import command, search_path
+from app.process import command, search_path, take_descriptors
 from app.settings import Settings, traffic_file
 from app.tasks.base import Files
 from app.tuning.job import unannounced
@@ -39,6 +39,7 @@ def serve(settings: Settings, announce: Announce) -> None:
     task of the supervisor failed).
     """
     logs.configure(settings)
+    take_descriptors()
     catalogue = Catalogue.read(settings.home)
     for folder, why in catalogue.broken.items():
         log.error("the card in %s is left out: %s", folder, why)

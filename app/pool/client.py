@@ -59,12 +59,17 @@ class Client:
         self._changes: dict[int, asyncio.Future[None]] = {}
         self._change_ids = count(1)
         self._probe = Probe()
+        self._told = asyncio.Event()
 
     def start(self) -> None:
         """Connect to the supervisor, who answers with the table. Needs the running loop."""
         self._control = Endpoint.connect(address(self._folder, "supervisor"), self._name)
         self._control.attach(self._on_control)
         self._control.send(Hello(role="frontend", pid=os.getpid()))
+
+    async def told(self) -> None:
+        """Returns when the table has come: before that, no model is known."""
+        await self._told.wait()
 
     def close(self) -> None:
         """Close the sockets."""
@@ -237,6 +242,7 @@ class Client:
 
     def _on_table(self, table: Table) -> None:
         self._table = table
+        self._told.set()
         self._directory.update(table)
         self._connect(table)
         for flight in self._flights.aboard(None):

@@ -1,4 +1,4 @@
-"""The supervisor's hands: start the nursery and the frontends, ask for workers, hear of every end. Decides nothing."""
+"""The supervisor's hands: start the nursery and the foreman, ask for workers, hear of every end. Decides nothing."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Nursery:
     def kill(self, worker: str) -> None:
         """End a worker now (SIGKILL)."""
         if pid := self.workers.get(worker):
-            _kill(pid)
+            kill(pid)
 
     async def close(self) -> None:
         """End the nursery and with it every worker that is left."""
         if self._process is not None:
-            _kill(self._process.pid)
+            kill(self._process.pid)
             await self._process.wait()
 
     async def _start(self) -> asyncio.StreamReader:
@@ -99,52 +99,11 @@ class Nursery:
             await self._process.wait()
         lost, self.workers = self.workers, {}
         for pid in lost.values():  # where the kernel does not end them with their parent
-            _kill(pid)
+            kill(pid)
         lost |= dict.fromkeys(self._asked, 0)
         self._asked.clear()
         for name, pid in lost.items():
             self._exited(name, pid, -signal.SIGKILL)
-
-
-class Frontends:
-    """The HTTP processes. Each inherits the listening socket; what ends is replaced until `close`."""
-
-    def __init__(self, environment: Mapping[str, str], listening: socket.socket, folder: str) -> None:
-        self._environment = environment
-        self._listening = listening
-        self._folder = folder
-        self._born = 0
-        self._closing = False
-        self._processes: set[asyncio.subprocess.Process] = set()
-
-    async def run_one(self, exited: Exited) -> None:
-        """Keep one frontend alive; `exited` hears of each end that was not asked for."""
-        while not self._closing:
-            self._born += 1
-            number = self._born
-            process = await asyncio.create_subprocess_exec(
-                *command("app.web.process", str(self._listening.fileno()), self._folder, str(number)),
-                pass_fds=[self._listening.fileno()],
-                env=os_environment(self._environment),
-                start_new_session=True,
-            )
-            self._processes.add(process)
-            status = await process.wait()
-            self._processes.discard(process)
-            if not self._closing:
-                exited(f"frontend.{number}", process.pid, status)
-                await asyncio.sleep(min(0.1 * 2 ** min(number, 6), 5) if status > 0 else 0)  # a broken install must not spin
-
-    async def close(self, timeout_s: float) -> None:
-        """Stop accepting, let them finish, end what is left after `timeout_s`."""
-        self._closing = True
-        for process in self._processes:
-            process.send_signal(signal.SIGTERM)
-        waits = [asyncio.create_task(process.wait()) for process in self._processes]
-        if waits:
-            await asyncio.wait(waits, timeout=timeout_s)
-        for process in list(self._processes):
-            _kill(process.pid)
 
 
 class Foreman:
@@ -178,7 +137,7 @@ class Foreman:
             try:
                 await asyncio.wait_for(self._process.wait(), _FOREMAN_S)
             except TimeoutError:
-                _kill(self._process.pid)
+                kill(self._process.pid)
 
 
 def os_environment(ours: Mapping[str, str]) -> dict[str, str]:
@@ -186,6 +145,7 @@ def os_environment(ours: Mapping[str, str]) -> dict[str, str]:
     return inherited_environment() | dict(ours) | {"PYTHONPATH": search_path()}
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal; to one that is gone, none."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)

@@ -20,8 +20,9 @@ from app.card import Card
 from app.catalogue import Catalogue
 from app.errors import HearthError
 from app.logs import log
+from app.pool.frontends import Frontends
 from app.pool.loading import Fetch, Loading
-from app.pool.processes import Foreman, Frontends, Nursery
+from app.pool.processes import Foreman, Nursery
 from app.pool.roster import Roster
 from app.pool.switching import Switching
 from app.pool.traffic import Traffic
@@ -30,7 +31,7 @@ from app.wire.messages import Adopt, Back, Change, Died, Hello, Leave, LoadFaile
 from app.wire.sockets import Endpoint, address
 
 _WATCH_S = 0.5
-_PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S)
+_PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S), ten of a frontend
 
 
 class Supervisor:
@@ -212,6 +213,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(_WATCH_S)
             now = time.monotonic()
+            self._http.kill_silent(now, _PULSE_LOST_S)
             for name, box in list(self._loading.boxes.items()):
                 found = self._roster.find(name)
                 if found is None or found[1].state != "ready":

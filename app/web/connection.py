@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.errors import HearthError
 from app.web.intake import silent
 from app.web.problems import from_error
 
@@ -51,7 +53,14 @@ class Connection(HttpToolsProtocol):
             self._late = self.loop.call_later(self.silence_s, self._end)
             return
         if self.scope is not None:  # something came
-            answer = from_error(silent("the header", self.silence_s))
-            head = b"".join(b"%s: %s\r\n" % pair for pair in answer.raw_headers)
-            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\n%s\r\n%s" % (head, bytes(answer.body)))
+            self.give_up(silent("the header", self.silence_s))
+        self.transport.close()
+
+    def give_up(self, error: HearthError) -> None:
+        """Answer what no endpoint will answer, and close."""
+        answer = from_error(error)
+        answer.headers["Connection"] = "close"
+        status = HTTPStatus(answer.status_code)
+        head = b"".join(b"%s: %s\r\n" % pair for pair in answer.raw_headers)
+        self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), head, bytes(answer.body)))
         self.transport.close()

@@ -11,7 +11,8 @@ import pytest
 
 from app.card import Card
 from app.errors import HearthError
-from app.pool.processes import Frontends, Nursery
+from app.pool.frontends import Frontends
+from app.pool.processes import Nursery
 from app.pool.roster import Roster, Served
 from app.pool.supervisor import Supervisor
 from app.pool.traffic import Traffic

@@ -1,0 +1,52 @@
+"""What a frontend does with the connections of the one before it, which was killed: it goes on with them.
+
+Nothing of a request's answer was written: the request is taken from the journal and answered anew, if that does no harm. All of
+it was: the connection waits for the next one. A part of it was: the rest is lost, and the connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Callable, Iterable
+
+from app.logs import log
+from app.web.journal import Journal, Pending, Seen, Slot, judge
+from app.web.line import Line
+
+_HEADER = 1 << 16
+_TWICE = re.compile(  # what may be done twice: it changes nothing, or the second time nothing more
+    rb"(?:GET|HEAD|OPTIONS|PUT) |POST /(?:(?:predict|embed)/\w+|transcribe|models/[^/? ]+/(?:un)?load)[? ]"
+)
+
+
+async def take_over(left: Iterable[socket.socket], journal: Journal, line: Callable[[Slot], Line]) -> None:
+    """Go on with what can be gone on with; close the others."""
+    kept = closed = 0
+    for connection in left:
+        slot = _slot(journal, connection)
+        if slot is None:
+            connection.close()
+            closed += 1
+            continue
+        await asyncio.get_running_loop().connect_accepted_socket(lambda slot=slot: line(slot), connection)  # type: ignore[misc]
+        kept += 1
+    if kept or closed:
+        log.warning("%d connections of a lost frontend go on, %d were in the middle of an answer and are closed", kept, closed)
+
+
+def _slot(journal: Journal, connection: socket.socket) -> Slot | None:
+    descriptor = connection.fileno()
+    seen = Seen.of(connection)
+    pending = judge(journal.note(descriptor), seen)
+    slot = Slot(journal, descriptor, seen, pending)
+    if pending is None or not _is_harmless(slot, pending):
+        slot.clear()
+        return None
+    return slot
+
+
+def _is_harmless(slot: Slot, pending: Pending) -> bool:
+    head = bytes(slot.waiting()[:_HEADER])
+    return not pending.length or b"\r\n\r\n" not in head or _TWICE.match(head) is not None

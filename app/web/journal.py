@@ -1,0 +1,193 @@
+"""What must outlive a frontend that is killed: the requests it has not answered, in memory that its heir has too. Knows no HTTP.
+
+A connection is read straight into its slot, so that there is no moment at which bytes have left the kernel and are nowhere else;
+and before an answer is written, the slot says how long it is. Together with the kernel's own counts of what was read from a
+connection and written to it (tcp(7), TCP_INFO), a slot tells what is to be done with a connection that was left behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import resource
+import socket
+import struct
+import termios
+from typing import NamedTuple
+
+_NOTE = struct.Struct("<QQQQII")
+_HEAD_BYTES = 64
+_ROOM_BYTES = 1 << 16  # read at once
+_KEPT = 256  # slots of a page or two that stay ours when their connections end: giving one back and taking it again costs 26 µs
+_SPARSE_BYTES = 1 << 42  # of addresses, not of memory; processes have 2 ** 47
+
+_INFO_BYTES, _ACKED = 192, 120  # struct tcp_info: tcpi_state, and where tcpi_bytes_acked and tcpi_bytes_received stand
+_ESTABLISHED = 1
+
+
+class Note(NamedTuple):
+    """What stands at the head of a slot."""
+
+    read: int = 0
+    """Bytes ever read from the connection."""
+    length: int = 0
+    """Those that stand in the slot: the request that is under way, as far as it is here."""
+    before: int = 0
+    """Bytes ever written when it came."""
+    after: int = 0
+    """Bytes ever written once its answer is; as long as there is none, the same as before."""
+    lives: int = 0
+    """How many heirs got it since its last byte came."""
+    broken: int = 0
+    """It cannot be asked again: a part of it is not here, or another one follows it."""
+
+
+class Seen(NamedTuple):
+    """What the kernel says of a connection."""
+
+    alive: bool
+    read: int
+    written: int
+
+    @classmethod
+    def of(cls, connection: socket.socket) -> Seen:
+        """Look. Raises OSError where there is no connection."""
+        while True:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+            acked, received = struct.unpack_from("<QQ", info, _ACKED)
+            queued, unread = (_ask(connection, what) for what in (termios.TIOCOUTQ, termios.FIONREAD))
+            if info[: _ACKED + 16] == connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)[: _ACKED + 16]:
+                return cls(info[0] == _ESTABLISHED, received - unread, acked + queued)
+
+
+def _ask(connection: socket.socket, what: int) -> int:
+    return int.from_bytes(fcntl.ioctl(connection, what, bytes(4)), "little")
+
+
+class Pending(NamedTuple):
+    """A connection that goes on: the bytes of its slot that are to be taken for read anew, and how many heirs got them before."""
+
+    length: int
+    lives: int
+
+
+def judge(note: Note, seen: Seen) -> Pending | None:
+    """What becomes of a connection that was left behind. None: it is in the middle of an answer, or worse; let it go."""
+    unnoted = seen.read - note.read
+    if not seen.alive or unnoted < 0:
+        return None
+    answered = note.after != note.before
+    if answered and seen.written == note.after:
+        return Pending(unnoted, 0)
+    if seen.written != note.before or note.broken or (answered and unnoted):
+        return None
+    return Pending(note.length + unnoted, 0 if unnoted else note.lives)
+
+
+class Journal:
+    """A slot for each descriptor that this process may have; memory only where something was written."""
+
+    def __init__(self, largest: int) -> None:
+        """`largest`: bytes of a request. Raises OSError, and AttributeError where the kernel is not Linux."""
+        slots = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        size = _HEAD_BYTES + largest + 2 * _ROOM_BYTES
+        self.slot_bytes = min(_SPARSE_BYTES // slots, size) // mmap.PAGESIZE * mmap.PAGESIZE
+        self.file = os.memfd_create("hearth journal")
+        os.ftruncate(self.file, slots * self.slot_bytes)
+        self.map = mmap.mmap(self.file, slots * self.slot_bytes)
+        self.view = memoryview(self.map)
+        self.spill = memoryview(bytearray(_ROOM_BYTES))
+
+    def note(self, descriptor: int) -> Note:
+        """What stands there."""
+        return Note._make(_NOTE.unpack_from(self.map, descriptor * self.slot_bytes))
+
+
+class Slot:
+    """The place of one connection. Its state is here as well as there; what changes is written at once."""
+
+    __slots__ = ("_after", "_before", "_broken", "_first", "_journal", "_read", "_sent", "_spilling", "_start", "length", "lives")
+
+    def __init__(self, journal: Journal, descriptor: int, seen: Seen | None = None, pending: Pending | None = None) -> None:
+        """Of a new connection, or of one that was left behind."""
+        self._journal = journal
+        self._start = descriptor * journal.slot_bytes
+        start = self._start + _HEAD_BYTES
+        self._first = journal.view[start : start + _ROOM_BYTES]
+        self._read, self._sent = (seen.read, seen.written) if seen else (0, 0)
+        self.length, self.lives = (pending.length, pending.lives + 1) if pending else (0, 0)
+        self._before = self._after = self._sent
+        self._broken = 0
+        self._spilling = False
+        if seen:
+            self._write()
+
+    def _write(self) -> None:
+        _NOTE.pack_into(
+            *(self._journal.map, self._start, self._read, self.length, self._before, self._after, self.lives, self._broken)
+        )
+
+    def waiting(self) -> memoryview:
+        """The request that is under way, as far as it is here."""
+        start = self._start + _HEAD_BYTES
+        return self._journal.view[start : start + self.length]
+
+    def room(self) -> memoryview:
+        """Where the next bytes are to be read into."""
+        if self.length == 0 or self._after != self._before:
+            return self._first
+        start = self._start + _HEAD_BYTES + self.length
+        self._spilling = start + _ROOM_BYTES > self._start + self._journal.slot_bytes
+        return self._journal.spill if self._spilling else self._journal.view[start : start + _ROOM_BYTES]
+
+    def came(self, size: int) -> memoryview:
+        """So many bytes were read into the room; they are returned."""
+        if self._after != self._before:  # that one was answered; this is the next
+            self.length = self._broken = 0
+            self._before = self._after
+        self._read += size
+        self.lives = 0
+        if self._spilling:
+            self._spilling, self._broken = False, 1
+            came = self._journal.spill[:size]
+        else:
+            start = self._start + _HEAD_BYTES + self.length
+            self.length += size
+            came = self._journal.view[start : start + size]
+        self._write()
+        return came
+
+    def spoil(self) -> None:
+        """What stands here cannot be asked again."""
+        if not self._broken:
+            self._broken = 1
+            self._write()
+
+    def going(self, size: int, *, last: bool, interim: bool = False) -> None:
+        """So many bytes are about to be written: the `last` ones of an answer, or those before any answer."""
+        self._sent += size
+        if last:
+            self._after = self._sent
+        elif interim:
+            self._before = self._after = self._sent
+        else:
+            return
+        self._write()
+
+    def trim(self) -> None:
+        """The memory of a large request that was answered is given back."""
+        if self.length > _ROOM_BYTES:
+            self.spoil()  # should nothing of the answer be on its way
+            self._give_back(mmap.PAGESIZE)
+
+    def clear(self) -> None:
+        """The connection is gone."""
+        _NOTE.pack_into(self._journal.map, self._start, *Note())
+        if self._start >= _KEPT * self._journal.slot_bytes:
+            self._give_back(0)
+        elif self.length > _ROOM_BYTES:
+            self._give_back(mmap.PAGESIZE)
+
+    def _give_back(self, beginning: int) -> None:
+        self._journal.map.madvise(mmap.MADV_REMOVE, self._start + beginning, self._journal.slot_bytes - beginning)
