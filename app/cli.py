@@ -16,7 +16,7 @@ from rich.console import Console
 from app.catalogue import Catalogue, is_packed
 from app.errors import HearthError
 from app.listing import listing
-from app.settings import Settings
+from app.settings import Settings, public_fields
 
 app = typer.Typer(
     add_completion=False,
@@ -51,7 +51,7 @@ def _option(name: str, help: str | None) -> inspect.Parameter:
 
 # The options are the settings, name for name (app/settings.py): a setting is born once.
 serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [_option(name, field.description) for name, field in Settings.model_fields.items()]
+    [_option(name, field.description) for name, field in public_fields().items()]
 )
 app.command()(serve)
 

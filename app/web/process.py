@@ -47,9 +47,11 @@ def main() -> None:
         yield
         client.close()
 
+    app = make_app(client, settings, lifespan=lifespan, stopping=lambda: server.should_exit)
+    client.on_keys = app.guard.take
     Connection.silence_s = settings.silence_s
     config = uvicorn.Config(
-        make_app(client, settings, lifespan=lifespan, stopping=lambda: server.should_exit),
+        app,
         http=Connection,
         log_config=None,
         access_log=False,
