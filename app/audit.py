@@ -5,6 +5,7 @@ Only changes by those who may make them: a stranger who is refused could otherwi
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -42,6 +43,8 @@ def _append(path: Path, line: bytes) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         told = os.fstat(file.fileno())
-        file.write(line)
+        if file.write(line) < len(line):
+            os.ftruncate(file.fileno(), told.st_size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if told.st_size + len(line) > _MOST_BYTES and path.stat().st_ino == told.st_ino:
             path.replace(path.with_suffix(".1.jsonl"))

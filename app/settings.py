@@ -58,7 +58,13 @@ class Settings(BaseModel):
     )
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(30.0, description="how long SIGTERM waits for what was accepted")
     keys_file: str = Field("", description="file of keys (hearth keys add); empty: only this machine may tune, load and unload")
-    key: str = Field("", exclude=True, repr=False, description="the key that hearth predict and hearth jobs send; no option")
+    key: str = Field(
+        "",
+        exclude=True,
+        repr=False,
+        pattern="^[!-~]*$",
+        description="the key that hearth predict and hearth jobs send; no option",
+    )
     address_rate: str = Field("", description="requests that one address may send, as 10/s or 600/min; empty: any number")
     cors_origins: tuple[str, ...] = Field(
         (), description="web pages that may ask, as https://example.org, comma-separated; *: all; empty: none but our own"
@@ -117,11 +123,7 @@ class Settings(BaseModel):
         try:
             return cls(**given)
         except ValidationError as error:
-            lines = [
-                f"{variable(str(e['loc'][0]))}={given.get(str(e['loc'][0]))}: {e['msg'][0].lower()}{e['msg'][1:]}"
-                for e in error.errors(include_url=False)
-            ]
-            raise Invalid("\n".join(dict.fromkeys(lines))) from error
+            raise Invalid("\n".join(dict.fromkeys(_told(e, given) for e in error.errors(include_url=False)))) from None
 
     def frontend_count(self) -> int:
         """HTTP processes: beside a model that fills the cores, one suffices for four of them."""
@@ -154,6 +156,12 @@ def public_fields() -> dict[str, FieldInfo]:
 def variable(name: str) -> str:
     """The environment variable of a field."""
     return _PREFIX + name.upper()
+
+
+def _told(error: Any, given: Mapping[str, Any]) -> str:
+    """A mistake in one line. What is secret is not repeated."""
+    name, why = str(error["loc"][0]), f"{error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{variable(name)}={given.get(name) if name in public_fields() else '…'}: {why}"
 
 
 def _text(value: Any) -> str:
