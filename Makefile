@@ -25,10 +25,11 @@ serve: $(STAMP) ## start the server
 test: $(STAMP) ## run every test
 	@exec $(VENV)/bin/python -m pytest $(ARGS)
 
-check: $(STAMP) ## lint, format and types
+check: $(STAMP) ## lint, format, types, and known vulnerabilities where there is a network
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python .ci/audit.py
 
 format: $(STAMP) ## let ruff repair what it can
 	$(VENV)/bin/ruff check --fix .

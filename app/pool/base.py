@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 from app.card import Card
+from app.keys import Key
 from app.tasks.base import Codec, Output, Sample
 
 State = Literal["unloaded", "loading", "ready", "failed"]
@@ -75,9 +76,9 @@ class Pool(Protocol):
         """
         ...
 
-    def admit(self, model: str, inputs: int, deadline: float) -> AbstractContextManager[None]:
+    def admit(self, model: str, inputs: int, deadline: float, key: Key | None = None) -> AbstractContextManager[None]:
         """Room in the queue while the context lasts; TooBusy (with `retry_after_s`) if there is none, or no answer could come
-        before the `deadline`. Enter before decoding.
+        before the `deadline`; RateLimited or TooLarge if the caller's `key` has no room in its share. Enter before decoding.
         """
         ...
 

@@ -16,7 +16,9 @@ import numpy as np
 
 from app.card import Card
 from app.errors import Deadline, Poisoned, WorkerLost, from_code
+from app.keys import Key
 from app.logs import log
+from app.pool.admission import PLACE
 from app.pool.base import Answer, Model
 from app.pool.directory import Directory, Known, describe
 from app.pool.flights import Flight, Flights
@@ -60,6 +62,7 @@ class Client:
         self._change_ids = count(1)
         self._probe = Probe()
         self._told = asyncio.Event()
+        self.on_keys: Callable[[str | None], None] = lambda _: None  # hears who may ask
 
     def start(self) -> None:
         """Connect to the supervisor, who answers with the table. Needs the running loop."""
@@ -96,9 +99,9 @@ class Client:
             known.model = self._describe(known.card.name, memory=False)
         return known.model, codec
 
-    def admit(self, model: str, inputs: int, deadline: float) -> AbstractContextManager[None]:
-        """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy."""
-        return self._directory.admit(model, inputs, deadline)
+    def admit(self, model: str, inputs: int, deadline: float, key: Key | None = None) -> AbstractContextManager[None]:
+        """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy, RateLimited, TooLarge."""
+        return self._directory.admit(model, inputs, deadline, key)
 
     async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
         """Run one sample. Whatever happens, exactly one answer or error."""
@@ -176,14 +179,17 @@ class Client:
     async def _submit(self, model: str, sample: Sample, outputs: tuple[str, ...], deadline: float, worker: str | None) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         flight = self._flights.open(model, _Cargo(sample, outputs, deadline, future))
-        queue = self._directory[model].queue
-        queue.sent += 1
+        queue, place = self._directory[model].queue, PLACE.get()
+        counts = (queue,) if place is None else (queue, place)
+        for one in counts:
+            one.sent += 1
         late = future.get_loop().call_later(deadline - time.monotonic(), self._late, future)
         try:
             self._launch(flight, worker)
             return await future
         finally:
-            queue.sent -= 1
+            for one in counts:
+                one.sent -= 1
             late.cancel()
             if flight.worker is not None and flight.worker in self._load:
                 self._load[flight.worker] -= 1
@@ -244,6 +250,7 @@ class Client:
         self._table = table
         self._told.set()
         self._directory.update(table)
+        self.on_keys(table.keys)
         self._connect(table)
         for flight in self._flights.aboard(None):
             self._launch(flight)

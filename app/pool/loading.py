@@ -62,6 +62,7 @@ class Loading:
     def load(self, model: str) -> None:
         """Start its workers, once its files are here."""
         served = self._roster.models[model]
+        served.renew()
         served.wanted, served.why = True, ""
         self._house.spawn(self._start_workers(model))
 
@@ -92,6 +93,8 @@ class Loading:
     def give_up(self, model: str, why: str) -> None:
         """It counts as failed."""
         log.error("%s failed: %s", model, why)
+        if model not in self._roster.models:  # removed, while its files were still looked for
+            return
         self.unload(model, why)
         self.settle(model)
 

@@ -21,8 +21,10 @@ from app.catalogue import Catalogue
 from app.errors import HearthError
 from app.logs import log
 from app.pool.frontends import Frontends
+from app.pool.keyring import Keyring
 from app.pool.loading import Fetch, Loading
 from app.pool.processes import Foreman, Nursery
+from app.pool.renewal import Renewal
 from app.pool.roster import Roster
 from app.pool.switching import Switching
 from app.pool.traffic import Traffic
@@ -59,6 +61,8 @@ class Supervisor:
         self._nursery = Nursery(environment, self._on_forked, self._on_exited)
         self._loading = Loading(settings, roster, folder, fetch, self._nursery, self)
         self._switching = Switching(roster, traffic, self._loading, self, kept=settings.versions, grace_s=settings.timeout_s)
+        self.renewal = Renewal(settings, roster, self._loading, self._switching, self)
+        self.keyring = Keyring(settings, self)
         self._foreman = Foreman(environment, str(folder))
         self._http = Frontends(environment, listening, str(folder))
         self._seen = metrics.for_supervisor(folder / "metrics")
@@ -71,6 +75,7 @@ class Supervisor:
         self._control = Endpoint.listen(address(str(self._folder), "supervisor"))
         self._control.attach(self._on_message)
         self.spawn(self._nursery.run())
+        self.spawn(self.keyring.run())
         for _ in range(self._settings.frontend_count()):
             self.spawn(self._http.run_one(self._on_frontend_exit))
         for name, served in self._roster.models.items():
@@ -184,7 +189,7 @@ class Supervisor:
     # Telling
 
     def _table(self) -> Message:
-        return self._roster.table(self._settings.frontend_count(), self._switching.routes())
+        return self._roster.table(self._settings.frontend_count(), self._switching.routes(), self.keyring.text)
 
     def publish(self) -> None:
         """Tell every frontend what there is now."""
@@ -199,6 +204,7 @@ class Supervisor:
     def settled(self, model: str) -> None:
         """A model stands still: changes of traffic may wait for it, and so may the announcement."""
         self._switching.look()
+        self.renewal.settled(model)
         self._check_settled()
 
     def _check_settled(self) -> None:

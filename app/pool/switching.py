@@ -161,8 +161,12 @@ class Switching:
                 self._house.publish()
 
     def _needed(self, model: str) -> set[str]:
-        busy = {key for change in self._changes for key in (*change.keys, change.adopted)}
+        busy = {key for key in versions_of(model, self._roster.models) if self.waits_for(key)}
         return self._traffic.needed(model, self._roster.models) | busy
+
+    def waits_for(self, key: str) -> bool:
+        """Whether a change of traffic under way is about this version."""
+        return any(key in change.keys or key == change.adopted for change in self._changes)
 
     def _leave(self, key: str) -> None:
         """Requests may take longer than the grace: ask who still holds one. All have heard of the change, so no new one comes."""

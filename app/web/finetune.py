@@ -83,6 +83,7 @@ async def submit(request: Request) -> Response:
         spec = understood(spec.model_copy(update={"base": base.name}), base.task)
         _free(kitchen, spec)
         job = await asyncio.to_thread(_accept, kitchen, spec, base, dataset)
+        request.state.audit |= {"job": job.id, "model": job.model}
     finally:
         await form.close()
     kitchen.pool.tune()

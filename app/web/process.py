@@ -88,8 +88,10 @@ def serve(
         decoders.close()
         client.close()
 
+    app = make_app(client, settings, decoders, lifespan=lifespan, stopping=lambda: server.should_exit)
+    client.on_keys = app.guard.take
     config = uvicorn.Config(
-        make_app(client, settings, decoders, lifespan=lifespan, stopping=lambda: server.should_exit),
+        app,
         http=Connection,
         log_config=None,
         access_log=False,

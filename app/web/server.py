@@ -22,8 +22,9 @@ from app.web import embed, finetune, health, models, predict, transcribe
 from app.web.answer import reply
 from app.web.edge import Edge
 from app.web.kitchen import Kitchen
+from app.web.origins import confined
 from app.web.problems import on_error
-from app.web.schemas import ProblemAnswer
+from app.web.schemas import ProblemAnswer, problems
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -63,17 +64,18 @@ def _document(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
         paths = ["/docs", "/models", "/health/ready", "/metrics"]
-        return reply({"name": "hearth", "version": __version__, "see": paths})
+        return confined(reply({"name": "hearth", "version": __version__, "see": paths}))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url="/openapi.json",
             title="Hearth",
             swagger_js_url="/docs/static/swagger-ui-bundle.js",
             swagger_css_url="/docs/static/swagger-ui.css",
             swagger_favicon_url="/docs/static/favicon-32x32.png",
         )
+        return confined(page)
 
     plain = app.openapi
 
@@ -81,6 +83,12 @@ def _document(app: FastAPI) -> None:
         schema = plain()
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
         schemas.setdefault("ProblemAnswer", ProblemAnswer.model_json_schema())
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{}, {"key": []}]  # a server without keys asks for none
+        refusals = {str(status): answer for status, answer in problems(401, 403, 429).items()}
+        for path, verbs in schema["paths"].items():
+            for call in verbs.values() if not path.startswith("/health/") else ():
+                call["responses"] = refusals | call["responses"]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -156,6 +156,8 @@ class Table(Struct, tag="table", frozen=True, array_like=True):
     """How many frontends share each model's queue."""
     routes: dict[str, Route] = {}
     """For models that have versions."""
+    keys: str | None = None
+    """The file of keys (`app/keys.py`), which holds hashes; None where there is none, or it was not read yet."""
 
 
 class Died(Struct, tag="died", frozen=True, array_like=True):

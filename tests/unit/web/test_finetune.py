@@ -17,7 +17,7 @@ from app.web.server import make_app
 
 def client_of(pool: Any, **settings: Any) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(make_app(pool, Settings(**settings)), raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://hearth")
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 @pytest.fixture
