@@ -181,7 +181,7 @@ def journal_bytes(server: Server) -> int:
     """Memory of the keeper's journal."""
     (keeper,) = named(server, "hearth keeper")
     folder = Path(f"/proc/{keeper.pid}/fd")
-    (file, *_) = [entry for entry in folder.iterdir() if "hearth journal" in os.readlink(entry)]
+    (file, *_) = [entry for entry in folder.iterdir() if "hearth journal" in str(entry.readlink())]
     return file.stat().st_blocks * 512
 
 
