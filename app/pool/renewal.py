@@ -67,7 +67,7 @@ class Renewal:
 
     def _changes(self, served: Served, card: Card) -> bool:
         served.gone = False
-        if card in (served.card, served.renewed):
+        if card == (served.renewed or served.card):
             return False
         served.renewed = card
         if not served.wanted and not self._loading.lives(card.name):
