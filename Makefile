@@ -9,7 +9,7 @@ ARGS  ?=
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format bench image container-test lock clean
+.PHONY: help install serve test fuzz check format bench image container-test lock clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -24,6 +24,9 @@ serve: $(STAMP) ## start the server
 
 test: $(STAMP) ## run every test
 	@exec $(VENV)/bin/python -m pytest $(ARGS)
+
+fuzz: $(STAMP) ## a million wrong inputs for every decoder; what fails is kept in tests/fuzz/corpus
+	@exec $(VENV)/bin/python -m tests.fuzz $(ARGS)
 
 check: $(STAMP) ## lint, format, types, and known vulnerabilities where there is a network
 	$(VENV)/bin/ruff check .

@@ -18,7 +18,7 @@ from app.decoding import nursery
 from app.decoding.decoder import OURS
 from app.decoding.letters import answered, order
 from app.decoding.link import Decoder, Died
-from app.errors import BadInput, TooBusy, from_code
+from app.errors import BadInput, OutOfMemory, TooBusy, from_code
 from app.logs import log
 from app.settings import Settings
 from app.tasks.base import Codec, Decoded
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 _QUICK = 2 << 20  # bytes: to pack so many takes a millisecond, and others wait meanwhile
 _GRACE_S = 0.5  # for whom nobody waits any more: most are done by then, and to fork another one takes 10 ms
+_CRASHES = 2  # by which a file is convicted: the first may have been prepared by the file before it
+_KILLS = 10  # somebody from outside, or the kernel where memory ran out; no file kills
 _PER_PIXEL = 24  # bytes
 _PER_SECOND = 16_000 * 4 * 5  # bytes
 _BESIDE = 128 << 20  # bytes
@@ -64,11 +66,12 @@ class Decoders:
         self._heard = False
         self._threads = Threads(count)
         self._turns = asyncio.Semaphore(count)
+        self._alive: dict[int, Decoder] = {}
         self._idle: list[Decoder] = []
         self._numbers = itertools.count(1)
 
     async def decode(self, codec: Codec, item: Any, options: Mapping[str, Any]) -> Decoded:
-        """As `codec.decode`. What ends its decoder is read once more by a fresh one: perhaps somebody else ended the first."""
+        """As `codec.decode`. Raises what that raises, BadInput for what ends its decoder, OutOfMemory, TooBusy."""
         if codec.recipe is None:
             return await self._threads.decode(codec, item, options)
         letter = order(codec.recipe, item)
@@ -79,16 +82,21 @@ class Decoders:
             parcel.close()
 
     async def _asked(self, parcel: Parcel, size: int) -> Told:
-        for fresh in (False, True):
-            decoder = await self._take(fresh)
+        """A decoder's answer. What ended one is read once more, by a fresh one; and more often where somebody killed it."""
+        crashes, kills = 0, 0
+        while crashes < _CRASHES and kills < _KILLS:
+            decoder = await self._take(fresh=crashes + kills > 0)
             asked = decoder.ask(parcel)
             try:
                 return await asked
-            except Died:
-                log.warning("decoder %d ended while it read %d bytes", decoder.number, size)
+            except Died as died:
+                log.warning("decoder %d ended (%s) while it read %d bytes", decoder.number, _said(died.status), size)
+                crashes, kills = (crashes, kills + 1) if died.status == -signal.SIGKILL else (crashes + 1, kills)
             except asyncio.CancelledError:
                 asyncio.get_running_loop().call_later(_GRACE_S, self._end, decoder, asked)
                 raise
+        if kills == _KILLS:
+            raise OutOfMemory("the system ended every process that read this file: it has no memory left; send it later")
         raise BadInput("this file ends the process that reads it: it is damaged, or was made to do that; convert it anew")
 
     async def _take(self, fresh: bool) -> Decoder:
@@ -115,16 +123,19 @@ class Decoders:
             except OSError:
                 ours.close()
                 raise
-        return Decoder(number, ours, self._free, self._gone)
+        self._alive[number] = decoder = Decoder(number, ours, self._free)
+        return decoder
 
     def _free(self, decoder: Decoder) -> None:
         self._idle.append(decoder)
         self._turns.release()
 
-    def _gone(self, decoder: Decoder) -> None:
+    def _gone(self, number: int, status: int) -> None:
+        decoder = self._alive.pop(number)
+        decoder.ended(status)
         if decoder in self._idle:
             self._idle.remove(decoder)
-        else:
+        elif decoder.asked is not None:
             self._turns.release()
 
     def _end(self, decoder: Decoder, asked: asyncio.Future[Told]) -> None:
@@ -143,15 +154,15 @@ class Decoders:
     def _on_nursery(self) -> None:
         told = self._control.recv(nursery.END.size, socket.MSG_WAITALL)
         if len(told) == nursery.END.size:
-            number, status = nursery.END.unpack(told)
-            if status:
-                log.warning("decoder %d ended (%s)", number, signal.Signals(-status).name if status < 0 else f"status {status}")
+            self._gone(*nursery.END.unpack(told))
             return
         log.warning("the decoders' nursery died; replacing it")
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
         self._control, self._heard = nursery.spawn(), False
         self._hear()
+        for number in list(self._alive):  # its children died with it
+            self._gone(number, -signal.SIGKILL)
 
     def close(self) -> None:
         """Let all of them end."""
@@ -161,6 +172,10 @@ class Decoders:
         for decoder in self._idle:
             decoder.close()
         self._threads.close()
+
+
+def _said(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"status {status}"
 
 
 def _made_of(message: Message, arrays: Mapping[str, np.ndarray]) -> Decoded:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import traceback
 from struct import Struct
-from types import FrameType
 
 from app.decoding import decoder
 from app.process import command, die_with_parent, set_name
@@ -77,19 +77,28 @@ class Nursery:
 
     def serve(self) -> None:
         """Run until the frontend closes its end."""
-        signal.signal(signal.SIGCHLD, self._reap)
+        wake, wake_write = socket.socketpair()
+        wake_write.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         while True:
-            order, descriptors, _, _ = socket.recv_fds(self._control, ORDER.size, 1, socket.MSG_WAITALL)
-            if len(order) < ORDER.size:
+            ready, _, _ = select.select([self._control, wake], [], [])
+            if wake in ready:
+                wake.recv(4096)
+            if self._control in ready and not self._obey():
                 return
-            what, number, room = ORDER.unpack(order)
-            # Until the child stands in the table, none may be reaped: its number could be another process's by then.
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-            if what == FORK:
-                self._fork(number, room, descriptors[0])
-            elif number in self._pids:
-                os.kill(self._pids[number], signal.SIGKILL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            self._reap()
+
+    def _obey(self) -> bool:
+        order, descriptors, _, _ = socket.recv_fds(self._control, ORDER.size, 1, socket.MSG_WAITALL)
+        if len(order) < ORDER.size:
+            return False
+        what, number, room = ORDER.unpack(order)
+        if what == FORK:
+            self._fork(number, room, descriptors[0])
+        elif number in self._pids:  # not reaped, so the number is still that process's
+            os.kill(self._pids[number], signal.SIGKILL)
+        return True
 
     def _fork(self, number: int, room: int, descriptor: int) -> None:
         pid = os.fork()
@@ -99,7 +108,7 @@ class Nursery:
         os.close(descriptor)
         self._pids[number] = pid
 
-    def _reap(self, _: int, __: FrameType | None) -> None:
+    def _reap(self) -> None:
         numbers = {pid: number for number, pid in self._pids.items()}
         while numbers:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -117,8 +126,8 @@ def _child(number: int, room: int, descriptor: int) -> None:
     try:
         die_with_parent()
         set_name(f"hearth decode {number}")
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         decoder.live(socket.socket(fileno=descriptor), room)
         status = 0
     except BaseException:  # noqa: BLE001  the child must never return into the nursery's loop

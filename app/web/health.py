@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from app import metrics
 from app.web.answer import reply
@@ -33,7 +33,7 @@ async def ready(request: Request) -> Response:
     return answer
 
 
-@router.get("/metrics", summary="Prometheus")
+@router.get("/metrics", summary="Prometheus", response_class=PlainTextResponse)
 async def prometheus(request: Request) -> Response:
     """All processes together."""
     memory = [

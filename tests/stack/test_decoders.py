@@ -18,7 +18,7 @@ import pytest
 
 from app.decoding import client as clients
 from app.decoding.client import Decoders
-from app.errors import BadInput, TooLarge
+from app.errors import BadInput, OutOfMemory, TooLarge
 from app.tasks.base import Recipe
 from app.tasks.image.input import ImageInput
 from tests.conftest import ROOT
@@ -79,11 +79,26 @@ async def test_a_file_that_ends_its_decoder_costs_its_sender_alone(decoders: Dec
     assert await read(decoders, "size xx") == 2
 
 
-async def test_a_file_whose_decoder_somebody_else_killed_is_read_by_another(decoders: Decoders):
+async def test_a_file_whose_decoder_others_kill_again_and_again_is_read_all_the_same(decoders: Decoders):
     reading = asyncio.create_task(read(decoders, "slow 1"))
-    victim = await until(lambda: processes and children().get("hearth decode 1"))
-    os.kill(victim, 9)
-    assert await reading != victim
+    victims = [await kill(number) for number in (1, 2, 3)]
+    assert await reading not in victims
+
+
+async def test_a_file_that_the_system_kills_for_is_given_up(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clients, "_KILLS", 2)
+    reading = asyncio.create_task(read(decoders, "hang"))
+    for number in (1, 2):
+        await kill(number)
+    with pytest.raises(OutOfMemory):
+        await reading
+
+
+async def kill(number: int) -> int:
+    """Decoder `number`, as soon as it is there."""
+    pid: int = await until(lambda: children().get(f"hearth decode {number}"))
+    os.kill(pid, 9)
+    return pid
 
 
 async def test_a_file_that_nobody_waits_for_any_longer_loses_its_decoder(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):

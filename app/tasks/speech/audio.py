@@ -87,6 +87,8 @@ def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
         if not container.streams.audio:
             raise UnsupportedMedia("the file has no sound in it; send WAV, FLAC, MP3, OGG, M4A or WebM")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise UnsupportedMedia("the sound in the file is of no known kind; send WAV, FLAC, MP3, OGG, M4A or WebM")
         _believable(stream.rate)
         stated_s = float(container.duration or 0) / av.time_base
         if stated_s > max_seconds + 1:
