@@ -24,7 +24,7 @@ _DEEPEST = 16  # folders
 _FIELDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _FIELDS_BYTES = 1 << 16
 _PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # zip, gzip, bzip2, xz
-_TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".gz"}  # with one of these in it, a folder is a data set
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".gz", "-ubyte")  # with one of these in it, a folder is a data set
 _ENTRY_BYTES = 46  # of a zip's directory, before name, further fields and comment,
 _ENTRY_LENGTHS = (28, 30, 32)  # whose lengths stand here (APPNOTE 4.3.12)
 _BROKEN = (
@@ -123,7 +123,7 @@ def strip(folder: Path) -> Path:
     while (
         len(inside) == 1
         and inside[0].is_dir()
-        and any(path.is_dir() or path.suffix.lower() in _TABLES for path in inside[0].iterdir())
+        and any(path.is_dir() or path.name.lower().endswith(_TABLES) for path in inside[0].iterdir())
     ):
         folder = inside[0]
         inside = list(folder.iterdir())

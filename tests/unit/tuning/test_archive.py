@@ -55,6 +55,13 @@ def test_files_come_out_as_they_went_in_and_what_systems_add_stays_out(pack: Pac
     assert strip(into) == into / "top"
 
 
+@pytest.mark.parametrize("name", ["a.CSV", "a.tsv", "train-labels-idx1-ubyte.gz", "train-labels-idx1-ubyte"])
+def test_a_folder_around_a_table_is_passed(tmp_path: Path, name: str):
+    (tmp_path / "data" / "top").mkdir(parents=True)
+    (tmp_path / "data" / "top" / name).touch()
+    assert strip(tmp_path / "data") == tmp_path / "data" / "top"
+
+
 @pytest.mark.parametrize("before", [[], ["a/good.txt"]])
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_what_a_tar_says_of_its_members_takes_no_memory(tmp_path: Path, into: Path, kind: bytes, before: list[str]):
