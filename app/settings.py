@@ -69,7 +69,9 @@ class Settings(BaseModel):
     cors_origins: tuple[str, ...] = Field(
         (), description="web pages that may ask, as https://example.org, comma-separated; *: all; empty: none but our own"
     )
-    database: str = Field("", description="where this server alone keeps its jobs, as SQLAlchemy writes it; empty: SQLite in HEARTH_HOME")
+    database: str = Field(
+        "", description="where this server alone keeps its jobs, as SQLAlchemy writes it; empty: SQLite in HEARTH_HOME"
+    )
     tuners: Annotated[int, Field(ge=1, le=64)] = Field(1, description="jobs that are trained at once on each device")
     tuner_share: Annotated[float, Field(ge=0.01, le=1)] = Field(
         0.1, description="share of the time that jobs get while models answer requests; 1: they are not held back"

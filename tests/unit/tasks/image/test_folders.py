@@ -181,6 +181,26 @@ def test_idx_files_are_pictures_like_others(tmp_path: Path):
     assert prepared(into)["train"][0].shape == (6, 8, 8, 3), "as the codec makes them for a model of colours"
 
 
+def test_idx_files_that_were_unpacked_are_read_as_packed_ones(tmp_path: Path):
+    root, into = lay_idx(tmp_path / "data"), tmp_path / "into"
+    into.mkdir()
+    for packed in root.glob("t10k-*.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    assert check(root, CARD, {}, into, validation=0.2, seed=0)["problems"] == []
+    assert prepared(into)["val"][0].shape == (3, 8, 8, 3)
+    for packed in root.glob("train-*.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes())[:-1])
+        packed.unlink()
+    (root / "t10k-labels-idx1-ubyte").unlink()
+    problems = check(root, CARD, {}, into, validation=0.2, seed=0)["problems"]
+    assert {problem["where"]: problem["what"] for problem in problems} == {
+        "train-images-idx3-ubyte": "holds fewer than the 6 x 8 x 8 bytes that its header says",
+        "train-labels-idx1-ubyte": "holds fewer than the 6 bytes that its header says",
+        "t10k-labels-idx1-ubyte.gz": "is missing",
+    }
+
+
 @pytest.mark.parametrize(
     ("files", "told"),
     [
