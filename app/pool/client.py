@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
@@ -20,6 +19,7 @@ from app.keys import Key
 from app.logs import log
 from app.pool.admission import PLACE
 from app.pool.base import Answer, Model
+from app.pool.cargo import Cargo
 from app.pool.directory import Directory, Known, describe
 from app.pool.flights import Flight, Flights
 from app.pool.probe import Probe
@@ -35,23 +35,13 @@ _PROVEN_S = 1.0  # an answer to a real request proves a worker for so long
 _ID_BITS = 40  # a frontend's number stands above its counter: ids are unique among frontends
 
 
-@dataclass(slots=True)
-class _Cargo:
-    """What it takes to send a sample, again if need be."""
-
-    sample: Sample
-    outputs: tuple[str, ...]
-    deadline: float
-    future: asyncio.Future[Answer]
-
-
 class Client:
     """One frontend's pool. `start` connects; the rest is `pool/base.py: Pool`."""
 
     def __init__(self, settings: Settings, folder: str, number: int) -> None:
         self._folder = folder
         self._name = f"frontend.{number}"
-        self._flights: Flights[_Cargo] = Flights(first_id=number << _ID_BITS)
+        self._flights: Flights[Cargo] = Flights(first_id=number << _ID_BITS)
         self._directory = Directory(settings)
         self._links: dict[str, Endpoint] = {}
         self._load: Counter[str] = Counter()  # worker → open flights
@@ -178,7 +168,7 @@ class Client:
 
     async def _submit(self, model: str, sample: Sample, outputs: tuple[str, ...], deadline: float, worker: str | None) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        flight = self._flights.open(model, _Cargo(sample, outputs, deadline, future))
+        flight = self._flights.open(model, Cargo(sample, outputs, deadline, future))
         queue, place = self._directory[model].queue, PLACE.get()
         counts = (queue,) if place is None else (queue, place)
         for one in counts:
@@ -201,7 +191,7 @@ class Client:
         if not future.done():
             future.set_exception(Deadline("no answer before the deadline; allow more time with timeout_ms, or send less"))
 
-    def _launch(self, flight: Flight[_Cargo], worker: str | None = None) -> None:
+    def _launch(self, flight: Flight[Cargo], worker: str | None = None) -> None:
         """Send a sample to the least loaded ready worker; without one it waits for the next table."""
         known = self._directory[flight.model]
         ready = [w.name for w in known.entry.workers if w.state == "ready" and w.name in self._links]
@@ -218,7 +208,7 @@ class Client:
         run = Run(flight.id, cargo.sample.cost, cargo.deadline, cargo.outputs, flight.alone)
         self._links[chosen].send(run, cargo.sample.arrays)
 
-    def _fail(self, flight: Flight[_Cargo], error: Exception) -> None:
+    def _fail(self, flight: Flight[Cargo], error: Exception) -> None:
         self._flights.close(flight.id)
         if not flight.cargo.future.done():
             flight.cargo.future.set_exception(error)
