@@ -123,8 +123,8 @@ def test_what_others_wrote_is_shown_as_they_wrote_it(fake: Fake):
 def test_a_figure_that_is_no_number_is_told_as_such(fake: Fake, out: Console):
     fake.job = JOB | {"progress": {**LOST, "best": {"metrics": LOST["metrics"]}}}
     fake.streams = [[{"kind": "progress", **LOST}, {"state": "succeeded"}]]
-    jobs.show(fake.url, out)
-    assert jobs.watch(fake.url, "a", out)
+    jobs.show(fake.http, out)
+    assert jobs.watch(fake.http, "a", out)
     assert said(out).count("nan Spearman") == 2 and "loss nan  nan Spearman, nan % accuracy" in said(out)
 
 
@@ -154,7 +154,7 @@ def test_a_database_that_is_away_is_waited_for_and_that_is_told_once(fake: Fake,
     away = b'{"code": "unavailable", "detail": "the database of jobs is away; try again"}'
     fake.streams = [[{"state": "running"}], away, away, [{"state": "succeeded"}]]
     fake.states = ["running", "running", "succeeded"]
-    assert jobs.watch(fake.url, "a", out)
+    assert jobs.watch(fake.http, "a", out)
     assert fake.asked == ["0", "1", "1", "1"] and said(out).count("the database of jobs is away; try again; waiting") == 1
 
 
