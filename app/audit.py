@@ -40,6 +40,7 @@ def note(home: Path, what: str, outcome: str, *, key: str = "", address: str = "
 
 def _append(path: Path, line: bytes) -> None:
     """All our processes write; one of them at a time, and whoever finds the file full puts it aside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         told = os.fstat(file.fileno())

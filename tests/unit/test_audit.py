@@ -55,6 +55,12 @@ def test_a_full_disk_costs_a_line_in_the_log_and_nothing_else(small_disk: Path, 
     assert (small_disk / "audit.jsonl").read_bytes() == b"x" * 4000 + b"\n", "no half of a line"
 
 
-def test_a_folder_that_is_gone_does_not_matter_either(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    audit.note(tmp_path / "gone", "x", "done")
+def test_a_home_that_is_none_does_not_matter_either(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "file").write_text("")
+    audit.note(tmp_path / "file", "x", "done")
     assert "cannot be written" in caplog.text
+
+
+def test_a_home_that_is_new_is_made(tmp_path: Path):
+    audit.note(tmp_path / "new" / "home", "x", "done")
+    assert told(tmp_path / "new" / "home")

@@ -78,6 +78,9 @@ def test_every_route_is_in_the_table_above(lock: Lock):
     documented = {f"{verb.upper()} {path}" for path, verbs in paths.items() for verb in verbs}
     assert documented <= set(ALL) and calls(lock.app._app.routes) <= set(ALL)
     assert len(documented) > 20
+    for path, verbs in paths.items():
+        refusals = {"401", "403", "429"} & set.intersection(*(set(call["responses"]) for call in verbs.values()))
+        assert len(refusals) == (0 if path.startswith("/health/") else 3), path
 
 
 @pytest.mark.parametrize("role", ["", *keys.ROLES])
