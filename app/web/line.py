@@ -68,14 +68,16 @@ class Line(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is over."""
-        self._parts.clear()
         self._connection.connection_lost(error)
         self._slot.clear()
+        del self._connection  # they hold each other: both would wait for the garbage collector
 
     # To the connection: a transport
 
     def write(self, data: bytes) -> None:
         """When the loop comes round."""
+        if self.is_closing():
+            return
         if not self._parts:
             self._connection.loop.call_soon(self._flush)
         self._parts.append(data)
