@@ -60,8 +60,8 @@ def live(control: socket.socket) -> None:
     """The nursery's whole life."""
     die_with_parent()
     set_name("hearth decoders")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for polite in (signal.SIGINT, signal.SIGTERM):  # said to a whole group of processes: what was accepted is still read
+        signal.signal(polite, signal.SIG_IGN)
     decoder.prepare()
     gc.collect()
     gc.freeze()  # a child's collections then leave the shared pages alone
