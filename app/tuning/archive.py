@@ -224,6 +224,8 @@ def _of_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
     for info in archive:
         if not (info.isfile() or info.isdir()):
             raise BadInput(f"{info.name} is a link or a device; pack the file itself")
+        if info.size < 0:  # pax fields can say so; what is unpacked is added up
+            raise BadInput(f"{info.name} is said to have {info.size:,} bytes; pack it again")
         archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
         yield _Member(info.name, info.size, info.isfile(), lambda info=info: archive.extractfile(info))  # type: ignore[misc, arg-type]
 

@@ -76,6 +76,18 @@ def test_what_a_tar_says_of_its_members_takes_no_memory(tmp_path: Path, into: Pa
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.REGTYPE])
+def test_a_size_below_zero_does_not_lift_the_limits(tmp_path: Path, into: Path, kind: bytes):
+    below, zeros = tarfile.TarInfo("below"), tarfile.TarInfo("zeros.txt")
+    below.type, below.pax_headers, zeros.size = kind, {"size": "-1000000000000000"}, 4 << 20
+    with tarfile.open(tmp_path / "archive", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(below)
+        archive.addfile(zeros, io.BytesIO(bytes(zeros.size)))
+    with pytest.raises(BadInput, match="below is said to have -1,000,000,000,000,000 bytes"):
+        unpack(tmp_path / "archive", into)
+    assert not list(into.rglob("*.txt"))
+
+
 @pytest.mark.parametrize("name", ["../out.txt", "/etc/out.txt", "a/../../out.txt", "C:\\out.txt", "..\\out.txt"])
 def test_nothing_points_outside(pack: Pack, into: Path, name: str):
     with pytest.raises(BadInput, match="points outside the archive"):
