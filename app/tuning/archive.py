@@ -250,7 +250,7 @@ def _of_zip(archive: zipfile.ZipFile) -> Iterator[_Member]:
 
 
 class _Header(tarfile.TarInfo):
-    """tarfile reads long names and further fields into memory, however large they are said to be."""
+    """tarfile reads long names, further fields and maps of holes into memory, however large they are said to be."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -258,6 +258,14 @@ class _Header(tarfile.TarInfo):
         if info.type in _FIELDS and info.size > _FIELDS_BYTES:
             raise TooLarge(f"a member's name and fields take {info.size:,} bytes in the archive; the limit is {_FIELDS_BYTES:,}")
         return info
+
+    def _proc_sparse(self, *_: Any) -> None:
+        raise BadInput(f"{self.name} is packed as a sparse file; pack it whole (GNU tar without --sparse)")
+
+    def _proc_gnusparse_10(self, member: Self, *_: Any) -> None:
+        member._proc_sparse()
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10
 
 
 def _is_tar(path: Path) -> bool:
@@ -270,6 +278,8 @@ def _is_tar(path: Path) -> bool:
 
 def _of_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
     for info in archive:
+        if info.size < 0:  # pax fields can say so; what is unpacked is added up
+            raise BadInput(f"{info.name} is said to have {info.size:,} bytes; pack it again")
         fault = "" if info.isfile() or info.isdir() else f"{info.name} is a link or a device; pack the file itself"
         archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
         opened: Any = partial(archive.extractfile, info)
