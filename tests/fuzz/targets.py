@@ -175,8 +175,8 @@ def _tables(data: bytes) -> object:
         if name.endswith(".gz"):
             idx.read(root, found)
         else:
-            texts.read(root, texts.task_of(root), found)
-            table.read(root / name, {"file": "file", "transcript": "transcript", "text": "transcript"}, found)
+            texts.read(root, texts.task_of(root) or "text-embedding", found)
+            table.read([root / name], {"file": "file", "transcript": "transcript", "text": "transcript"}, found)
         json.dumps(found.told()).encode()
         return [problem.what[:30] for problem in found.problems[:2]]
     finally:
