@@ -86,6 +86,7 @@ def serve(
     config = uvicorn.Config(
         make_app(client, settings, lifespan=lifespan, stopping=lambda: server.should_exit),
         http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
