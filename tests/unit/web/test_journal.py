@@ -32,11 +32,20 @@ LARGE = 1 << 20
         (ANSWERED, 500, 1100, None),
         (ANSWERED._replace(broken=1), 500, 1200, Pending(0, 0)),
         (ANSWERED, 540, 900, None),
+        (ANSWERED._replace(kept=300), 500, 1100, Pending(100, 0, 100)),
+        (ANSWERED._replace(kept=300), 500, 1200, Pending(0, 0)),
+        (ANSWERED._replace(kept=300), 540, 1100, None),
     ],
     ids=[
         *("new", "new, its first bytes not noted", "asked", "asked, more came", "half an answer", "less than was noted"),
         *("a part of it is not here", "answered", "answered, the next came", "the answer never left", "half of it left"),
-        *("too large to be asked again, answered", "two at once"),
+        *(
+            "too large to be asked again, answered",
+            "two at once",
+            "half of a large answer",
+            "all of it",
+            "half of it, two at once",
+        ),
     ],
 )
 def test_verdicts(note: Note, read: int, written: int, verdict: Pending | None):
@@ -81,7 +90,7 @@ def test_a_large_request_gives_its_memory_back_when_it_was_answered(journal: Jou
     read(slot, LARGE)
     assert held(journal) > LARGE
     slot.going(10, last=True)
-    slot.trim()
+    slot.settle()
     assert held(journal) < LARGE / 10
     read(slot, 50)
     assert judge(journal.note(3), Seen(True, LARGE + 50, 10)) == Pending(50, 0)
