@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import resource
@@ -40,6 +41,8 @@ def fork_beside() -> int:
     What either opens both have, until one of them closes it; what one leaves behind when it is killed, the other still has.
     For processes with one thread, because locks of other threads would stay taken. Raises OSError.
     """
+    if not can_fork_beside():
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     c = ctypes.PyDLL(None, use_errno=True)  # one that keeps the interpreter's lock
     c.PyOS_BeforeFork()
     pid = int(c.syscall(_CLONE[platform.machine()], _CLONE_FILES | _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0))

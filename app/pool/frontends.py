@@ -82,7 +82,8 @@ class Frontends:
         process = await asyncio.create_subprocess_exec(
             *command("app.web.process", *map(str, descriptors), self._folder),
             pass_fds=descriptors,
-            env=os_environment(self._environment),
+            env=os_environment(self._environment)
+            | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's pool: keepers fork, and have one thread
             start_new_session=True,
         )
         theirs.close()

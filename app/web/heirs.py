@@ -1,7 +1,8 @@
 """What a frontend does with the connections of the one before it, which was killed: it goes on with them.
 
 Nothing of a request's answer was written: the request is taken from the journal and answered anew, if that does no harm. All of
-it was: the connection waits for the next one. A part of it was: the rest is lost, and the connection is closed.
+it was: the connection waits for the next one. A part of it was: the rest is written, if it is in the journal. Whatever else it is
+that a connection was in the middle of, it is closed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterable
 
 from app.logs import log
-from app.web.journal import Journal, Pending, Seen, Slot, judge
+from app.web.journal import Journal, Seen, Slot, judge
 from app.web.line import Line
 
 _HEADER = 1 << 16
@@ -41,12 +42,12 @@ def _slot(journal: Journal, connection: socket.socket) -> Slot | None:
     seen = Seen.of(connection)
     pending = judge(journal.note(descriptor), seen)
     slot = Slot(journal, descriptor, seen, pending)
-    if pending is None or not _is_harmless(slot, pending):
+    if pending is None or not (pending.unsent or is_harmless(bytes(slot.waiting()[:_HEADER]))):
         slot.clear()
         return None
     return slot
 
 
-def _is_harmless(slot: Slot, pending: Pending) -> bool:
-    head = bytes(slot.waiting()[:_HEADER])
-    return not pending.length or b"\r\n\r\n" not in head or _TWICE.match(head) is not None
+def is_harmless(request: bytes) -> bool:
+    """Whether it may be answered by two processes, one after the other. Half a header has done nothing yet."""
+    return b"\r\n\r\n" not in request or _TWICE.match(request) is not None

@@ -16,7 +16,7 @@ import struct
 import termios
 from typing import NamedTuple
 
-_NOTE = struct.Struct("<QQQQII")
+_NOTE = struct.Struct("<QQQQQII")
 _HEAD_BYTES = 64
 _ROOM_BYTES = 1 << 16  # read at once
 _KEPT = 256  # slots of a page or two that stay ours when their connections end: giving one back and taking it again costs 26 µs
@@ -37,6 +37,8 @@ class Note(NamedTuple):
     """Bytes ever written when it came."""
     after: int = 0
     """Bytes ever written once its answer is; as long as there is none, the same as before."""
+    kept: int = 0
+    """Bytes of the answer that stand behind the request."""
     lives: int = 0
     """How many heirs got it since its last byte came."""
     broken: int = 0
@@ -70,6 +72,8 @@ class Pending(NamedTuple):
 
     length: int
     lives: int
+    unsent: int = 0
+    """The end of an answer, which is still to be written."""
 
 
 def judge(note: Note, seen: Seen) -> Pending | None:
@@ -80,6 +84,8 @@ def judge(note: Note, seen: Seen) -> Pending | None:
     answered = note.after != note.before
     if answered and seen.written == note.after:
         return Pending(unnoted, 0)
+    if note.kept and note.before <= seen.written < note.after and not unnoted:
+        return Pending(note.length, 0, note.after - seen.written)
     if seen.written != note.before or note.broken or (answered and unnoted):
         return None
     return Pending(note.length + unnoted, 0 if unnoted else note.lives)
@@ -107,54 +113,65 @@ class Journal:
 class Slot:
     """The place of one connection. Its state is here as well as there; what changes is written at once."""
 
-    __slots__ = ("_after", "_before", "_broken", "_first", "_journal", "_read", "_sent", "_spilling", "_start", "length", "lives")
+    __slots__ = (
+        *("_after", "_before", "_broken", "_first", "_journal", "_kept", "_read", "_sent", "_spilling", "_start"),
+        *("length", "lives", "unsent"),
+    )
 
     def __init__(self, journal: Journal, descriptor: int, seen: Seen | None = None, pending: Pending | None = None) -> None:
         """Of a new connection, or of one that was left behind."""
         self._journal = journal
         self._start = descriptor * journal.slot_bytes
-        start = self._start + _HEAD_BYTES
-        self._first = journal.view[start : start + _ROOM_BYTES]
+        self._first = self._part(0, _ROOM_BYTES)
         self._read, self._sent = (seen.read, seen.written) if seen else (0, 0)
-        self.length, self.lives = (pending.length, pending.lives + 1) if pending else (0, 0)
+        self.length, self.lives, self.unsent = (pending.length, pending.lives + 1, pending.unsent) if pending else (0, 0, 0)
         self._before = self._after = self._sent
-        self._broken = 0
+        self._kept = self._broken = 0
         self._spilling = False
-        if seen:
+        if self.unsent:  # the note stays as it is
+            note = journal.note(descriptor)
+            self._before, self._after, self._kept, self._sent = note.before, note.after, note.kept, note.after
+        elif seen:
             self._write()
 
+    def _part(self, start: int, length: int) -> memoryview:
+        start += self._start + _HEAD_BYTES
+        return self._journal.view[start : start + length]
+
     def _write(self) -> None:
-        _NOTE.pack_into(
-            *(self._journal.map, self._start, self._read, self.length, self._before, self._after, self.lives, self._broken)
-        )
+        counts = (self._read, self.length, self._before, self._after, self._kept, self.lives, self._broken)
+        _NOTE.pack_into(self._journal.map, self._start, *counts)
 
     def waiting(self) -> memoryview:
         """The request that is under way, as far as it is here."""
-        start = self._start + _HEAD_BYTES
-        return self._journal.view[start : start + self.length]
+        return self._part(0, self.length)
+
+    def rest(self) -> memoryview:
+        """Of its answer, what is still to be written."""
+        return self._part(self.length + self._kept - self.unsent, self.unsent)
+
+    def _fits(self, more: int) -> bool:
+        return _HEAD_BYTES + self.length + more <= self._journal.slot_bytes
 
     def room(self) -> memoryview:
         """Where the next bytes are to be read into."""
-        if self.length == 0 or self._after != self._before:
+        if self._after != self._before:
+            self.settle()
+        if self.length == 0:
             return self._first
-        start = self._start + _HEAD_BYTES + self.length
-        self._spilling = start + _ROOM_BYTES > self._start + self._journal.slot_bytes
-        return self._journal.spill if self._spilling else self._journal.view[start : start + _ROOM_BYTES]
+        self._spilling = not self._fits(_ROOM_BYTES)
+        return self._journal.spill if self._spilling else self._part(self.length, _ROOM_BYTES)
 
     def came(self, size: int) -> memoryview:
         """So many bytes were read into the room; they are returned."""
-        if self._after != self._before:  # that one was answered; this is the next
-            self.length = self._broken = 0
-            self._before = self._after
         self._read += size
         self.lives = 0
         if self._spilling:
             self._spilling, self._broken = False, 1
             came = self._journal.spill[:size]
         else:
-            start = self._start + _HEAD_BYTES + self.length
+            came = self._part(self.length, size)
             self.length += size
-            came = self._journal.view[start : start + size]
         self._write()
         return came
 
@@ -175,10 +192,19 @@ class Slot:
             return
         self._write()
 
-    def trim(self) -> None:
-        """The memory of a large request that was answered is given back."""
-        if self.length > _ROOM_BYTES:
-            self.spoil()  # should nothing of the answer be on its way
+    def keep(self, answer: bytes) -> None:
+        """All of an answer that may take its time, before it goes: heirs write what was not written."""
+        if self._sent == self._before and self._fits(len(answer)):
+            self._part(self.length, len(answer))[:] = answer
+            self._kept = len(answer)
+
+    def settle(self) -> None:
+        """The answer is the kernel's: nothing here is needed any more."""
+        large = self.length + self._kept > _ROOM_BYTES
+        self.length = self._kept = self._broken = 0
+        self._before = self._after
+        if large:
+            self._write()
             self._give_back(mmap.PAGESIZE)
 
     def clear(self) -> None:
@@ -186,7 +212,7 @@ class Slot:
         _NOTE.pack_into(self._journal.map, self._start, *Note())
         if self._start >= _KEPT * self._journal.slot_bytes:
             self._give_back(0)
-        elif self.length > _ROOM_BYTES:
+        elif self.length + self._kept > _ROOM_BYTES:
             self._give_back(mmap.PAGESIZE)
 
     def _give_back(self, beginning: int) -> None:

@@ -16,7 +16,9 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
+from app.logs import log
 from app.process import can_fork_beside, die_with_parent, fork_beside
 
 Live = Callable[[int, list[socket.socket]], None]
@@ -24,19 +26,24 @@ Live = Callable[[int, list[socket.socket]], None]
 
 
 def keep(control: socket.socket, listening: socket.socket, live: Live) -> None:
-    """Fork frontends on demand, until the supervisor is gone. Where that cannot be done, be the first one, and the last."""
+    """Fork frontends on demand, until the supervisor is gone. Where that cannot be done, be one."""
     gc.collect()
     gc.freeze()  # a child's collections then leave the shared pages alone
     ours = _descriptors() if can_fork_beside() else set()
     with control.makefile("rb") as numbers:
         for line in numbers:
-            pid = fork_beside() if can_fork_beside() else 0
+            try:
+                pid = fork_beside()
+            except OSError as error:
+                log.warning("frontends have no keeper here (%s): one that dies takes its connections along", error.strerror)
+                control.sendall(b"%d\n" % os.getpid())
+                _live(live, int(line), [])
             if pid == 0:
-                _live(int(line), _left(ours, listening) if can_fork_beside() else [], control, live)
+                _live(live, int(line), _left(ours, listening))
             control.sendall(b"%d\n" % pid)
 
 
-def _live(number: int, left: list[socket.socket], control: socket.socket, live: Live) -> None:
+def _live(live: Live, number: int, left: list[socket.socket]) -> NoReturn:
     """The child's whole life."""
     status = 1
     try:

@@ -38,7 +38,9 @@ class Line(asyncio.BufferedProtocol):
         self.pause_reading, self.resume_reading = self._transport.pause_reading, self._transport.resume_reading
         self._slot = self._inherited or Slot(self._journal, transport.get_extra_info("socket").fileno())
         connection.connection_made(cast("asyncio.Transport", self))
-        if self._slot.lives > _LIVES:
+        if self._slot.unsent:
+            self._transport.write(bytes(self._slot.rest()))
+        elif self._slot.lives > _LIVES:
             why = f"{_LIVES} processes ended while they answered this; send it again later, and if that repeats itself, report it"
             connection.give_up(WorkerLost(why, retry_after_s=1))
         elif self._slot.length:
@@ -104,11 +106,13 @@ class Line(asyncio.BufferedProtocol):
         if not parts or self._transport.is_closing():
             return
         self._parts, self._size = [], 0
-        connection, cycle = self._connection, self._connection.cycle
+        connection, cycle, slot, data = self._connection, self._connection.cycle, self._slot, b"".join(parts)
         last = cycle is not None and cycle.response_complete and not cycle.more_body and cycle.scope is connection.scope
-        self._slot.going(size, last=last, interim=cycle is not None and not cycle.response_started)  # 100 Continue
         if size > _BULK_BYTES:
             connection.resume_writing()
-        self._transport.write(b"".join(parts))
-        if last:
-            self._slot.trim()
+            if last:
+                slot.keep(data)
+        slot.going(size, last=last, interim=cycle is not None and not cycle.response_started)  # 100 Continue
+        self._transport.write(data)
+        if last and not self._transport.get_write_buffer_size():
+            slot.settle()

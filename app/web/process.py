@@ -93,6 +93,7 @@ def serve(
     config = uvicorn.Config(
         app,
         http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -82,17 +82,25 @@ class Kernel:
 
 
 class Socket:
-    """A transport over it, of one process. Writes are whole or not at all."""
+    """A transport over it, of one process. The kernel takes up to 150,000 bytes at once."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.closing = False
+        self.unsent = b""
 
     def write(self, data: bytes) -> None:
+        self.unsent += data
+        self.push()
+
+    def push(self) -> None:
         self.kernel.moment()
         if not self.kernel.dead:
-            self.kernel.sent += data
+            self.kernel.sent, self.unsent = self.kernel.sent + self.unsent[:150_000], self.unsent[150_000:]
         self.kernel.moment()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.unsent)
 
     def get_extra_info(self, name: str) -> Any:
         return self if name == "socket" else None
@@ -117,9 +125,11 @@ class Socket:
 async def live(kernel: Kernel, slot: Slot | None, piece: int) -> None:
     """A process's life: it reads what there is, in pieces, until it is killed or all is said."""
     connection = Connection(uvicorn.Config(echo, log_config=None, access_log=False), ServerState(), {})
-    line = Line(connection, kernel.journal, slot)
-    line.connection_made(Socket(kernel))  # type: ignore[arg-type]  # a fake
+    line, transport = Line(connection, kernel.journal, slot), Socket(kernel)
+    line.connection_made(transport)  # type: ignore[arg-type]  # a fake
     while not kernel.dead and kernel.talk():
+        if transport.unsent:
+            transport.push()
         if kernel.unread:
             room = line.get_buffer(-1)
             size = min(len(room), len(kernel.unread), piece)
