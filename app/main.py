@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +18,8 @@ from app.errors import Invalid
 from app.logs import log
 from app.pool.roster import Roster, Served
 from app.pool.traffic import Traffic
-from app.process import command, search_path
+from app.private import private_folder
+from app.process import command, raise_descriptors, search_path
 from app.settings import Settings, traffic_file
 from app.tasks.base import Files
 from app.tuning.job import unannounced
@@ -39,6 +38,7 @@ def serve(settings: Settings, announce: Announce) -> None:
     task of the supervisor failed).
     """
     logs.configure(settings)
+    raise_descriptors()
     catalogue = Catalogue.read(settings.home)
     for folder, why in catalogue.broken.items():
         log.error("the card in %s is left out: %s", folder, why)
@@ -63,16 +63,13 @@ async def _run(settings: Settings, catalogue: Catalogue, listening: socket.socke
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    folder = Path(tempfile.mkdtemp(prefix="hearth-"))  # mode 0700: only this user reaches the sockets in it
-    try:
+    with private_folder() as folder:
         try:
             supervisor = await _prepare(settings, catalogue, listening, folder)
         except asyncio.CancelledError:
             log.info("stopped while starting; what was downloaded is kept, and the next start goes on from there")
             return
         await supervisor.run(announce)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.socket, folder: Path) -> Supervisor:

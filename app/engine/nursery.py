@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from app.process import die_with_parent, set_name
+from app.process import die_with_parent, go_first, set_name
 
 _FOR_ALL = (
     "app.engine.worker",
@@ -38,6 +38,7 @@ _FOR_MODULES = (
     "transformers.models.bert.modeling_bert",
     "transformers.models.wav2vec2.modeling_wav2vec2",
 )
+_FIRST = 500  # of the workers when memory ends, before all that mends their loss; tuners go before them (tuning/process.py)
 
 
 class Nursery:
@@ -115,6 +116,7 @@ def _live(spec: dict[str, Any], control: socket.socket) -> None:
     status = 1
     try:
         die_with_parent()
+        go_first(_FIRST)
         set_name(f"hearth {spec['name']}")
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -9,7 +9,7 @@ from itertools import count
 
 from app.card import Card
 from app.catalogue import name_of, number_of, versions_of
-from app.errors import Conflict, HearthError, UnknownModel
+from app.errors import Conflict, HearthError, Unavailable, UnknownModel
 from app.logs import log
 from app.pool.loading import House, Loading
 from app.pool.roster import Roster, Served
@@ -114,10 +114,15 @@ class Switching:
         route = change.route or self._traffic.adoption(change.adopted, change.share, there)
         if route is None:
             return
-        if change.back:
-            self._traffic.back(change.model, route)
-        else:
-            self._traffic.put(change.model, route, there, change.adopted)
+        try:
+            if change.back:
+                self._traffic.back(change.model, route)
+            else:
+                self._traffic.put(change.model, route, there, change.adopted)
+        except OSError as error:
+            why = f"the change could not be written down ({error.strerror}); make HEARTH_HOME writable, and room in it"
+            self._answer(change, Unavailable(why))
+            return
         said = ", ".join(f"{key} ({share:.0%})" for key, share in route.shares.items())
         log.info("%s is answered by %s", change.model, said)
         self._house.publish()
@@ -132,6 +137,9 @@ class Switching:
 
     def _refuse(self, change: _Change, error: HearthError) -> None:
         self._changes.remove(change)
+        self._answer(change, error)
+
+    def _answer(self, change: _Change, error: HearthError) -> None:
         if change.asker:
             self._house.tell(Changed(change.asker[1], error.code, error.detail), to=change.asker[0])
         else:

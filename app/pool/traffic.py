@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -43,7 +44,8 @@ class Traffic:
         )
         if record != self._record:
             self._record = record
-            self._save()
+            with suppress(OSError):  # what cannot be written down is forgotten again at the next start
+                self._save(record)
 
     def routes(self, keys: Collection[str]) -> dict[str, Route]:
         """The present route of every model among `keys` that has versions. Without a record the newest version answers."""
@@ -85,16 +87,17 @@ class Traffic:
         return Route({other: part for other, part in shares.items() if part}, before.shadow)
 
     def put(self, model: str, route: Route, keys: Collection[str], adopted: str = "") -> None:
-        """The route is the present one now. On the disk when this returns."""
-        history = self._record.routes.setdefault(model, [])
+        """The route is the present one now. On the disk when this returns; if it cannot be, OSError, and nothing changed."""
+        record = self._copy()
+        history = record.routes.setdefault(model, [])
         if not history and (before := self._present(model, [key for key in keys if key != adopted])):
             history.append(before)
         if not history or history[-1] != route:
             history.append(route)
         del history[:-_REMEMBERED]
         if adopted:
-            self._record.adopted.append(adopted)
-        self._save()
+            record.adopted.append(adopted)
+        self._save(record)
 
     def before(self, model: str, keys: Collection[str]) -> Route:
         """The route before the present one. Raises Conflict if there is none."""
@@ -104,27 +107,33 @@ class Traffic:
         raise Conflict(f"{model} has no earlier state of its traffic to go back to")
 
     def back(self, model: str, route: Route) -> None:
-        """`route`, which `before` gave, is the present one again, and what came after it is forgotten."""
-        history = self._record.routes[model]
+        """`route`, which `before` gave, is the present one again, and what came after it is forgotten. OSError as in `put`."""
+        record = self._copy()
+        history = record.routes[model]
         while len(history) > 1:
             history.pop()
             if history[-1].shares == route.shares:
                 break
-        self._save()
+        self._save(record)
 
     def needed(self, model: str, keys: Collection[str]) -> set[str]:
         """The versions that are to stay loaded: those of the present route, and of the one that a rollback would bring back."""
         routes = [route for route in [self._present(model, keys), *self._record.routes.get(model, [])[-2:-1]] if route]
         return {key for route in routes for key in [*route.shares, route.shadow] if key}
 
-    def _save(self) -> None:
+    def _copy(self) -> _Record:
+        routes = {model: list(history) for model, history in self._record.routes.items()}
+        return _Record(routes, list(self._record.adopted))
+
+    def _save(self, record: _Record) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_name(f".{self._path.name}.part")
         with beside.open("wb") as file:
-            file.write(msgspec.json.encode(self._record))
+            file.write(msgspec.json.encode(record))
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self._path)
+        self._record = record
 
 
 def _without_lost_shadow(route: Route, keys: Collection[str]) -> Route:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from msgspec import Struct, field
 
+from app.errors import ModelFailed
+
 if TYPE_CHECKING:
     import torch
 
@@ -47,6 +49,13 @@ class Decoded(Struct, frozen=True, kw_only=True):
 def device_of(module: torch.nn.Module) -> torch.device | str:
     """Where a module's weights lie, and so where what it is given has to go."""
     return next((weight.device for weight in module.parameters()), "cpu")
+
+
+def one_each(name: str, array: np.ndarray, count: int) -> np.ndarray:
+    """The output `name`, if it has a vector for each of `count` inputs. Raises ModelFailed."""
+    if array.ndim != 2 or len(array) != count:
+        raise ModelFailed(f"the model gave {name!r} in the shape {list(array.shape)}, not a vector for each of {count} inputs")
+    return array
 
 
 def unit(vector: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import resource
 import socket
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from app import logs
 from app.pool.client import Client
 from app.process import die_with_parent, set_name, take_short_turns
 from app.settings import Settings
-from app.web.connection import Connection
+from app.web.connection import Connection, most_connections
 from app.web.server import make_app
 
 _GARBAGE = 10_000  # young objects before cycles among them are looked for: those of a hundred requests, a few megabytes
@@ -35,7 +37,8 @@ def main() -> None:
     logs.configure(settings)
     with suppress(OSError):  # large uploads are kept on the disk of the home folder; /tmp may be memory
         (settings.home / "tmp").mkdir(parents=True, exist_ok=True)
-        tempfile.tempdir = str(settings.home / "tmp")
+        if os.access(settings.home / "tmp", os.W_OK):
+            tempfile.tempdir = str(settings.home / "tmp")
     client = Client(settings, folder, number)
 
     @asynccontextmanager
@@ -48,6 +51,7 @@ def main() -> None:
         client.close()
 
     Connection.silence_s = settings.silence_s
+    Connection.most = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     config = uvicorn.Config(
         make_app(client, settings, lifespan=lifespan, stopping=lambda: server.should_exit),
         http=Connection,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import aclosing
 from functools import cache
 from typing import Any, TypeVar
 
@@ -12,7 +14,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import BadInput, Invalid, TooLarge, UnsupportedMedia
 
@@ -35,21 +37,20 @@ async def read_files(
     return [(None, await request.body())]
 
 
+class _Parts(MultiPartParser):
+    """Kept in memory, as raw bodies are: no disk that is full stands between a picture and its answer."""
+
+    spool_max_size = sys.maxsize
+
+
 async def _read_parts(request: Request, max_inputs: int) -> list[tuple[str | None, bytes]]:
     try:
-        form = await request.form(max_files=max_inputs + 1, max_fields=16)
+        async with aclosing(request.stream()) as stream:
+            form = await _Parts(request.headers, stream, max_files=max_inputs + 1, max_fields=16).parse()
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise too_many(f"more than {max_inputs}", max_inputs) from error
         raise BadInput(f"the multipart body is damaged: {error.message}") from error
-    except Exception as error:
-        # Starlette turns a parser's complaint into HTTPException(400) when an app is there.
-        if getattr(error, "status_code", None) == 400:
-            detail = str(getattr(error, "detail", ""))
-            if "Too many files" in detail:
-                raise too_many(f"more than {max_inputs}", max_inputs) from error
-            raise BadInput(f"the multipart body is damaged: {detail}") from error
-        raise
     try:
         return await _files(form, max_inputs)
     finally:

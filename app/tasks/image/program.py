@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.card import Card
-from app.tasks.base import Arrays, Batch, Files, Networks, Output
+from app.tasks.base import Arrays, Batch, Files, Networks, Output, one_each
 from app.tasks.image.input import ImageInput
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class ImageProgram:
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """One row each."""
-        return [{name: array[row] for name, array in outputs.items()} for row in range(len(samples))]
+        found = {name: one_each(name, array, len(samples)) for name, array in outputs.items()}
+        return [{name: array[row] for name, array in found.items()} for row in range(len(samples))]
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`labels` (if the weights came with them), `classes`, `dimensions`, `parameters`."""

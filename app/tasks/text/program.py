@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.card import Card
-from app.tasks.base import Arrays, Batch, Files, Networks, Output
+from app.tasks.base import Arrays, Batch, Files, Networks, Output, one_each
 from app.tasks.text.input import TextInput, most_tokens
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class TextProgram:
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """One row each."""
-        return [{"embedding": outputs["embedding"][row]} for row in range(len(samples))]
+        return [{"embedding": vector} for vector in one_each("embedding", outputs["embedding"], len(samples))]
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`dimensions`, `max_tokens`, `parameters`."""
@@ -101,7 +101,7 @@ class TextClassifierProgram(TextProgram):
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """One row each."""
-        return [{"scores": outputs["scores"][row]} for row in range(len(samples))]
+        return [{"scores": scores} for scores in one_each("scores", outputs["scores"], len(samples))]
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`classes`, `dimensions`, `max_tokens`, `parameters`."""
