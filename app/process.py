@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import platform
 import resource
 import signal
+import socket
 import struct
 import sys
 from contextlib import suppress
@@ -18,12 +20,28 @@ _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _MODEST = 10  # nice
 _TURN_NS = 100_000  # the shortest that the kernel grants; a model's threads have 3 ms
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl(2)
+_F_SETSIG = 10  # fcntl(2)
 
 
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, so that nothing is ever orphaned."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def die_with(address: str) -> None:
+    """Ask the kernel to kill this process when whoever listens at `address` is gone, whatever becomes of its parent.
+
+    The end of a connection that nobody ever writes to is told by a signal (fcntl(2), F_SETSIG): a model that computes, or hangs,
+    need not look. Raises OSError where nobody listens.
+    """
+    if sys.platform == "linux":
+        leash = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        leash.connect(address)
+        fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(leash, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(leash, fcntl.F_SETFL, os.O_ASYNC)
+        leash.detach()  # open for as long as the process lives
 
 
 def set_name(name: str) -> None:

@@ -9,14 +9,27 @@ import psutil
 
 
 def processes(server: int, name: str = "") -> list[psutil.Process]:
-    """The children of the supervisor `server` whose names begin with "hearth " and `name` ("http", "nursery", a model …)."""
-    found = []
+    """Those of the supervisor `server` whose names begin with "hearth " and `name` ("http", "nursery", a model …), oldest first.
+
+    They are known by the folder in their environment: workers whose nursery was killed are nobody's children.
+    """
     with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(server).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if child.name().startswith(f"hearth {name}"[:15]) and child.status() != psutil.STATUS_ZOMBIE:
-                    found.append(child)
-    return sorted(found, key=lambda child: child.create_time())
+        ours = {_folder(child) for child in psutil.Process(server).children()} - {None}
+        found = [one for one in psutil.process_iter() if _named(one, name) and _folder(one) in ours]
+        return sorted(found, key=psutil.Process.create_time)
+    return []
+
+
+def _named(process: psutil.Process, name: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.name().startswith(f"hearth {name}"[:15]) and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _folder(process: psutil.Process) -> str | None:
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get("PROMETHEUS_MULTIPROC_DIR")
+    return None
 
 
 def kill(server: int, name: str) -> psutil.Process | None:

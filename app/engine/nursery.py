@@ -1,7 +1,8 @@
 """The nursery: imports what workers need once, then forks them in milliseconds. Never touches CUDA or threads.
 
 `python -m app.engine.nursery FD` talks JSON lines over the socket FD: it reads `{"spec": …}` and writes `{"forked": name,
-"pid": n}` and `{"exited": name, "status": n}`. It ends with its socket, and its workers end with it.
+"pid": n}` and `{"exited": name, "status": n}`. It ends with its socket. Its workers do not end with it, but with the supervisor:
+importing torch anew takes seconds, in which they go on answering.
 Our own forty lines instead of `multiprocessing.forkserver`: that one re-imports the caller's `__main__` in every child, tells
 no exit status of a child that was killed while it was starting, and leaves the children running when it dies itself.
 """
@@ -22,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from app.process import die_with_parent, go_first, set_name
+from app.process import die_with, die_with_parent, go_first, set_name
 
 _FOR_ALL = (
     "app.engine.worker",
@@ -115,7 +116,7 @@ def _live(spec: dict[str, Any], control: socket.socket) -> None:
     """The child's whole life."""
     status = 1
     try:
-        die_with_parent()
+        die_with(spec["control"])
         go_first(_FIRST)
         set_name(f"hearth {spec['name']}")
         signal.set_wakeup_fd(-1)

@@ -36,7 +36,7 @@ class Nursery:
         self._writer: asyncio.StreamWriter | None = None
 
     async def run(self) -> None:
-        """Keep a nursery alive. When one dies its workers die with it, and each is reported like any other."""
+        """Keep a nursery alive. When one dies its workers live on, and the end of each is reported like any other."""
         while True:
             reader = await self._start()
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -60,6 +60,8 @@ class Nursery:
         if self._process is not None:
             _kill(self._process.pid)
             await self._process.wait()
+        for pid in self.workers.values():
+            _kill(pid)
 
     async def _start(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
@@ -97,13 +99,30 @@ class Nursery:
             self._writer = None
         if self._process is not None:
             await self._process.wait()
-        lost, self.workers = self.workers, {}
-        for pid in lost.values():  # where the kernel does not end them with their parent
+        for name, pid in list(self.workers.items()):
+            self._watch(name, pid)
+        lost, self._asked = self._asked, {}
+        for name in lost:
+            self._exited(name, 0, -signal.SIGKILL)
+
+    def _watch(self, name: str, pid: int) -> None:
+        """Hear of a worker's end from the kernel: its parent is gone."""
+        try:
+            end = os.pidfd_open(pid)
+        except (AttributeError, OSError):  # it has ended, too; or this is no Linux
             _kill(pid)
-        lost |= dict.fromkeys(self._asked, 0)
-        self._asked.clear()
-        for name, pid in lost.items():
-            self._exited(name, pid, -signal.SIGKILL)
+            self._ended(name)
+        else:
+            asyncio.get_running_loop().add_reader(end, self._ended, name, end)
+
+    def _ended(self, name: str, end: int | None = None) -> None:
+        if end is not None:
+            asyncio.get_running_loop().remove_reader(end)
+            os.close(end)
+        pid = self.workers.pop(name, 0)
+        with contextlib.suppress(ChildProcessError):  # ours alone where we are the first process of a container
+            os.waitpid(pid, os.WNOHANG)
+        self._exited(name, pid, -signal.SIGKILL)
 
 
 class Frontends:

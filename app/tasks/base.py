@@ -58,6 +58,20 @@ def one_each(name: str, array: np.ndarray, count: int) -> np.ndarray:
     return array
 
 
+class Vectors:
+    """One for each input, as wide as in the first batch, which is the card's sample: what else a network gives is no answer."""
+
+    def __init__(self) -> None:
+        self._widths: dict[str, int] = {}
+
+    def of(self, name: str, array: np.ndarray, count: int) -> np.ndarray:
+        """As `one_each`."""
+        width = self._widths.setdefault(name, one_each(name, array, count).shape[1])
+        if array.shape[1] != width:
+            raise ModelFailed(f"the model gave {name!r} with {array.shape[1]} numbers, not {width} as before")
+        return array
+
+
 def unit(vector: np.ndarray) -> np.ndarray:
     """The vector at length 1; zeros stay zeros."""
     scaled: np.ndarray = vector / max(float(np.linalg.norm(vector)), 1e-12)

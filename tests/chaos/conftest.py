@@ -61,9 +61,8 @@ def chaos(request: pytest.FixtureRequest) -> Chaos:
 
 @pytest.fixture(autouse=True)
 def _patience(request: pytest.FixtureRequest) -> None:
-    """The long form takes minutes by design."""
-    if request.config.getoption("--long"):
-        request.node.add_marker(pytest.mark.timeout(1800))
+    """The long form takes minutes by design; the short one may, where the machine is busy."""
+    request.node.add_marker(pytest.mark.timeout(1800 if request.config.getoption("--long") else 300))
 
 
 @pytest.fixture(scope="session")

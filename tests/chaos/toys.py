@@ -52,7 +52,7 @@ class Toy(nn.Module):
             os._exit(0)
         kept = []
         while 5 in levers:
-            kept.append(torch.ones(1 << 24))
+            kept.append(torch.empty(1 << 28))
         scores = self.head(x.flatten(1))
         if 6 in levers:
             scores = torch.where((pulled == 6)[:, None], torch.nan, scores)
@@ -65,7 +65,7 @@ task    = "image-classification"
 default = {default}
 source  = {{ kind = "module", entry = "Toy" }}
 input   = {{ resize = [8, 8], crop = 8, mean = [0, 0, 0], std = [1, 1, 1] }}
-limits  = {{ max_batch = 8, max_cost = 8, max_queue = 256, stall_s = {stall_s} }}
+limits  = {{ max_batch = 8, max_cost = 8, max_queue = 256, stall_s = {stall_s}, memory_mb = 3000 }}
 [about]
 licence = "x"
 """
