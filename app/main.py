@@ -91,7 +91,7 @@ async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.s
         key for key, card in catalogue.cards.items() if key in answering or (card.serving.resident and card.model not in routes)
     ]
     preload = list(dict.fromkeys([*preload, *resident]))
-    for name in reversed(preload):  # a task whose default is not among the chosen models uses the first one that is
+    for name in preload:  # a task whose default is not among the chosen models uses the first one that is
         if defaults.get(catalogue.cards[name].task) not in preload:
             defaults[catalogue.cards[name].task] = name
     settings = settings.model_copy(update={"devices": tuple(await _devices(settings))})

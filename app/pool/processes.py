@@ -31,6 +31,7 @@ class Nursery:
         self._forked = forked
         self._exited = exited
         self.workers: dict[str, int] = {}
+        self._orphans: set[str] = set()  # workers whose nursery is gone
         self._asked: dict[str, dict[str, Any]] = {}  # specs of workers that are not yet forked
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -99,8 +100,8 @@ class Nursery:
             self._writer = None
         if self._process is not None:
             await self._process.wait()
-        for name, pid in list(self.workers.items()):
-            self._watch(name, pid)
+        for name in self.workers.keys() - self._orphans:
+            self._watch(name, self.workers[name])
         lost, self._asked = self._asked, {}
         for name in lost:
             self._exited(name, 0, -signal.SIGKILL)
@@ -113,12 +114,14 @@ class Nursery:
             _kill(pid)
             self._ended(name)
         else:
+            self._orphans.add(name)
             asyncio.get_running_loop().add_reader(end, self._ended, name, end)
 
     def _ended(self, name: str, end: int | None = None) -> None:
         if end is not None:
             asyncio.get_running_loop().remove_reader(end)
             os.close(end)
+        self._orphans.discard(name)
         pid = self.workers.pop(name, 0)
         with contextlib.suppress(ChildProcessError):  # ours alone where we are the first process of a container
             os.waitpid(pid, os.WNOHANG)

@@ -80,7 +80,9 @@ def server(frail: Path) -> Iterator[Server]:
 def questions(server: Server, *models: str) -> list[Question]:
     """Pictures for these models (none: the default), with the answers that they get now."""
     paths = [f"/predict/image?model={model}" for model in models] or ["/predict/image"]
-    return [asked(server.url, path, picture(n * 9, n * 5, n * 3), "image/png") for n in range(12) for path in paths]
+    found = [asked(server.url, path, picture(n * 9, n * 5, n * 3), "image/png") for n in range(12) for path in paths]
+    assert {question.known[0]["model"] for question in found} == set(models or ["toy"])
+    return found
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import httpx
 from callers import Callers, asked
 
 from tests.chaos import toys
-from tests.chaos.conftest import Chaos, questions
+from tests.chaos.conftest import Chaos
 from tests.stack.conftest import Server, picture, wait_for
 
 
@@ -43,7 +43,7 @@ def test_a_storm_of_loads_and_unloads(server: Server, callers: Callers, chaos: C
     changes = [lambda http, verb=verb: http.post(f"/models/other/{verb}") for verb in ("load", "unload", "load", "unload")]
     with storm(*changes, url=server.url) as told:
         wait_for(lambda: len(told) > chaos.times(40, 2000), 600)
-    assert {answer.status_code for answer in told} == {200}, [answer.text for answer in told if answer.status_code != 200]
+    assert {answer.status_code for answer in told} <= {200, 409}, {answer.text for answer in told}
     callers.more(3)
     assert server.http.post("/models/other/load").json()["state"] == "ready"
     wait_for(lambda: len(server.model("other")["workers"]) == 1)
