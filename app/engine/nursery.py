@@ -1,8 +1,8 @@
 """The nursery: imports what workers need once, then forks them in milliseconds. Never touches CUDA or threads.
 
-`python -m app.engine.nursery FD` talks JSON lines over the socket FD: it reads `{"spec": …}` and writes `{"forked": name,
-"pid": n}` and `{"exited": name, "status": n}`. It ends with its socket. Its workers do not end with it, but with the supervisor:
-importing torch anew takes seconds, in which they go on answering.
+`python -m app.engine.nursery FD` talks JSON lines over the socket FD: it reads `{"spec": …}`, and `{"expect": …}` of workers that
+it will have to replace, and writes `{"forked": name, "pid": n}` and `{"exited": name, "status": n}`. It ends with its socket. Its
+workers do not end with it, but with the supervisor: importing torch anew takes seconds, in which they go on answering.
 Our own forty lines instead of `multiprocessing.forkserver`: that one re-imports the caller's `__main__` in every child, tells
 no exit status of a child that was killed while it was starting, and leaves the children running when it dies itself.
 """
@@ -72,16 +72,21 @@ class Nursery:
         data = self._control.recv(1 << 16)
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
-            self._fork(json.loads(line)["spec"])
+            words = json.loads(line)
+            self._prepare(words.get("expect") or words["spec"])
+            if "spec" in words:
+                self._fork(words["spec"])
         return bool(data)
 
-    def _fork(self, spec: dict[str, Any]) -> None:
+    def _prepare(self, spec: dict[str, Any]) -> None:
         if self._missing and not _has_compiled(spec):
             missing, self._missing = self._missing, ()
             try:
                 _preload(missing)
             except Exception:  # noqa: BLE001  whoever needs it fails alone and says why; the other workers live on
                 traceback.print_exc()
+
+    def _fork(self, spec: dict[str, Any]) -> None:
         pid = os.fork()
         if pid == 0:
             _live(spec, self._control)

@@ -31,6 +31,7 @@ class Nursery:
         self._forked = forked
         self._exited = exited
         self.workers: dict[str, int] = {}
+        self._specs: dict[str, dict[str, Any]] = {}  # of all workers
         self._orphans: set[str] = set()  # workers whose nursery is gone
         self._asked: dict[str, dict[str, Any]] = {}  # specs of workers that are not yet forked
         self._process: asyncio.subprocess.Process | None = None
@@ -47,9 +48,8 @@ class Nursery:
 
     def fork(self, spec: dict[str, Any]) -> None:
         """Ask for a worker. It is reported as forked, and later as exited, whatever happens."""
-        self._asked[spec["name"]] = spec
-        if self._writer is not None:
-            self._send(spec)
+        self._specs[spec["name"]] = self._asked[spec["name"]] = spec
+        self._send(spec=spec)
 
     def kill(self, worker: str) -> None:
         """End a worker now (SIGKILL)."""
@@ -78,13 +78,15 @@ class Nursery:
         )
         theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=_LINE_BYTES)
+        for name in self.workers:  # it will have to replace them
+            self._send(expect=self._specs[name])
         for spec in self._asked.values():
-            self._send(spec)
+            self._send(spec=spec)
         return reader
 
-    def _send(self, spec: dict[str, Any]) -> None:
+    def _send(self, **words: Any) -> None:
         if self._writer is not None:
-            self._writer.write(json.dumps({"spec": spec}).encode() + b"\n")
+            self._writer.write(json.dumps(words).encode() + b"\n")
 
     def _hear(self, words: dict[str, Any]) -> None:
         if name := words.get("forked"):
@@ -92,7 +94,7 @@ class Nursery:
             self.workers[name] = words["pid"]
             self._forked(name, words["pid"])
         elif name := words.get("exited"):
-            self._exited(name, self.workers.pop(name, 0), words["status"])
+            self._gone(name, words["status"])
 
     async def _bury(self) -> None:
         if self._writer is not None:
@@ -104,7 +106,7 @@ class Nursery:
             self._watch(name, self.workers[name])
         lost, self._asked = self._asked, {}
         for name in lost:
-            self._exited(name, 0, -signal.SIGKILL)
+            self._gone(name, -signal.SIGKILL)
 
     def _watch(self, name: str, pid: int) -> None:
         """Hear of a worker's end from the kernel: its parent is gone."""
@@ -122,10 +124,13 @@ class Nursery:
             asyncio.get_running_loop().remove_reader(end)
             os.close(end)
         self._orphans.discard(name)
-        pid = self.workers.pop(name, 0)
         with contextlib.suppress(ChildProcessError):  # ours alone where we are the first process of a container
-            os.waitpid(pid, os.WNOHANG)
-        self._exited(name, pid, -signal.SIGKILL)
+            os.waitpid(self.workers[name], os.WNOHANG)
+        self._gone(name, -signal.SIGKILL)
+
+    def _gone(self, name: str, status: int) -> None:
+        del self._specs[name]
+        self._exited(name, self.workers.pop(name, 0), status)
 
 
 class Frontends:

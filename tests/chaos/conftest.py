@@ -59,10 +59,11 @@ def chaos(request: pytest.FixtureRequest) -> Chaos:
     return Chaos(request.config.getoption("--long"))
 
 
-@pytest.fixture(autouse=True)
-def _patience(request: pytest.FixtureRequest) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The long form takes minutes by design; the short one may, where the machine is busy."""
-    request.node.add_marker(pytest.mark.timeout(1800 if request.config.getoption("--long") else 300))
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(1800 if config.getoption("--long") else 300))
 
 
 @pytest.fixture(scope="session")

@@ -230,7 +230,7 @@ class Server:
 
     def __enter__(self) -> Server:
         try:
-            self.url = wait_for(self._address, 60)
+            self.url = wait_for(self._address, 120)
         except AssertionError:
             self.kill()
             raise AssertionError("".join(self.said)) from None
