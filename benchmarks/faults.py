@@ -14,8 +14,8 @@ def processes(server: int, name: str = "") -> list[psutil.Process]:
     They are known by the folder in their environment: workers whose nursery was killed are nobody's children.
     """
     with contextlib.suppress(psutil.NoSuchProcess):
-        ours = {_folder(child) for child in psutil.Process(server).children()} - {None}
-        found = [one for one in psutil.process_iter() if _named(one, name) and _folder(one) in ours]
+        ours = {folder(child) for child in psutil.Process(server).children()} - {None}
+        found = [one for one in psutil.process_iter() if _named(one, name) and folder(one) in ours]
         return sorted(found, key=psutil.Process.create_time)
     return []
 
@@ -26,7 +26,8 @@ def _named(process: psutil.Process, name: str) -> bool:
     return False
 
 
-def _folder(process: psutil.Process) -> str | None:
+def folder(process: psutil.Process) -> str | None:
+    """Where its metrics lie, inside the server's private folder."""
     with contextlib.suppress(psutil.Error):
         return process.environ().get("PROMETHEUS_MULTIPROC_DIR")
     return None

@@ -1,4 +1,6 @@
-"""One connection: uvicorn's, which in addition does not wait for ever for a request that has not wholly begun."""
+"""One connection: uvicorn's, which in addition waits for ever neither for a request that has not wholly begun nor for a reader
+who does not read; and the idle ones make room when there is none for more.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from app.web.problems import from_error
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn bounds only the pause between two requests. Bodies are bounded by `intake.py`, answers by their deadlines."""
+    """uvicorn bounds only the pause between two requests. Bodies are bounded by `intake.py`."""
 
     silence_s: ClassVar[float] = 30.0
     """How long a header may take, from the connection or its first byte on."""
@@ -25,6 +27,7 @@ class Connection(HttpToolsProtocol):
 
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # as uvicorn has it: none before the first header
     _late: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """It may stay silent no longer than a header may take."""
@@ -51,8 +54,28 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         super().connection_lost(exc)
-        if self._late is not None:
-            self._late.cancel()
+        for timer in (self._late, self._reader):
+            if timer is not None:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        """An answer waits for its reader, who may pause no longer than a sender may."""
+        super().pause_writing()
+        self._look_at_reader(self.transport.get_write_buffer_size() + 1)
+
+    def resume_writing(self) -> None:
+        """The reader has read on."""
+        super().resume_writing()
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+    def _look_at_reader(self, before: int) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if unread < before:
+            self._reader = self.loop.call_later(self.silence_s, self._look_at_reader, unread)
+        else:
+            self.transport.abort()
 
     def _make_room(self) -> bool:
         """Close the connections that were idle for longest: a sixteenth of all, so that a flood looks through them seldom."""
@@ -60,7 +83,7 @@ class Connection(HttpToolsProtocol):
             (since, id(one), one) for one in self.connections if isinstance(one, Connection) and (since := one._idle_since())
         )
         for _, _, one in idle[: max(1, self.most // 16)]:
-            one.transport.close()
+            one.transport.abort()  # what it has not read of its last answer it will not read
         return bool(idle)
 
     def _idle_since(self) -> float | None:

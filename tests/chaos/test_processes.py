@@ -14,7 +14,7 @@ from tests.chaos.conftest import Chaos
 from tests.chaos.toys import STALL_S
 from tests.stack.conftest import Server, wait_for
 
-FRONTEND_STALL_S = 5.0  # app/pool/pulse.py
+FRONTEND_STALL_S = 10.0  # app/pool/supervisor.py, _PULSE_LOST_S
 
 WITHOUT_HEIRS = pytest.mark.xfail(
     strict=True, reason="connections of a frontend that is killed are reset: nobody takes them over yet"
