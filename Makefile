@@ -9,7 +9,7 @@ ARGS  ?=
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test fuzz check format bench image container-test lock clean
+.PHONY: help install serve test fuzz check chaos soak format bench image container-test lock clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -33,6 +33,13 @@ check: $(STAMP) ## lint, format, types, and known vulnerabilities where there is
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python .ci/audit.py
+
+chaos: $(STAMP) ## faults for minutes: nothing lost, all back in time (the short form is in `make test`)
+	@exec $(VENV)/bin/python -m pytest tests/chaos --long $(ARGS)
+
+SOAK_MINUTES ?= 30
+soak: $(STAMP) ## half an hour of load, faults and jobs: nothing grows
+	@exec $(VENV)/bin/python benchmarks/soak.py --minutes $(SOAK_MINUTES) $(ARGS)
 
 format: $(STAMP) ## let ruff repair what it can
 	$(VENV)/bin/ruff check --fix .

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +20,7 @@ from app.errors import Invalid
 from app.logs import log
 from app.pool.roster import Roster, Served
 from app.pool.traffic import Traffic
+from app.private import private_folder
 from app.process import command, search_path, take_descriptors
 from app.settings import Settings, traffic_file
 from app.tasks.base import Files
@@ -80,16 +79,13 @@ async def _run(settings: Settings, catalogue: Catalogue, listening: socket.socke
 
     for number, follow in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
         asyncio.get_running_loop().add_signal_handler(number, follow)
-    folder = Path(tempfile.mkdtemp(prefix="hearth-"))  # mode 0700: only this user reaches the sockets in it
-    try:
+    with private_folder() as folder:
         try:
             supervisor = await _prepare(settings, catalogue, listening, folder)
         except asyncio.CancelledError:
             log.info("stopped while starting; what was downloaded is kept, and the next start goes on from there")
             return
         await supervisor.run(announce)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.socket, folder: Path) -> Supervisor:
@@ -111,7 +107,7 @@ async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.s
         key for key, card in catalogue.cards.items() if key in answering or (card.serving.resident and card.model not in routes)
     ]
     preload = list(dict.fromkeys([*preload, *resident]))
-    for name in reversed(preload):  # a task whose default is not among the chosen models uses the first one that is
+    for name in preload:  # a task whose default is not among the chosen models uses the first one that is
         if defaults.get(catalogue.cards[name].task) not in preload:
             defaults[catalogue.cards[name].task] = name
     settings = settings.model_copy(update={"devices": tuple(await _devices(settings))})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import resource
 import signal
+import socket
 import struct
 import sys
 from contextlib import suppress
@@ -22,6 +24,7 @@ _DESCRIPTORS = 1 << 16
 _MODEST = 10  # nice
 _TURN_NS = 100_000  # the shortest that the kernel grants; a model's threads have 3 ms
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl(2)
+_F_SETSIG = 10  # fcntl(2)
 
 
 def die_with_parent() -> None:
@@ -60,6 +63,21 @@ def take_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS if most < 0 else min(most, _DESCRIPTORS), most))
 
 
+def die_with(address: str) -> None:
+    """Ask the kernel to kill this process when whoever listens at `address` is gone, whatever becomes of its parent.
+
+    The end of a connection that nobody ever writes to is told by a signal (fcntl(2), F_SETSIG): a model that computes, or hangs,
+    need not look. Raises OSError where nobody listens.
+    """
+    if sys.platform == "linux":
+        leash = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        leash.connect(address)
+        fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(leash, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(leash, fcntl.F_SETFL, os.O_ASYNC)
+        leash.detach()  # open for as long as the process lives
+
+
 def set_name(name: str) -> None:
     """What `top` and `ps -o comm` show (15 characters)."""
     if sys.platform == "linux":
@@ -77,6 +95,15 @@ def take_short_turns() -> None:
         # size, policy SCHED_OTHER, flags, nice, priority, runtime (ns), deadline, period: struct sched_attr
         attributes = struct.pack("<IIQiIQQQ", 48, 0, 0, os.nice(0), 0, _TURN_NS, 0, 0)
         ctypes.CDLL(None).syscall(call, 0, attributes, 0)
+
+
+def go_first(score: int) -> None:
+    """When the machine has no more memory, have the kernel end this process before others (proc(5), oom_score_adj): those whose
+    loss is mended in a second, not those that mend it. `score` is in thousandths of the memory there is.
+    """
+    file = Path("/proc/self/oom_score_adj")
+    with suppress(OSError, ValueError):
+        file.write_text(str(max(score, int(file.read_text()))))
 
 
 def stand_back() -> None:

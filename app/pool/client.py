@@ -31,7 +31,7 @@ from app.wire.sockets import Endpoint, address
 
 _AGAIN_S = 1.0  # after which a worker that could not be reached is tried again
 _LEAVE_S = 0.2  # a version that is to be freed is looked at so often
-_PROVEN_S = 1.0  # an answer to a real request proves a worker for so long
+_PROVEN_S = 0.5  # an answer to a real request proves a worker for so long
 _ID_BITS = 40  # a frontend's number stands above its counter: ids are unique among frontends
 
 
@@ -284,12 +284,13 @@ class Client:
             return
         if isinstance(message, Done):  # an error proves nothing: every forward may fail
             self._answered[worker] = time.monotonic()
+            self._longest[worker] = max(message.run_s, 0.9 * self._longest.get(worker, 0.0))
+            self._probe.proven(worker)
         flight = self._flights.close(message.id)
         if flight is None or flight.cargo.future.done():
             return
         if isinstance(message, Done):
             self._directory[flight.model].queue.answered(message.pace_s, message.batch)
-            self._longest[worker] = max(message.run_s, 0.9 * self._longest.get(worker, 0.0))
             answer = Answer(output=arrays, queue_s=message.queue_s, run_s=message.run_s, batch=message.batch)
             flight.cargo.future.set_result(answer)
         else:

@@ -31,12 +31,14 @@ class Nursery:
         self._forked = forked
         self._exited = exited
         self.workers: dict[str, int] = {}
+        self._specs: dict[str, dict[str, Any]] = {}  # of all workers
+        self._orphans: set[str] = set()  # workers whose nursery is gone
         self._asked: dict[str, dict[str, Any]] = {}  # specs of workers that are not yet forked
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def run(self) -> None:
-        """Keep a nursery alive. When one dies its workers die with it, and each is reported like any other."""
+        """Keep a nursery alive. When one dies its workers live on, and the end of each is reported like any other."""
         while True:
             reader = await self._start()
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -46,9 +48,8 @@ class Nursery:
 
     def fork(self, spec: dict[str, Any]) -> None:
         """Ask for a worker. It is reported as forked, and later as exited, whatever happens."""
-        self._asked[spec["name"]] = spec
-        if self._writer is not None:
-            self._send(spec)
+        self._specs[spec["name"]] = self._asked[spec["name"]] = spec
+        self._send(spec=spec)
 
     def kill(self, worker: str) -> None:
         """End a worker now (SIGKILL)."""
@@ -60,6 +61,8 @@ class Nursery:
         if self._process is not None:
             kill(self._process.pid)
             await self._process.wait()
+        for pid in self.workers.values():
+            kill(pid)
 
     async def _start(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
@@ -75,13 +78,15 @@ class Nursery:
         )
         theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=_LINE_BYTES)
+        for name in self.workers:  # it will have to replace them
+            self._send(expect=self._specs[name])
         for spec in self._asked.values():
-            self._send(spec)
+            self._send(spec=spec)
         return reader
 
-    def _send(self, spec: dict[str, Any]) -> None:
+    def _send(self, **words: Any) -> None:
         if self._writer is not None:
-            self._writer.write(json.dumps({"spec": spec}).encode() + b"\n")
+            self._writer.write(json.dumps(words).encode() + b"\n")
 
     def _hear(self, words: dict[str, Any]) -> None:
         if name := words.get("forked"):
@@ -89,7 +94,7 @@ class Nursery:
             self.workers[name] = words["pid"]
             self._forked(name, words["pid"])
         elif name := words.get("exited"):
-            self._exited(name, self.workers.pop(name, 0), words["status"])
+            self._gone(name, words["status"])
 
     async def _bury(self) -> None:
         if self._writer is not None:
@@ -97,13 +102,35 @@ class Nursery:
             self._writer = None
         if self._process is not None:
             await self._process.wait()
-        lost, self.workers = self.workers, {}
-        for pid in lost.values():  # where the kernel does not end them with their parent
+        for name in self.workers.keys() - self._orphans:
+            self._watch(name, self.workers[name])
+        lost, self._asked = self._asked, {}
+        for name in lost:
+            self._gone(name, -signal.SIGKILL)
+
+    def _watch(self, name: str, pid: int) -> None:
+        """Hear of a worker's end from the kernel: its parent is gone."""
+        try:
+            end = os.pidfd_open(pid)
+        except (AttributeError, OSError):  # it has ended, too; or this is no Linux
             kill(pid)
-        lost |= dict.fromkeys(self._asked, 0)
-        self._asked.clear()
-        for name, pid in lost.items():
-            self._exited(name, pid, -signal.SIGKILL)
+            self._ended(name)
+        else:
+            self._orphans.add(name)
+            asyncio.get_running_loop().add_reader(end, self._ended, name, end)
+
+    def _ended(self, name: str, end: int | None = None) -> None:
+        if end is not None:
+            asyncio.get_running_loop().remove_reader(end)
+            os.close(end)
+        self._orphans.discard(name)
+        with contextlib.suppress(ChildProcessError):  # ours alone where we are the first process of a container
+            os.waitpid(self.workers[name], os.WNOHANG)
+        self._gone(name, -signal.SIGKILL)
+
+    def _gone(self, name: str, status: int) -> None:
+        del self._specs[name]
+        self._exited(name, self.workers.pop(name, 0), status)
 
 
 class Foreman:

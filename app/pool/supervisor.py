@@ -160,9 +160,7 @@ class Supervisor:
         self._roster.forked(name, pid)
 
     def _on_exited(self, name: str, pid: int, status: int) -> None:
-        running = self._loading.buried(name)
-        if status == 0:  # it left of its own accord
-            running = ()
+        running = self._loading.buried(name)  # nothing, if it was told to stop; a model can end its process with 0, too
         self._seen.process_gone(pid)
         found = self._roster.find(name)
         if found:
@@ -227,7 +225,7 @@ class Supervisor:
                 reading = box.read()
                 stall_s = found[0].card.limits.stall_s
                 stuck = bool(reading.busy_since) and now - reading.busy_since > stall_s
-                silent = not reading.busy_since and now - reading.beat > _PULSE_LOST_S
+                silent = not reading.busy_since and now - reading.beat > min(stall_s, _PULSE_LOST_S)
                 if stuck or silent:
                     log.error("worker %s has not moved for %.0f s; killing it", name, now - reading.beat)
                     self._nursery.kill(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -47,7 +48,9 @@ class Traffic:
             {model: kept for model, kept in routes.items() if kept}, [key for key in self._record.adopted if key in there]
         )
         if record != self._record:
-            self._keep(record)
+            self._record = record
+            with suppress(OSError):  # what cannot be written down is forgotten again at the next start
+                self._keep(record)
 
     def routes(self, keys: Collection[str]) -> dict[str, Route]:
         """The present route of every model among `keys` that has versions. Without a record the newest version answers."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from msgspec import Struct, field
 
+from app.errors import ModelFailed
+
 if TYPE_CHECKING:
     import torch
 
@@ -70,6 +72,27 @@ class Reader(Protocol):
 def device_of(module: torch.nn.Module) -> torch.device | str:
     """Where a module's weights lie, and so where what it is given has to go."""
     return next((weight.device for weight in module.parameters()), "cpu")
+
+
+def one_each(name: str, array: np.ndarray, count: int) -> np.ndarray:
+    """The output `name`, if it has a vector for each of `count` inputs. Raises ModelFailed."""
+    if array.ndim != 2 or len(array) != count:
+        raise ModelFailed(f"the model gave {name!r} in the shape {list(array.shape)}, not a vector for each of {count} inputs")
+    return array
+
+
+class Vectors:
+    """One for each input, as wide as in the first batch, which is the card's sample: what else a network gives is no answer."""
+
+    def __init__(self) -> None:
+        self._widths: dict[str, int] = {}
+
+    def of(self, name: str, array: np.ndarray, count: int) -> np.ndarray:
+        """As `one_each`."""
+        width = self._widths.setdefault(name, one_each(name, array, count).shape[1])
+        if array.shape[1] != width:
+            raise ModelFailed(f"the model gave {name!r} with {array.shape[1]} numbers, not {width} as before")
+        return array
 
 
 def unit(vector: np.ndarray) -> np.ndarray:

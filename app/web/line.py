@@ -34,7 +34,7 @@ class Line(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It begins, or goes on where the process before this one left it."""
         connection, self._transport = self._connection, cast("asyncio.Transport", transport)
-        self.get_extra_info, self.is_closing = transport.get_extra_info, transport.is_closing
+        self.get_extra_info, self.is_closing, self.abort = transport.get_extra_info, transport.is_closing, self._transport.abort
         self.pause_reading, self.resume_reading = self._transport.pause_reading, self._transport.resume_reading
         self._slot = self._inherited or Slot(self._journal, transport.get_extra_info("socket").fileno())
         connection.connection_made(cast("asyncio.Transport", self))
@@ -86,6 +86,10 @@ class Line(asyncio.BufferedProtocol):
         self._size += len(data)
         if self._size > _BULK_BYTES:
             self._connection.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the socket has not taken."""
+        return self._size + self._transport.get_write_buffer_size()
 
     def close(self) -> None:
         """Once all is written."""

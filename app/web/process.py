@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import resource
 import socket
 import sys
 import tempfile
@@ -26,7 +28,7 @@ from app.logs import log
 from app.pool.client import Client
 from app.process import can_fork_beside, die_with_parent, set_name, take_short_turns
 from app.settings import Settings, cores
-from app.web.connection import Connection
+from app.web.connection import Connection, most_connections
 from app.web.heirs import take_over
 from app.web.journal import Journal, Slot
 from app.web.keeper import keep
@@ -48,8 +50,10 @@ def main() -> None:
     logs.configure(settings)
     with suppress(OSError):  # large uploads are kept on the disk of the home folder; /tmp may be memory
         (settings.home / "tmp").mkdir(parents=True, exist_ok=True)
-        tempfile.tempdir = str(settings.home / "tmp")
+        if os.access(settings.home / "tmp", os.W_OK):
+            tempfile.tempdir = str(settings.home / "tmp")
     Connection.silence_s = settings.silence_s
+    Connection.most = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     listening, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     journal = _journal(settings)
     uvicorn.Config(lambda: None).get_loop_factory()  # imports uvloop, for all

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import aclosing
 from functools import cache
 from typing import Any, TypeVar
 
@@ -13,7 +15,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import BadInput, Invalid, TooLarge, UnsupportedMedia
 
@@ -44,9 +46,16 @@ async def read_form(request: Request, max_files: int) -> FormData:
         raise MultiPartException(error.detail) from error
 
 
+class _Parts(MultiPartParser):
+    """Kept in memory, as raw bodies are: no disk that is full stands between a picture and its answer."""
+
+    spool_max_size = sys.maxsize
+
+
 async def _read_parts(request: Request, max_inputs: int) -> list[tuple[str | None, bytes]]:
     try:
-        form = await read_form(request, max_inputs + 1)
+        async with aclosing(request.stream()) as stream:
+            form = await _Parts(request.headers, stream, max_files=max_inputs + 1, max_fields=16).parse()
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise too_many(f"more than {max_inputs}", max_inputs) from error

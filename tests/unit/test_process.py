@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +82,27 @@ def test_elsewhere_nothing_is_forked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(process.platform, "machine", lambda: "riscv128")
     with pytest.raises(OSError, match="not implemented"):
         process.fork_beside()
+
+
+def run(program: str) -> str:
+    command = [sys.executable, "-c", f"import os, app.process as process\n{program}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels choose otherwise")
+def test_who_goes_first_when_memory_ends_never_goes_later_than_before():
+    told = run("process.go_first(300); process.go_first(100); print(open('/proc/self/oom_score_adj').read())")
+    assert int(told) == 300
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a connection's end by a signal")
+def test_a_process_dies_with_whom_it_is_tied_to_even_if_it_never_looks(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as master:
+        master.bind(str(tmp_path / "s"))
+        master.listen(1)
+        program = f"import app.process as process\nprocess.die_with({str(tmp_path / 's')!r}); print('tied', flush=True)\nwhile True: pass"
+        with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None and child.stdout.readline() == b"tied\n"
+            assert child.poll() is None
+            master.close()
+            assert child.wait(30) == -signal.SIGKILL
