@@ -61,12 +61,14 @@ class Decoder:
         """It is gone. What it said before counts."""
         if self._line.stream.fileno() >= 0:
             self._read()
-            self.close()
+        self.close()
         if self.asked is not None and not self.asked.done():
             self.asked.set_exception(Died(status))
 
     def close(self) -> None:
-        """Hear no more of it. It ends if it can."""
+        """Hear no more of it, if that has not been said before. It ends if it can."""
+        if self._line.stream.fileno() < 0:
+            return
         self._loop.remove_reader(self._line.stream)
         self._loop.remove_writer(self._line.stream)
         self._line.stream.close()

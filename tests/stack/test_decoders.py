@@ -18,9 +18,12 @@ import pytest
 
 from app.decoding import client as clients
 from app.decoding.client import Decoders
+from app.decoding.link import Decoder, Died
 from app.errors import BadInput, OutOfMemory, TooLarge
 from app.tasks.base import Recipe
 from app.tasks.image.input import ImageInput
+from app.wire.line import Parcel
+from app.wire.messages import Cancel
 from tests.conftest import ROOT
 from tests.stack.conftest import wait_for
 
@@ -116,6 +119,18 @@ async def test_what_is_nearly_done_keeps_its_decoder(decoders: Decoders):
         await asyncio.wait_for(decoders.decode(CODEC, b"slow 0.2", {}), 0.1)
     await asyncio.sleep(clients._GRACE_S)
     assert await read(decoders, "slow 0") == decoder
+
+
+async def test_a_decoders_end_may_be_heard_twice():
+    """On its socket, and from the nursery; in any order."""
+    ours, theirs = socket.socketpair()
+    decoder = Decoder(1, ours, free=lambda _: None)
+    asked = decoder.ask(Parcel((Cancel(1), {})))
+    theirs.close()
+    decoder.ended(-9)
+    decoder.close()
+    with pytest.raises(Died):
+        await asked
 
 
 async def test_memory_is_bounded(decoders: Decoders):
