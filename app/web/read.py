@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import aclosing
 from functools import cache
 from typing import Any, TypeVar
 
@@ -12,8 +13,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import BadInput, Invalid, TooLarge, UnsupportedMedia
 
@@ -36,12 +36,29 @@ async def read_files(
     return [(None, await request.body())]
 
 
+class _Whole(MultiPartParser):
+    """Of a form that is cut off, Starlette's leaves out the last part without a word."""
+
+    _ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._ended:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("it ends before its last boundary")
+        return form
+
+
 async def read_form(request: Request, max_files: int) -> FormData:
-    """The parts, which the caller closes. Raises MultiPartException, which Starlette turns into another where an app is there."""
-    try:
-        return await request.form(max_files=max_files, max_fields=16)
-    except HTTPException as error:
-        raise MultiPartException(error.detail) from error
+    """The parts, which the caller closes; none if the body is called something else. Raises MultiPartException."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return FormData()
+    async with aclosing(request.stream()) as stream:
+        return await _Whole(request.headers, stream, max_files=max_files, max_fields=16).parse()
 
 
 async def _read_parts(request: Request, max_inputs: int) -> list[tuple[str | None, bytes]]:
