@@ -82,8 +82,7 @@ class Frontends:
         process = await asyncio.create_subprocess_exec(
             *command("app.web.process", *map(str, descriptors), self._folder),
             pass_fds=descriptors,
-            env=os_environment(self._environment)
-            | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's pool: keepers fork, and have one thread
+            env=os_environment(self._environment) | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's pool: who forks has no threads
             start_new_session=True,
         )
         theirs.close()
@@ -139,7 +138,8 @@ class Frontends:
             await asyncio.wait(ends, timeout=timeout_s)
         for pid in (*(frontend.pid for frontend in self._living.values()), *(keeper.pid for keeper in self._keepers)):
             kill(pid)
-        await asyncio.gather(*ends, *(keeper.gone for keeper in self._keepers))
+        if everything := [*ends, *(keeper.gone for keeper in self._keepers)]:
+            await asyncio.wait(everything)
 
 
 def _end_of(pid: int) -> asyncio.Future[int]:

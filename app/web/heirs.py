@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from app.logs import log
 from app.web.journal import Journal, Seen, Slot, judge
@@ -22,19 +23,20 @@ _TWICE = re.compile(  # what may be done twice: it changes nothing, or the secon
 )
 
 
-async def take_over(left: Iterable[socket.socket], journal: Journal, line: Callable[[Slot], Line]) -> None:
+async def take_over(left: Sequence[socket.socket], journal: Journal, line: Callable[[Slot], Line]) -> None:
     """Go on with what can be gone on with; close the others."""
-    kept = closed = 0
+    loop, closed = asyncio.get_running_loop(), 0
     for connection in left:
-        slot = _slot(journal, connection)
-        if slot is None:
-            connection.close()
-            closed += 1
-            continue
-        await asyncio.get_running_loop().connect_accepted_socket(lambda slot=slot: line(slot), connection)  # type: ignore[misc]
-        kept += 1
-    if kept or closed:
-        log.warning("%d connections of a lost frontend go on, %d were in the middle of an answer and are closed", kept, closed)
+        try:
+            if slot := _slot(journal, connection):
+                await loop.connect_accepted_socket(partial(line, slot), connection)
+                continue
+        except OSError as error:  # of one connection, which must not end the others
+            log.error("a connection could not be taken over: %s", error)
+        connection.close()
+        closed += 1
+    if left:
+        log.warning("%d connections of a lost frontend go on; %d could not", len(left) - closed, closed)
 
 
 def _slot(journal: Journal, connection: socket.socket) -> Slot | None:

@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import struct
+import sys
 import termios
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ _ROOM_BYTES = 1 << 16  # read at once
 _KEPT = 256  # slots of a page or two that stay ours when their connections end: giving one back and taking it again costs 26 µs
 _SPARSE_BYTES = 1 << 42  # of addresses, not of memory; processes have 2 ** 47
 
-_INFO_BYTES, _ACKED = 192, 120  # struct tcp_info: tcpi_state, and where tcpi_bytes_acked and tcpi_bytes_received stand
+_INFO = struct.Struct("=B119xQQ")  # of struct tcp_info: tcpi_state, tcpi_bytes_acked, tcpi_bytes_received
 _ESTABLISHED = 1
 
 
@@ -55,16 +56,20 @@ class Seen(NamedTuple):
     @classmethod
     def of(cls, connection: socket.socket) -> Seen:
         """Look. Raises OSError where there is no connection."""
+        state, acked, received = _info(connection)
         while True:
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-            acked, received = struct.unpack_from("<QQ", info, _ACKED)
             queued, unread = (_ask(connection, what) for what in (termios.TIOCOUTQ, termios.FIONREAD))
-            if info[: _ACKED + 16] == connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)[: _ACKED + 16]:
-                return cls(info[0] == _ESTABLISHED, received - unread, acked + queued)
+            before, (state, acked, received) = (state, acked, received), _info(connection)
+            if before == (state, acked, received):  # nothing moved meanwhile
+                return cls(state == _ESTABLISHED, received - unread, acked + queued)
+
+
+def _info(connection: socket.socket) -> tuple[int, int, int]:
+    return _INFO.unpack(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
 
 
 def _ask(connection: socket.socket, what: int) -> int:
-    return int.from_bytes(fcntl.ioctl(connection, what, bytes(4)), "little")
+    return int.from_bytes(fcntl.ioctl(connection, what, bytes(4)), sys.byteorder)
 
 
 class Pending(NamedTuple):
@@ -95,7 +100,7 @@ class Journal:
     """A slot for each descriptor that this process may have; memory only where something was written."""
 
     def __init__(self, largest: int) -> None:
-        """`largest`: bytes of a request. Raises OSError, and AttributeError where the kernel is not Linux."""
+        """`largest`: bytes of a request. For Linux. Raises OSError."""
         slots = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         size = _HEAD_BYTES + largest + 2 * _ROOM_BYTES
         self.slot_bytes = min(_SPARSE_BYTES // slots, size) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -15,7 +15,7 @@ from app.web.connection import Connection
 from app.web.journal import Journal, Slot
 
 _BULK_BYTES = 1 << 16  # whoever answers more waits until this is on its way
-_LIVES = 6  # of a request that 6 frontends did not survive, one fact is certain: its caller had better come back later
+_LIVES = 6  # of heirs that a request gets: more would try one that kills them all for longer than its neighbours should bear
 
 
 class Line(asyncio.BufferedProtocol):

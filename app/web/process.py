@@ -56,7 +56,7 @@ def main() -> None:
     Connection.most = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     listening, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     journal = _journal(settings)
-    uvicorn.Config(lambda: None).get_loop_factory()  # imports uvloop, for all
+    uvicorn.Config("", log_config=None).get_loop_factory()  # imports uvloop, for all
     keep(control, listening, lambda number, left: serve(settings, sys.argv[3], number, listening, journal, left))
 
 

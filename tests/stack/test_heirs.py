@@ -231,16 +231,17 @@ def test_what_outlives_too_many_frontends_is_let_go(server: Server, caller: sock
 
 
 def test_a_caller_that_leaves_is_noticed_by_the_heir(server: Server, caller: socket.socket):
+    port = caller.getsockname()[1]
+    (keeper,) = named(server, "hearth keeper")
+
+    def is_held() -> bool:
+        return any(held.raddr and held.raddr.port == port for held in keeper.net_connections("tcp"))
+
     assert answer_of(caller, head() + PNG).status == 200
     killed(server)
-    before = descriptors(server)
+    assert is_held()
     caller.close()
-    wait_for(lambda: descriptors(server) < before)
-
-
-def descriptors(server: Server) -> int:
-    (keeper,) = named(server, "hearth keeper")
-    return keeper.num_fds()
+    wait_for(lambda: not is_held(), 5)
 
 
 def test_a_killed_keeper_costs_no_request_under_way_and_is_replaced(server: Server, caller: socket.socket):
@@ -257,7 +258,7 @@ def test_a_killed_keeper_costs_no_request_under_way_and_is_replaced(server: Serv
 def test_nothing_leaks(server: Server):
     def measured() -> tuple[int, ...]:
         wait_for(lambda: len(named(server, "hearth http")) == 1)
-        return descriptors(server), psutil.Process(server.process.pid).num_fds()
+        return named(server, "hearth keeper")[0].num_fds(), psutil.Process(server.process.pid).num_fds()
 
     killed(server)
     before = measured()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from uvicorn.server import ServerState
 
 from app.web.connection import Connection
-from app.web.journal import Journal, Seen, Slot, judge
+from app.web.journal import Journal, Note, Pending, Seen, Slot, judge
 from app.web.line import Line
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the journal is Linux's")
@@ -70,13 +70,17 @@ class Kernel:
         start = DESCRIPTOR * self.journal.slot_bytes
         return self.journal.view[start : start + self.journal.slot_bytes]
 
+    @property
+    def note(self) -> Note:
+        return self.journal.note(DESCRIPTOR)
+
     def inherited(self) -> Slot:
         """What the dead one would have done after its death has not happened."""
         self._slot()[:] = self._left
         self.dead, self._moments, self._fatal = False, 0, self._fatal[1:]
         self.deaths += 1
         seen = Seen(True, self.read, len(self.sent))
-        pending = judge(self.journal.note(DESCRIPTOR), seen)
+        pending = judge(self.note, seen)
         assert pending is not None, "it was let go"
         return Slot(self.journal, DESCRIPTOR, seen, pending)
 
@@ -177,3 +181,23 @@ async def test_a_death_at_any_moment_of_large_requests_costs_no_answer(journal: 
 @given(fatal=st.lists(st.integers(1, 12), max_size=6), piece=st.sampled_from([30, 1 << 20]))
 async def test_nor_do_many_deaths_in_a_row(journal: Journal, fatal: list[int], piece: int):
     await ask(journal, [b"", b"x" * 40, b"z"], fatal, piece)
+
+
+async def left(journal: Journal, raw: bytes, written: bytes = b"") -> Pending | None:
+    """What becomes of a connection whose process dies when it has read `raw`, and written so much."""
+    kernel = Kernel(journal, [], [])
+    kernel.unread, kernel.wanted = raw, written
+    await live(kernel, None, 1 << 20)
+    assert kernel.sent == written
+    return judge(kernel.note, Seen(True, kernel.read, len(kernel.sent)))
+
+
+async def test_a_request_that_waits_to_be_told_to_continue_goes_on(journal: Journal):
+    head = b"POST /predict/image HTTP/1.1\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n"
+    assert await left(journal, head, b"HTTP/1.1 100 Continue\r\n\r\n") == Pending(len(head), 0)
+
+
+async def test_two_requests_at_once_are_answered_but_not_asked_again(journal: Journal):
+    both = request(b"one") + request(b"two")
+    assert await left(journal, both, answer(b"one")) is None
+    assert await left(journal, both, answer(b"one") + answer(b"two")) == Pending(0, 0)
