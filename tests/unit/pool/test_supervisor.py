@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,15 @@ async def fail(*_: object) -> Files:
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     """With one model, whose files cannot be found because of a mistake, and without children."""
     monkeypatch.setattr(Nursery, "run", for_ever)
     monkeypatch.setattr(Frontends, "run_one", for_ever)
     card = Card(name="m", folder=tmp_path, task="text-embedding", source={"kind": "file"}, about={"licence": "x"})
     roster = Roster({"m": Served(card, default=True, preload=True)}, ["cpu"])
     settings = Settings(home=tmp_path, frontends=1)
-    return Supervisor(settings, {}, roster, Traffic(tmp_path / "traffic.json"), socket.socket(), tmp_path, fail)
+    with socket.socket() as listening:
+        yield Supervisor(settings, {}, roster, Traffic(tmp_path / "traffic.json"), listening, tmp_path, fail)
 
 
 async def test_asked_to_stop_it_returns(supervisor: Supervisor):
