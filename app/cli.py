@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from app.catalogue import Catalogue, is_packed
 from app.errors import HearthError
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="One PyTorch server for images, text and speech.",
 )
-out = Console(highlight=False)
+out = Console(highlight=False, markup=False, emoji=False)  # names and reasons that others wrote are shown as they are
 T = TypeVar("T")
 
 
@@ -80,7 +81,7 @@ def models() -> None:
     out.print(table)
     out.print("hearth pull NAME brings missing weights, and checks those that are here.")
     for folder, why in catalogue.broken.items():
-        out.print(f"[red]left out[/]: {folder}: {why}")
+        out.print(Text.assemble(("left out", "red"), f": {folder}: {why}"))
 
 
 @app.command()
@@ -198,7 +199,7 @@ def _pair(item: str) -> tuple[str, str]:
 
 
 def _stop(why: str) -> NoReturn:
-    Console(stderr=True, highlight=False).print(f"[red]hearth:[/] {why}", soft_wrap=True)
+    Console(stderr=True, highlight=False).print(Text.assemble(("hearth:", "red"), f" {why}"), soft_wrap=True)
     sys.exit(1)
 
 

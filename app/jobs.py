@@ -11,7 +11,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from app.errors import HearthError, Invalid
+from app.errors import HearthError, Invalid, Unavailable
 from app.listing import listing
 from app.tuning.job import DONE, headline
 from app.tuning.show import bar as progress_bar, move
@@ -33,7 +33,7 @@ def show(base: str, out: Console) -> None:
 
 
 def watch(base: str, id: str, out: Console) -> bool:
-    """A bar that follows a job to its end, through restarts of the server. True if it succeeded.
+    """A bar that follows a job to its end, through restarts of the server and of its database. True if it succeeded.
 
     Raises Invalid if it is unknown, HearthError for an answer that is none, httpx.ConnectError if no server answers at first.
     """
@@ -48,9 +48,10 @@ def watch(base: str, id: str, out: Console) -> bool:
                 state = str(_ask(base, f"/{id}")["state"])  # a resumed job's history holds ends that were none
                 if state in DONE:
                     return state == "succeeded"
-            except httpx.TransportError:  # the server is being restarted; the job goes on with it
+            except (httpx.TransportError, Unavailable) as error:  # server or database is being restarted; the job goes on
                 if not told:
-                    bar.console.print(f"{base} does not answer; waiting until it does")
+                    why = error.detail if isinstance(error, Unavailable) else f"{base} does not answer"
+                    bar.console.print(f"{why}; waiting until that is over")
                 told = True
             time.sleep(_AGAIN_S)
 
@@ -101,4 +102,5 @@ def _refusal(base: str, answer: httpx.Response) -> HearthError:
         code, detail = "", " ".join(answer.text.split())[:_WORDS]
     if code == "unknown_job":
         return Invalid(f"{base}: {detail}; hearth jobs lists them")
-    return HearthError(f"{base} answered {answer.status_code}: {detail or 'nothing'}")
+    kind = Unavailable if code == Unavailable.code else HearthError
+    return kind(f"{base} answered {answer.status_code}: {detail or 'nothing'}")

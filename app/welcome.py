@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from app.pool.roster import Roster
 from app.settings import Settings
@@ -28,7 +29,7 @@ def announce(settings: Settings, roster: Roster, port: int) -> None:
     for name, served in roster.models.items():
         colour = _COLOURS.get(served.state, "dim")
         about = served.why or ("default; " if served.default else "") + (served.card.about.accuracy or served.card.about.title)
-        table.add_row(name, served.card.task, f"[{colour}]{served.state}[/]", about)
+        table.add_row(name, served.card.task, f"[{colour}]{served.state}[/]", Text(about))
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"\n[bold]Hearth[/] is at [bold]{url}[/]   (docs: {url}/docs)\n")
     console.print(table)

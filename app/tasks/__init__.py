@@ -27,7 +27,7 @@ class Task:
     becomes: tuple[str, ...] = ()
     """Further tasks that its models can be tuned to."""
     told_by: str | None = None
-    """A function from a data set's folder to the one of these tasks, or its own, that the data is for."""
+    """A function from a data set's folder to the one of these tasks, or its own, that the data is for; None: for none of them."""
     bare: bool = False
     """Its data may be sent as one plain file, in no archive."""
 

@@ -13,18 +13,21 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
 from app.errors import BadInput, TooLarge, UnsupportedMedia
 
 _CHUNK = 1 << 20
+_TOLD = 20  # faults; the others are counted
+_TOLD_CHARACTERS = 400  # of each: names may be long
 _DEEPEST = 16  # folders
 _FIELDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _FIELDS_BYTES = 1 << 16
 _PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # zip, gzip, bzip2, xz
-_TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".gz"}  # with one of these in it, a folder is a data set
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".gz", "-ubyte")  # with one of these in it, a folder is a data set
 _ENTRY_BYTES = 46  # of a zip's directory, before name, further fields and comment,
 _ENTRY_LENGTHS = (28, 30, 32)  # whose lengths stand here (APPNOTE 4.3.12)
 _BROKEN = (
@@ -57,47 +60,62 @@ class _Member:
     size: int
     is_file: bool
     open: Callable[[], IO[bytes]]
+    fault: str = ""
+    """Why it cannot be taken."""
 
 
 def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
     """Unpack a zip or tar (plain, gz, bz2, xz) into an empty folder; returns how many files.
 
     Folders, and what systems add by themselves (`__MACOSX`, dot files), are passed over. Raises UnsupportedMedia for any other
-    file, BadInput naming the member that is damaged, a link or points outside, TooLarge naming the limit.
+    file, BadInput naming each member that is damaged, a link or points outside, TooLarge naming the limit.
     """
     bounds = bounds or Bounds()
-    packed = archive.stat().st_size
-    seen = files = size = 0
-    with _members(archive, bounds) as members:
-        for member in members:
-            seen += 1
-            if seen > bounds.files:
-                raise _too_many(bounds)
-            parts = _parts(member.name)
-            if not member.is_file or not parts:
-                size += member.size
-                _bounded(size, packed, bounds)
-                continue
-            files += 1
-            target = into.joinpath(*parts)
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with member.open() as source, target.open("xb") as sink:
-                    while chunk := source.read(_CHUNK):
-                        size += len(chunk)
-                        _bounded(size, packed, bounds)
-                        sink.write(chunk)
-            except FileExistsError as error:
-                raise BadInput(f"{member.name} is in the archive twice") from error
-            except (NotADirectoryError, IsADirectoryError) as error:
-                raise BadInput(f"{member.name} is both a file and a folder in the archive") from error
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
-                raise BadInput(f"{member.name[:80]}… is a longer name than files may have; pack it with shorter ones") from error
-            except _BROKEN as error:
-                raise BadInput(f"{member.name} is damaged in the archive ({error}); pack it again") from error
+    budget = _Budget(bounds, archive.stat().st_size)
+    seen = files = 0
+    faults = _Faults()
+    try:
+        with _members(archive, bounds) as members:
+            for member in members:
+                seen += 1
+                if seen > bounds.files:
+                    raise _too_many(bounds)
+                try:
+                    files += _take(member, into, budget)
+                except BadInput as error:
+                    faults.note(error)
+    except BadInput as error:  # where the archive itself ends to be one
+        faults.note(error)
+    faults.tell()
     return files
+
+
+def _take(member: _Member, into: Path, budget: _Budget) -> bool:
+    """Unpack it; False if it is passed over. Raises BadInput."""
+    if member.fault:
+        raise BadInput(member.fault)
+    parts = _parts(member.name)
+    if not member.is_file or not parts:
+        budget.spend(member.size)
+        return False
+    target = into.joinpath(*parts)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with member.open() as source, target.open("xb") as sink:
+            while chunk := source.read(_CHUNK):
+                budget.spend(len(chunk))
+                sink.write(chunk)
+    except FileExistsError as error:
+        raise BadInput(f"{member.name} is in the archive twice") from error
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise BadInput(f"{member.name} is both a file and a folder in the archive") from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise BadInput(f"{member.name[:80]}… is a longer name than files may have; pack it with shorter ones") from error
+    except _BROKEN as error:
+        raise BadInput(f"{member.name} is damaged in the archive ({error}); pack it again") from error
+    return True
 
 
 def is_archive(path: Path) -> bool:
@@ -110,11 +128,40 @@ def _too_many(bounds: Bounds) -> TooLarge:
     return TooLarge(f"the archive holds more than {bounds.files:,} files and folders, the limit; give fewer")
 
 
-def _bounded(size: int, packed: int, bounds: Bounds) -> None:
-    if size > bounds.bytes:
-        raise TooLarge(f"the archive unpacks to more than {bounds.bytes / 2**30:g} GiB, the limit")
-    if size > max(1 << 20, bounds.ratio * packed):
-        raise TooLarge(f"the archive unpacks to more than {bounds.ratio:g} times its size, the limit")
+@dataclass(slots=True)
+class _Faults:
+    """What is wrong with members, up to a bound: there may be many, with long names."""
+
+    told: list[str] = field(default_factory=list)
+    untold: int = 0
+
+    def note(self, error: BadInput) -> None:
+        if len(self.told) < _TOLD:
+            self.told.append(error.detail[:_TOLD_CHARACTERS])
+        else:
+            self.untold += 1
+
+    def tell(self) -> None:
+        """Raise BadInput if there are any."""
+        if self.told:
+            raise BadInput("\n".join([*self.told, *([f"and {self.untold} more"] if self.untold else [])]))
+
+
+@dataclass(slots=True)
+class _Budget:
+    """How large an archive of `packed` bytes may become."""
+
+    bounds: Bounds
+    packed: int
+    size: int = 0
+
+    def spend(self, size: int) -> None:
+        """Raise TooLarge if it is too much."""
+        self.size += size
+        if self.size > self.bounds.bytes:
+            raise TooLarge(f"the archive unpacks to more than {self.bounds.bytes / 2**30:g} GiB, the limit")
+        if self.size > max(1 << 20, self.bounds.ratio * self.packed):
+            raise TooLarge(f"the archive unpacks to more than {self.bounds.ratio:g} times its size, the limit")
 
 
 def strip(folder: Path) -> Path:
@@ -123,7 +170,7 @@ def strip(folder: Path) -> Path:
     while (
         len(inside) == 1
         and inside[0].is_dir()
-        and any(path.is_dir() or path.suffix.lower() in _TABLES for path in inside[0].iterdir())
+        and any(path.is_dir() or path.name.lower().endswith(_TABLES) for path in inside[0].iterdir())
     ):
         folder = inside[0]
         inside = list(folder.iterdir())
@@ -185,11 +232,13 @@ def _check_directory(archive: Path, bounds: Bounds) -> None:
 
 def _of_zip(archive: zipfile.ZipFile) -> Iterator[_Member]:
     for info in archive.infolist():
+        fault = ""
         if info.flag_bits & 1:
-            raise BadInput(f"{info.filename} is encrypted; pack it without a password")
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise BadInput(f"{info.filename} is a link; pack the file itself")
-        yield _Member(info.filename, info.file_size, not info.is_dir(), lambda info=info: archive.open(info))  # type: ignore[misc]
+            fault = f"{info.filename} is encrypted; pack it without a password"
+        elif stat.S_ISLNK(info.external_attr >> 16):
+            fault = f"{info.filename} is a link; pack the file itself"
+        opened = partial(archive.open, info)
+        yield _Member(info.filename, info.file_size, not info.is_dir(), opened, fault)
 
 
 class _Header(tarfile.TarInfo):
@@ -213,10 +262,10 @@ def _is_tar(path: Path) -> bool:
 
 def _of_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
     for info in archive:
-        if not (info.isfile() or info.isdir()):
-            raise BadInput(f"{info.name} is a link or a device; pack the file itself")
+        fault = "" if info.isfile() or info.isdir() else f"{info.name} is a link or a device; pack the file itself"
         archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-        yield _Member(info.name, info.size, info.isfile(), lambda info=info: archive.extractfile(info))  # type: ignore[misc, arg-type]
+        opened: Any = partial(archive.extractfile, info)
+        yield _Member(info.name, info.size, info.isfile(), opened, fault)
 
 
 def remove(folder: Path) -> None:

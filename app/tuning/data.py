@@ -13,7 +13,7 @@ from app.settings import Settings
 from app.tasks import TASKS, Check, resolve
 from app.tasks.base import Files
 from app.tuning.archive import is_archive, strip, unpack
-from app.tuning.spec import Spec, one_task
+from app.tuning.spec import Spec, one_task, possible
 from app.weights import described_files, fetch
 
 
@@ -40,8 +40,8 @@ def examine(root: Path, spec: Spec, card: Card, files: Files, cards: Iterable[Ca
     """The report (`tasks/__init__.py: Check`) and the `task` that the data is for; without problems, `into` holds what training
     reads. `card` and `files`: of the base model. Raises Conflict if one of `cards` has the name for another task.
     """
-    own = TASKS[card.task]
-    task: str = spec.task or (resolve(own.told_by)(root) if own.told_by else card.task)
+    told_by = TASKS[card.task].told_by
+    task: str = spec.task or (resolve(told_by)(root) if told_by else None) or possible(spec, card.task)[0]
     one_task(spec.name, task, cards)
     check: Check = resolve(TASKS[task].check or "")
     return check(root, card, files, into, validation=spec.validation, seed=spec.seed) | {"task": task}

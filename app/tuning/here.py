@@ -97,4 +97,4 @@ def _print(report: dict[str, Any], console: Console) -> None:
         counts = [f"{count:g} {name}" for name, count in held.items()] if isinstance(held, dict) else [str(held)]
         console.print(f"{part}: {', '.join(counts[:_NAMED])}{', …' if len(counts) > _NAMED else ''}")
     for warning in report["warnings"]:
-        console.print(f"[yellow]{warning}[/]")
+        console.print(warning, style="yellow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -52,15 +53,20 @@ class Event:
     data: dict[str, Any]
 
 
-def in_words(metrics: Mapping[str, float]) -> str:
+def number(value: float | None) -> float:
+    """What was no number is null in JSON."""
+    return math.nan if value is None else value
+
+
+def in_words(metrics: Mapping[str, float | None]) -> str:
     """`{"word_error_rate": 0.05}` → 5.00 % word error rate; correlations and losses, which are no shares, as they are."""
     return ", ".join(
-        f"{value:.4f} {_PLAIN[name]}" if name in _PLAIN else f"{100 * value:.2f} % {name.replace('_', ' ')}"
+        f"{number(value):.4f} {_PLAIN[name]}" if name in _PLAIN else f"{100 * number(value):.2f} % {name.replace('_', ' ')}"
         for name, value in metrics.items()
     )
 
 
-def headline(metrics: Mapping[str, float]) -> str:
+def headline(metrics: Mapping[str, float | None]) -> str:
     """The first of them in words, which is what a model is known by; empty if there are none."""
     return in_words(dict(list(metrics.items())[:1]))
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from app.tuning.job import in_words
+from app.tuning.job import in_words, number
 
 if TYPE_CHECKING:
     from app.tuning.progress import Progress
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 def bar(console: Console) -> Bar:
     """Steps done of how many, and the time that is left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Bar(*columns, console=console, refresh_per_second=4)
 
 
 def move(bar: Bar, row: TaskID, told: Mapping[str, Any]) -> None:
     """Show one progress, by the names of `tuning/progress.py: Progress`."""
-    bar.update(row, total=told["steps"], completed=told["step"], description=f"loss {told['loss']:.3f}")
+    loss = f"loss {number(told['loss']):.3f}"
+    bar.update(row, total=told["steps"], completed=told["step"], description=loss)
     if told["metrics"]:
-        bar.console.print(f"epoch {told['epoch']:3d}  loss {told['loss']:.3f}  {in_words(told['metrics'])}")
+        bar.console.print(f"epoch {told['epoch']:3d}  {loss}  {in_words(told['metrics'])}")
 
 
 def follow(training: Iterable[Progress], console: Console) -> float:

@@ -158,6 +158,20 @@ def _method(spec: Spec) -> str:
     return "fresh" if spec.start == "fresh" else spec.method
 
 
+def possible(spec: Spec, task: str) -> list[str]:
+    """What a base model of this task can be tuned to by the method and fields of the spec. Raises Invalid if nothing."""
+    found, refusals = [], []
+    for one in (task, *TASKS[task].becomes):
+        try:
+            filled(spec, one)
+            found.append(one)
+        except Invalid as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return found
+
+
 def understood(spec: Spec, task: str) -> Spec:
     """The spec for a base model of this task: filled, or as it is where only the data will tell what the new model is for.
 
@@ -167,13 +181,6 @@ def understood(spec: Spec, task: str) -> Spec:
     if spec.task is not None and spec.task not in tasks:
         raise Invalid(f"spec: task: {spec.base!r} is for {task}, and can be tuned to one of: {', '.join(tasks)}")
     if spec.task is None and len(tasks) > 1:
-        refusals: list[Invalid] = []
-        for one in tasks:
-            try:
-                filled(spec, one)
-            except Invalid as error:
-                refusals.append(error)
-        if len(refusals) == len(tasks):
-            raise refusals[0]
+        possible(spec, task)
         return spec
     return filled(spec, spec.task or task)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
@@ -28,7 +28,7 @@ from app.tuning.spec import Spec, one_task, understood
 from app.web.answer import reply
 from app.web.kitchen import Kitchen
 from app.web.plainly import InPlainWords, in_plain_words
-from app.web.read import no_query, wrong_field
+from app.web.read import no_query, read_form, wrong_field
 from app.web.schemas import JobsAnswer, job_body, problems
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ _LOOK_S = 0.25  # between two looks for events
 _BEAT_S = 10.0  # after which a silent stream says that it lives
 _LOG_BYTES = 1 << 20
 _SPEC_BYTES = 1 << 16
+_AS_FILE = "dataset as a file (curl -F dataset=@photos.zip)"
+_OVER: dict[int | str, dict[str, Any]] = {204: {"description": "the job is over, and nothing came after Last-Event-ID"}}
 _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -68,14 +70,15 @@ async def submit(request: Request) -> Response:
     """Multipart: `spec`, JSON, and `dataset`: a zip, a tar, or a table of texts. Checked, queued, run: follow its events."""
     kitchen = _kitchen(request)
     try:
-        form = await request.form(max_files=2, max_fields=2)
+        form = await read_form(request, max_files=8)
     except MultiPartException as error:
-        raise BadInput(f"the body is no multipart form ({error.message}); send the parts spec and dataset") from error
+        raise BadInput(f"the body is no multipart form ({error.message}); send the part spec, and {_AS_FILE}") from error
     try:
-        spec = _spec(await _text(form.get("spec")))
-        dataset = form.get("dataset")
+        parts = _parts(form)
+        spec = _spec(await _text(parts.get("spec")))
+        dataset = parts.get("dataset")
         if not isinstance(dataset, UploadFile):
-            raise BadInput("the part 'dataset' is missing; send the archive as a file (curl -F dataset=@photos.zip)")
+            raise BadInput(f"the part 'dataset' {'is missing' if dataset is None else 'came as text'}; send {_AS_FILE}")
         base = _base(kitchen, spec)
         spec = understood(spec.model_copy(update={"base": base.name}), base.task)
         _free(kitchen, spec)
@@ -101,17 +104,19 @@ async def job(request: Request, id: str) -> Response:
     return reply(_told(await asyncio.to_thread((await _store(request)).get, id)))
 
 
-@router.get("/{id}/events", responses=problems(404), summary="Follow a job", response_class=StreamingResponse)
+@router.get("/{id}/events", responses=_OVER | problems(404), summary="Follow a job", response_class=StreamingResponse)
 async def events(request: Request, id: str) -> Response:
     """Server-sent events: `state`, `stage` (preparing, training), `progress`; goes on after `Last-Event-ID`.
 
-    It ends when the job does.
+    It ends when the job does; who then asks for more is answered 204, which ends a browser's EventSource.
     """
     store = await _store(request)
-    await asyncio.to_thread(store.get, id)
+    over = (await asyncio.to_thread(store.get, id)).state in DONE
     last = request.headers.get("last-event-id", "0")
     if not (last.isascii() and last.isdigit() and len(last) < 16 and int(last) <= LAST_EVENT):
         raise Invalid(f"Last-Event-ID is {last!r}; send the number of the last event that you saw")
+    if over and not await asyncio.to_thread(store.events, id, int(last), 1):
+        return Response(status_code=204)
     stream = _stream(store, _kitchen(request), id, int(last))
     return StreamingResponse(stream, media_type="text/event-stream", headers=_NO_EVENTS)
 
@@ -185,6 +190,17 @@ def _forget(store: Store, id: str, folder: Path) -> None:
         remove(folder)  # this is the room that forgetting takes
         store.delete(id)
     remove(folder)
+
+
+def _parts(form: FormData) -> dict[str, UploadFile | str]:
+    """By name. Raises Invalid for one that would be ignored."""
+    parts: dict[str, UploadFile | str] = {}
+    for name, part in form.multi_items():
+        if name not in ("spec", "dataset"):
+            raise Invalid(f"unknown part {name!r}; send spec, JSON with all that is to be set, and {_AS_FILE}")
+        if parts.setdefault(name, part) is not part:
+            raise Invalid(f"the part {name!r} came twice; send one, and several tables or folders as a zip")
+    return parts
 
 
 def _spec(text: str) -> Spec:

@@ -12,6 +12,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from app.errors import BadInput, Invalid, TooLarge, UnsupportedMedia
@@ -35,21 +36,21 @@ async def read_files(
     return [(None, await request.body())]
 
 
+async def read_form(request: Request, max_files: int) -> FormData:
+    """The parts, which the caller closes. Raises MultiPartException, which Starlette turns into another where an app is there."""
+    try:
+        return await request.form(max_files=max_files, max_fields=16)
+    except HTTPException as error:
+        raise MultiPartException(error.detail) from error
+
+
 async def _read_parts(request: Request, max_inputs: int) -> list[tuple[str | None, bytes]]:
     try:
-        form = await request.form(max_files=max_inputs + 1, max_fields=16)
+        form = await read_form(request, max_inputs + 1)
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise too_many(f"more than {max_inputs}", max_inputs) from error
         raise BadInput(f"the multipart body is damaged: {error.message}") from error
-    except Exception as error:
-        # Starlette turns a parser's complaint into HTTPException(400) when an app is there.
-        if getattr(error, "status_code", None) == 400:
-            detail = str(getattr(error, "detail", ""))
-            if "Too many files" in detail:
-                raise too_many(f"more than {max_inputs}", max_inputs) from error
-            raise BadInput(f"the multipart body is damaged: {detail}") from error
-        raise
     try:
         return await _files(form, max_inputs)
     finally:

@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from tests.stack.conftest import Server, picture, wait_for, wave_of, write_toys
 
@@ -129,16 +130,36 @@ def spoken(count: int = 12) -> bytes:
 LEARNT = {"start": "fresh", "epochs": 200, "batch_size": 8, "learning_rate": 5e-3, "evaluate_every": 50}
 
 
-@pytest.mark.parametrize("how", [LEARNT | {"augment": False, "ema": 0.0}, {"method": "head"}, {"method": "lora"}])
+PART = {"epochs": 20, "learning_rate": 0.01, "keep": "last"}
+
+
+def losses(server: Server, id: str) -> list[float]:
+    told = [json.loads(line[6:]) for line in server.http.get(f"/finetune/{id}/events").text.splitlines() if line[:5] == "data:"]
+    return [data["loss"] for data in told if "loss" in data]
+
+
+def changed(home: Path, base: str, version: str) -> set[str]:
+    """The weights that are others than the base model's."""
+    before, after = (load_file(home / "models" / key / "model.safetensors") for key in (base, version))
+    return {name for name in before.keys() | after.keys() if not np.array_equal(before.get(name), after.get(name))}
+
+
+@pytest.mark.parametrize("how", [LEARNT | {"augment": False, "ema": 0.0}, PART | {"method": "head"}, PART | {"method": "lora"}])
 def test_recordings_become_a_model_that_transcribes(server: Server, how: dict[str, Any]):
     name = f"tones-{how.get('method', 'fresh')}"
-    spec = {"base": "toy-speech", "epochs": 2, "batch_size": 4, "augment": None, "learning_rate": 1e-3} | how
-    done = ended(server, submit(server, name, spoken(), **spec).json()["id"])
+    spec = {"base": "toy-speech", "batch_size": 4, "augment": None} | how
+    done = ended(server, (id := submit(server, name, spoken(), **spec).json()["id"]))
     assert done["state"] == "succeeded", done["reason"]
     assert done["report"]["train"]["recordings"] == 19 and done["report"]["val"]["words"] == 5
     assert set(done["result"]["metrics"]) == {"word_error_rate", "character_error_rate"} and done["spec"]["optimizer"] == "adamw"
     if "start" in how:
         assert done["result"]["metrics"]["word_error_rate"] < 0.5
+    else:
+        first, *_, last = losses(server, id)
+        learnt = changed(server.home, "toy-speech", f"{name}@1")
+        assert last < first / 4 and {"lm_head.weight", "lm_head.bias"} <= learnt
+        deeper = {weight for weight in learnt if weight.startswith("wav2vec2.encoder.layers.")}
+        assert len(learnt) == len(deeper) + 2 and bool(deeper) == (how["method"] == "lora")
     wait_for(lambda: server.http.get(f"/models/{name}").json().get("state") == "ready", 20)
     (sample,) = (server.home / "models" / f"{name}@1").glob("sample.*")
     answer = server.http.post("/transcribe", params={"model": name}, content=sample.read_bytes()).json()
@@ -248,23 +269,32 @@ def weights(home: Path, name: str) -> str:
     return hashlib.sha256((home / "models" / f"{name}@1" / "weights.safetensors").read_bytes()).hexdigest()
 
 
+def resumed(server: Server, id: str) -> int:
+    """How often it went on from a checkpoint."""
+    return server.http.get(f"/finetune/{id}/log").text.count("going on from step")
+
+
 def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path: Path):
     write_toys(tmp_path)
     spec: dict[str, Any] = {"epochs": 400, "ema": 0.9, "learning_rate": 0.01}
     with Server(tmp_path, **SETTINGS) as server:
-        assert ended(server, submit(server, "quiet", **spec).json()["id"])["state"] == "succeeded"
+        assert ended(server, (quiet := submit(server, "quiet", **spec).json()["id"]))["state"] == "succeeded"
         id = submit(server, "shaken", **spec).json()["id"]
         wait_for(lambda: job(server, id)["progress"].get("step", 0) > 50, 60)
         os.kill(next(iter(tuners(server).values())).pid, signal.SIGKILL)
+        wait_for(lambda: resumed(server, id) == 1, 60)
         reached = job(server, id)["progress"]["step"]
-        wait_for(lambda: job(server, id)["progress"]["step"] > reached or job(server, id)["state"] != "running", 60)
+        wait_for(lambda: job(server, id)["progress"]["step"] > reached, 60)
         os.kill(server.children()["hearth foreman"].pid, signal.SIGKILL)
         wait_for(lambda: not tuners(server), 5)
+        before = resumed(server, id)
+        assert job(server, id)["state"] == "running", "it was killed in its middle each time"
         os.kill(server.process.pid, signal.SIGKILL)  # the supervisor, and with it everything
         server.process.wait()
     with Server(tmp_path, **SETTINGS) as server:
         done = ended(server, id)
         assert done["state"] == "succeeded", done
+        assert resumed(server, id) > before and "going on" not in server.http.get(f"/finetune/{quiet}/log").text
         assert weights(tmp_path, "quiet") == weights(tmp_path, "shaken")
         wait_for(lambda: server.http.get("/models/shaken").json().get("state") == "ready", 60)
         assert server.http.get("/models/quiet").json()["state"] == "ready", "what a job made is there after a restart"

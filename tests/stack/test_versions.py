@@ -36,7 +36,7 @@ def server(home: Path) -> Iterator[Server]:
     (home / "traffic.json").write_text(
         json.dumps({"routes": {"v": [[{"v@1": 1.0}, ""]]}, "adopted": ["v@1", "v@2", "v@3", "v@4"]})
     )
-    with Server(home, HEARTH_MODELS="toy", HEARTH_TIMEOUT_S="3") as server:
+    with Server(home, HEARTH_MODELS="toy", HEARTH_TIMEOUT_S="3", HEARTH_FRONTENDS="2") as server:
         yield server
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from app import jobs
+from app import cli, jobs
 from app.cli import _ask
 from app.errors import HearthError, Invalid
 
@@ -28,8 +29,9 @@ class Fake(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.states = ["succeeded"]
-        self.streams: list[list[dict[str, Any]] | int] = []
+        self.streams: list[list[dict[str, Any]] | int | bytes] = []
         self.answer: tuple[int, bytes] | None = None
+        self.job: dict[str, Any] = JOB
         self.asked: list[str] = []
 
     @property
@@ -51,16 +53,22 @@ class Handler(BaseHTTPRequestHandler):
             last = self.headers["Last-Event-ID"]
             fake.asked.append(last)
             stream = fake.streams.pop(0) if fake.streams else []
+            if isinstance(stream, bytes):
+                self.say(503, stream)
+                return
             if isinstance(stream, int):
                 self.close_connection = True  # without an answer, as a server that is being ended
                 return
-            lines = [f"id: {n}\nevent: state\ndata: {json.dumps(data)}\n\n" for n, data in enumerate(stream, int(last) + 1)]
+            lines = [
+                f"id: {n}\nevent: {data.pop('kind', 'state')}\ndata: {json.dumps(data)}\n\n"
+                for n, data in enumerate(stream, int(last) + 1)
+            ]
             self.say(200, "".join(lines).encode())
         elif self.path == "/finetune":
-            self.say(200, json.dumps({"jobs": [JOB]}).encode())
+            self.say(200, json.dumps({"jobs": [fake.job]}).encode())
         else:
             state = fake.states.pop(0) if len(fake.states) > 1 else fake.states[0]
-            self.say(200, json.dumps(JOB | {"state": state}).encode())
+            self.say(200, json.dumps(fake.job | {"state": state}).encode())
 
     def say(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -93,6 +101,27 @@ def test_all_jobs_are_a_table(fake: Fake, out: Console):
     assert "running" in said(out) and "from" in said(out)
 
 
+FOREIGN = "[/dark]/x.png :dog: [red]"
+LOST = {"step": 5, "steps": 9, "epoch": 1, "loss": None, "metrics": {"spearman": None, "accuracy": None}}
+
+
+def test_what_others_wrote_is_shown_as_they_wrote_it(fake: Fake):
+    fake.job = JOB | {"reason": FOREIGN}
+    fake.states = ["failed"]
+    fake.streams = [[{"kind": "stage", "stage": FOREIGN}, {"state": "failed", "reason": FOREIGN}]]
+    for ask in ([], ["watch", "a"]):
+        shown = CliRunner().invoke(cli.app, ["jobs", *ask, "--url", fake.url], env={"COLUMNS": "200"})
+        assert FOREIGN in shown.output, (shown.output, shown.exception)
+
+
+def test_a_figure_that_is_no_number_is_told_as_such(fake: Fake, out: Console):
+    fake.job = JOB | {"progress": {**LOST, "best": {"metrics": LOST["metrics"]}}}
+    fake.streams = [[{"kind": "progress", **LOST}, {"state": "succeeded"}]]
+    jobs.show(fake.url, out)
+    assert jobs.watch(fake.url, "a", out)
+    assert said(out).count("nan Spearman") == 2 and "loss nan  nan Spearman, nan % accuracy" in said(out)
+
+
 @pytest.mark.parametrize(("end", "good"), [("succeeded", True), ("failed", False), ("cancelled", False)])
 def test_it_ends_with_the_job(fake: Fake, out: Console, end: str, good: bool):
     fake.states = ["running", end]
@@ -113,6 +142,14 @@ def test_a_server_that_is_being_restarted_is_waited_for_and_that_is_told_once(fa
     fake.states = ["running", "running", "succeeded"]
     assert jobs.watch(fake.url, "a", out)
     assert fake.asked == ["0", "1", "1", "1", "1"] and said(out).count("does not answer") == 1
+
+
+def test_a_database_that_is_away_is_waited_for_and_that_is_told_once(fake: Fake, out: Console):
+    away = b'{"code": "unavailable", "detail": "the database of jobs is away; try again"}'
+    fake.streams = [[{"state": "running"}], away, away, [{"state": "succeeded"}]]
+    fake.states = ["running", "running", "succeeded"]
+    assert jobs.watch(fake.url, "a", out)
+    assert fake.asked == ["0", "1", "1", "1"] and said(out).count("the database of jobs is away; try again; waiting") == 1
 
 
 def test_without_a_server_it_says_so(fake: Fake, out: Console, capsys: pytest.CaptureFixture[str]):

@@ -1,7 +1,7 @@
 """A folder of pictures that a caller sent → what to train on, and everything that is wrong with it. No torch.
 
 Understood: one folder per class; the same inside `train/` and `val/`; pictures and a CSV with the columns `file`, `label` and, if
-wanted, `split` (train or val); or MNIST's four idx files.
+wanted, `split` (train or val), or one for each part; or MNIST's four idx files.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _check_idx(root: Path, card: Card, into: Path) -> dict[str, Any]:
 def find(root: Path, validation: float, seed: int) -> Found:
     """Which pictures there are and what they show. Without a split of its own, that share of each class is kept out."""
     found, root = Found(), root.resolve()
-    listed = next(iter(table.tables(root)), None)
-    parts = _of_table(listed, root, found) if listed else _of_folders(root, found)
+    listed = table.tables(root)
+    parts = _of_tables(listed, root, found) if listed else _of_folders(root, found)
     found.labels = sorted({label for items in parts.values() for _, label in items})
     index = {label: number for number, label in enumerate(found.labels)}
     found.train = [(path, index[label]) for path, label in parts["train"]]
@@ -139,16 +139,22 @@ def _classes(folder: Path, root: Path, found: Found) -> list[tuple[Path, str]]:
     return pictures
 
 
-def _of_table(path: Path, root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
+def _of_tables(listed: list[Path], root: Path, found: Found) -> dict[str, list[tuple[Path, str]]]:
     parts: dict[str, list[tuple[Path, str]]] = {"train": [], "val": []}
-    for row in table.read(path, {"file": "file", "label": "label"}, found):
+    others = {path for path in root.rglob("*") if path.is_file() and not no_picture(path)}
+    for row in table.read(listed, {"file": "file", "label": "label"}, found):
         name, label = row.fields["file"], row.fields["label"]
+        picture = table.inside(root, name)
+        others -= {picture}
+        if row.part is None:
+            continue
         if not label:
             found.wrong(row.where, "has no label", "say what the picture shows")
-        elif (picture := table.inside(root, name)) is None:
+        elif picture is None:
             found.wrong(row.where, f"{name!r} is not in the archive", "write the path as it is inside the archive")
         else:
             parts[row.part].append((picture, label))
+    table.unnamed([str(path.relative_to(root)) for path in others], "pictures have no row", found)
     return parts
 
 

@@ -1,7 +1,7 @@
 """MNIST's four idx files → pictures and labels. What is wrong with them is noted, not raised. No torch.
 
-Y. LeCun's format, gzipped: two zero bytes, one for the type of the values, one for the count of dimensions; a big-endian size for
-each; then the values.
+Y. LeCun's format, gzipped as he has it or unpacked: two zero bytes, one for the type of the values, one for the count of
+dimensions; a big-endian size for each; then the values.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +32,7 @@ _AGAIN = "download it again"
 
 def is_idx(root: Path) -> bool:
     """Whether the data set in this folder is one of idx files."""
-    return next(root.glob("*-ubyte.gz"), None) is not None
+    return any(path.is_file() for kind in ("", ".gz") for path in root.glob(f"*-ubyte{kind}"))
 
 
 def read(root: Path, found: Findings) -> dict[Part, tuple[np.ndarray, np.ndarray]]:
@@ -39,9 +40,9 @@ def read(root: Path, found: Findings) -> dict[Part, tuple[np.ndarray, np.ndarray
     parts: dict[Part, tuple[np.ndarray, np.ndarray]] = {}
     left = _MOST
     for part, name in _NAMES.items():
-        pictures = _values(root / f"{name}-images-idx3-ubyte.gz", 3, left, found)
+        pictures = _values(_file(root, f"{name}-images-idx3-ubyte"), 3, left, found)
         left -= 0 if pictures is None else pictures.nbytes
-        labels = _values(path := root / f"{name}-labels-idx1-ubyte.gz", 1, left, found)
+        labels = _values(path := _file(root, f"{name}-labels-idx1-ubyte"), 1, left, found)
         left -= 0 if labels is None else labels.nbytes
         if pictures is not None and labels is not None:
             parts[part] = pictures, labels
@@ -50,7 +51,7 @@ def read(root: Path, found: Findings) -> dict[Part, tuple[np.ndarray, np.ndarray
     sizes = {part: pictures.shape[1:] for part, (pictures, _) in parts.items()}
     if len(set(sizes.values())) > 1:
         told = " and ".join(f"{_times(size)} in {part}" for part, size in sizes.items())
-        found.wrong(f"{_NAMES['val']}-images-idx3-ubyte.gz", f"pictures are {told}", "give both parts in one size")
+        found.wrong(_file(root, f"{_NAMES['val']}-images-idx3-ubyte").name, f"pictures are {told}", "give both parts in one size")
     return parts
 
 
@@ -68,9 +69,14 @@ def as_served(pictures: np.ndarray, card: Card) -> Iterator[np.ndarray]:
         yield codec.decode(out.getvalue()).samples[0].arrays["pixels"]
 
 
+def _file(root: Path, name: str) -> Path:
+    return plain if (plain := root / name).is_file() else root / f"{name}.gz"
+
+
 def _values(path: Path, dimensions: int, most: int, found: Findings) -> np.ndarray | None:
     try:
-        with gzip.open(path) as file:
+        opened: Any = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rb") as file:
             shape = _shape(file, path, dimensions, found)
             if shape is None:
                 return None
@@ -92,7 +98,7 @@ def _values(path: Path, dimensions: int, most: int, found: Findings) -> np.ndarr
     return None
 
 
-def _shape(file: gzip.GzipFile, path: Path, dimensions: int, found: Findings) -> tuple[int, ...] | None:
+def _shape(file: IO[bytes], path: Path, dimensions: int, found: Findings) -> tuple[int, ...] | None:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0":
         found.wrong(path.name, "is no idx file", "pack the file as its source has it")

@@ -1,6 +1,7 @@
 """Recordings and a table of what is said in them, as a caller sent them → what to train on, and everything that is wrong with it.
 
-Understood: `transcripts.csv` with the columns `file`, `transcript` (or `text`) and, if wanted, `split` (train or val). No torch.
+Understood: `transcripts.csv` with the columns `file`, `transcript` (or `text`) and, if wanted, `split` (train or val); or a CSV
+for each part. No torch.
 """
 
 from __future__ import annotations
@@ -25,10 +26,9 @@ from app.tasks.speech.audio import read_audio
 from app.tasks.speech.codec import HOP, SPACE, of_words, usable
 from app.tasks.speech.input import SpeechInput
 from app.tasks.speech.utterances import Clip
-from app.tasks.table import Part
+from app.tasks.table import Part, some
 
 _SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".aiff", ".aif"}
-_NAMED = 5  # of many, so many are told by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +79,24 @@ def check(root: Path, card: Card, files: Files, into: Path, *, validation: float
 def find(root: Path, vocabulary: Collection[str], validation: float, seed: int) -> Found:
     """What the table says. Without a split of its own, that share of the recordings is kept out."""
     found, root = Found(), root.resolve()
-    listed = min(table.tables(root), key=lambda path: path.name.lower() != "transcripts.csv", default=None)
-    if listed is None:
+    tables = table.tables(root)
+    listed = [path for path in tables if path.name.lower() == "transcripts.csv"] or tables
+    if not listed:
         found.wrong(".", "there is no transcripts.csv", "add one with the columns file and transcript")
         return found
     case = case_of(vocabulary)
-    changed, named = 0, {listed}
+    table.not_read([path.name for path in tables if path not in listed], found)
+    changed = 0
+    others = {path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES}
     for row in table.read(listed, {"file": "file", "transcript": "transcript", "text": "transcript"}, found):
         name, text = row.fields["file"], case(row.fields["transcript"])
-        changed += text != row.fields["transcript"]
         path = table.inside(root, name)
+        others -= {path}
+        if row.part is None:
+            continue
+        changed += text != row.fields["transcript"]
         if path is None:
             found.wrong(row.where, f"{name!r} is not in the archive", "write the path as it is inside the archive")
-        else:
-            named.add(path)
         if not text:
             found.wrong(row.where, "has no transcript", "write what is said, or take the row out")
         _spell(text, row.where, vocabulary, found)
@@ -102,11 +106,7 @@ def find(root: Path, vocabulary: Collection[str], validation: float, seed: int) 
             found.parts[row.part].append(Recording(row.where, path, " ".join(text.split()), frames))
     if changed:
         found.warnings.append(f"{changed} transcripts were put into the case of the model's vocabulary")
-    others = sorted(
-        str(path.relative_to(root)) for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path not in named
-    )
-    if others:
-        found.warnings.append(f"{len(others)} recordings have no transcript and are not used: {_some(others)}")
+    table.unnamed([str(path.relative_to(root)) for path in others], "recordings have no transcript", found)
     if not found.problems:
         _divide(found, validation, seed)
     return found
@@ -137,13 +137,9 @@ def _spell(text: str, where: str, vocabulary: Collection[str], found: Found) -> 
         if word not in vocabulary and (strange := [letter for letter in word if letter not in vocabulary]):
             unknown += strange if letters else [word]
     if unknown:
-        what = f"the model's vocabulary cannot spell {_some([repr(one) for one in dict.fromkeys(unknown)])}"
-        has = f"the letters {' '.join(letters)}" if letters else f"its words: {_some(sorted(vocabulary), 20)}"
+        what = f"the model's vocabulary cannot spell {some([repr(one) for one in dict.fromkeys(unknown)])}"
+        has = f"the letters {' '.join(letters)}" if letters else f"its words: {some(sorted(vocabulary), 20)}"
         found.wrong(where, what, f"write it with {has}")
-
-
-def _some(names: list[str], most: int = _NAMED) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _divide(found: Found, validation: float, seed: int) -> None:
@@ -162,7 +158,7 @@ def _divide(found: Found, validation: float, seed: int) -> None:
     train, val = found.parts["train"], found.parts["val"]
     unheard = sorted(_words(val).keys() - _words(train).keys())
     if unheard and train:
-        found.warnings.append(f"{len(unheard)} words of val are not said in train: {_some(unheard)}")
+        found.warnings.append(f"{len(unheard)} words of val are not said in train: {some(unheard)}")
 
 
 def split(recordings: list[Recording], validation: float, seed: int) -> set[int]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from app.tasks import TASKS
 from app.tasks.findings import Findings
-from app.tasks.table import SPLITS, not_read
+from app.tasks.table import SPLITS, no_part, not_read
 
 Layout = tuple[str, ...]
 """Names of columns."""
@@ -39,15 +40,15 @@ class Row:
     values: tuple[str, ...]
 
 
-def task_of(root: Path) -> str:
-    """The task whose columns the first table has; text-embedding, which then says what is wrong, if it is no task's."""
+def task_of(root: Path) -> str | None:
+    """The task whose columns the first table has; None if they are no task's."""
     for path in _tables(root):
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             columns = _first(file)[1]
         for task, layouts in OF_TASK.items():
             if any(set(layout) <= set(columns) for layout in layouts):
                 return task
-    return "text-embedding"
+    return None
 
 
 def read(root: Path, task: str, found: Findings) -> tuple[Layout, list[Row]]:
@@ -61,17 +62,15 @@ def read(root: Path, task: str, found: Findings) -> tuple[Layout, list[Row]]:
     for path in paths:
         part = _PARTS.get(path.stem.lower(), "")
         if len(paths) > 1 and not part:
-            found.wrong(
-                path.name, "there are several tables, and its name does not say what it is for", "call it train, val or test"
-            )
+            no_part(path, found)
             continue
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             kind, columns = _first(file)
             fitting = [one for one in OF_TASK[task] if set(one) <= set(columns)]
             if not fitting or (layout and fitting[0] != layout):
-                wanted = [layout] if layout else OF_TASK[task]
-                names = ", or ".join(", ".join(one) for one in wanted)
-                found.wrong(f"{path.name}:1", f"its columns are: {_shown(columns)}", f"for {task}, name them {names}")
+                wanted = {task: (layout,)} if layout else {one: OF_TASK[one] for one in (task, *TASKS[task].becomes)}
+                told = [f"for {one}, name them {', or '.join(map(', '.join, names))}" for one, names in wanted.items()]
+                found.wrong(f"{path.name}:1", f"its columns are: {_shown(columns)}", "; ".join(told))
                 continue
             layout = fitting[0]
             rows += _rows(_READERS[kind](file, columns), path.name, part, layout, found)

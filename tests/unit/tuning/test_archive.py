@@ -55,6 +55,13 @@ def test_files_come_out_as_they_went_in_and_what_systems_add_stays_out(pack: Pac
     assert strip(into) == into / "top"
 
 
+@pytest.mark.parametrize("name", ["a.CSV", "a.tsv", "train-labels-idx1-ubyte.gz", "train-labels-idx1-ubyte"])
+def test_a_folder_around_a_table_is_passed(tmp_path: Path, name: str):
+    (tmp_path / "data" / "top").mkdir(parents=True)
+    (tmp_path / "data" / "top" / name).touch()
+    assert strip(tmp_path / "data") == tmp_path / "data" / "top"
+
+
 @pytest.mark.parametrize("before", [[], ["a/good.txt"]])
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_what_a_tar_says_of_its_members_takes_no_memory(tmp_path: Path, into: Path, kind: bytes, before: list[str]):
@@ -121,6 +128,40 @@ def test_links_are_refused(into: Path, tmp_path: Path):
 def test_limits_are_named(pack: Pack, into: Path, bounds: Bounds, words: str):
     with pytest.raises(TooLarge, match=words):
         unpack(pack({f"{n}.txt": bytes(2 << 20) for n in range(3)}), into, bounds)
+
+
+def test_all_faults_are_told_at_once_up_to_a_bound(pack: Pack, into: Path):
+    names = ["../a.txt", "b.txt", "/c.txt", "n" * 300, *(f"../{number}.txt" for number in range(30))]
+    with pytest.raises(BadInput) as caught:
+        unpack(pack(dict.fromkeys(names, b"x")), into)
+    told = caught.value.detail.splitlines()
+    assert told[0].startswith("../a.txt points outside") and told[1].startswith("/c.txt points outside")
+    assert "longer name" in told[2] and len(told) == 21 and told[20] == "and 13 more"
+
+
+def test_links_and_damage_do_not_hide_each_other(into: Path, tmp_path: Path):
+    packed = tmp_path / "z.zip"
+    with zipfile.ZipFile(packed, "w") as zipped:
+        for name, kind in (
+            ("link", stat.S_IFLNK),
+            ("torn.txt", stat.S_IFREG),
+            ("whole.txt", stat.S_IFREG),
+            ("link2", stat.S_IFLNK),
+        ):
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (kind | 0o644) << 16
+            zipped.writestr(info, f"bytes of {name}")
+    packed.write_bytes(packed.read_bytes().replace(b"bytes of torn", b"bytes or torn", 1))
+    with pytest.raises(BadInput) as caught:
+        unpack(packed, into)
+    assert [line.split()[0] for line in caught.value.detail.splitlines()] == ["link", "torn.txt", "link2"]
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        for name in ("one", "two"):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(link)
+    with pytest.raises(BadInput, match=r"one is a link or a device.*\ntwo is a link or a device"):
+        unpack(tmp_path / "t.tar", into)
 
 
 def test_twice_the_same_name(into: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.catalogue import read_card
-from app.cli import app
+from app.cli import _stop, app
 from app.tuning.room import sweep
 from tests.conftest import ROOT
 from tests.unit.tuning.test_several_processes import launch
@@ -52,6 +52,16 @@ def test_all_that_is_wrong_with_the_data_is_told(home: Path, data: Path):
     words = str(done.exception)
     assert "stray.png: lies in no class folder" in words and "dark/broken.png" in words
     assert sorted(path.name for path in home.iterdir()) == ["models"]
+
+
+def test_names_are_shown_as_they_are(home: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    (data / "dark").rename(data / "[bold]dark :dog:")
+    (data / "[about].txt").write_text("x")
+    done = run("--data", str(data), "--as", "tones", "--set", "epochs=1", "--set", "batch_size=4")
+    assert "8 [bold]dark :dog:" in done.output and "not read: [about].txt" in done.output, (done.output, done.exception)
+    with pytest.raises(SystemExit):
+        _stop("[/dark]/x.png: is no picture :dog:")
+    assert capsys.readouterr().err == "hearth: [/dark]/x.png: is no picture :dog:\n"
 
 
 def test_what_a_tune_left_that_was_killed_is_swept_away_by_the_next(home: Path, data: Path):

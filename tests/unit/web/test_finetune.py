@@ -26,9 +26,11 @@ async def client(pool: Any, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+SPEC = ("spec", (None, json.dumps({"name": "photos", "base": "toy"})))
+
+
 async def submit(client: httpx.AsyncClient, data: bytes = b"x") -> httpx.Response:
-    spec = json.dumps({"name": "photos", "base": "toy"})
-    return await client.post("/finetune", files={"spec": (None, spec), "dataset": ("d.zip", data)})
+    return await client.post("/finetune", files=[SPEC, ("dataset", ("d.zip", data))])
 
 
 def folders(home: Path) -> set[str]:
@@ -51,6 +53,26 @@ async def test_no_more_jobs_are_open_than_may_be(client: httpx.AsyncClient, tmp_
     assert (await client.post(f"/finetune/{first}/resume")).json()["state"] == "validating"
 
 
+TABLE = ("dataset", ("a.csv", b"x"))
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "words"),
+    [
+        ([SPEC, TABLE, ("dataset", ("b.csv", b"y"))], 422, "the part 'dataset' came twice; send one, and several tables"),
+        ([SPEC, SPEC, TABLE], 422, "the part 'spec' came twice"),
+        ([SPEC, TABLE, ("seed", (None, "7"))], 422, "unknown part 'seed'; send spec, JSON with all that is to be set"),
+        ([SPEC, *[("val", ("b.csv", b"y"))] * 4], 422, "unknown part 'val'"),
+        ([SPEC, ("dataset", (None, "text,label"))], 400, "the part 'dataset' came as text; send dataset as a file (curl -F"),
+        ([SPEC, ("dataset", (None, "text,label" * 200_000))], 400, "dataset as a file (curl -F dataset=@"),
+        ([SPEC], 400, "the part 'dataset' is missing; send dataset as a file"),
+    ],
+)
+async def test_no_part_of_a_form_is_dropped_without_a_word(client: httpx.AsyncClient, parts: Any, status: int, words: str):
+    answer = await client.post("/finetune", files=parts)
+    assert answer.status_code == status and words in answer.json()["detail"], answer.text
+
+
 @pytest.mark.parametrize("id", ["nope", "%00", "0123456789AB", "0123456789abc", "%F0%9F%98%80"])
 @pytest.mark.parametrize("call", ["GET", "GET events", "GET log", "POST cancel", "POST resume", "DELETE"])
 async def test_what_cannot_be_an_id_is_an_unknown_job(client: httpx.AsyncClient, id: str, call: str):
@@ -64,6 +86,20 @@ async def test_an_event_that_no_database_can_have_is_refused(client: httpx.Async
     id = (await submit(client)).json()["id"]
     answer = await client.get(f"/finetune/{id}/events", headers={"Last-Event-ID": number})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+
+
+async def test_who_saw_the_last_event_of_a_job_that_is_over_is_told_not_to_come_back(client: httpx.AsyncClient):
+    """A browser's EventSource asks again for ever, unless it is answered 204."""
+    id = (await submit(client)).json()["id"]
+    await client.post(f"/finetune/{id}/cancel")
+    told = await client.get(f"/finetune/{id}/events")
+    last = told.text.rpartition("id: ")[2].partition("\n")[0]
+    assert told.status_code == 200 and '"state":"cancelled"' in told.text
+    again = await client.get(f"/finetune/{id}/events", headers={"Last-Event-ID": last})
+    assert (again.status_code, again.content) == (204, b"")
+    await client.post(f"/finetune/{id}/resume")
+    await client.post(f"/finetune/{id}/cancel")
+    assert "validating" in (await client.get(f"/finetune/{id}/events", headers={"Last-Event-ID": last})).text
 
 
 @pytest.mark.parametrize("call", ["GET /finetune", "GET /finetune/0123456789ab", "POST /finetune/0123456789ab/cancel"])

@@ -87,6 +87,28 @@ def test_pictures_and_a_table(tmp_path: Path):
     assert found.report()["train"] == {"a": 1, "b": 1} == found.report()["val"]
 
 
+def tables(root: Path, **rows: str) -> Path:
+    for name, numbers in rows.items():
+        lines = [f"all/{number:0>3}.png,{'ab'[int(number) % 2]}" for number in numbers.split()]
+        (root / f"{name}.csv").write_text("\n".join(["file,label", *lines]))
+    return root
+
+
+def test_several_tables_are_parts_by_their_names(tmp_path: Path):
+    root = tables(lay(tmp_path, all=10), train="0 1 2 3", Val="4 5", test="6 7 8")
+    found = find(root, 0.5, 0)
+    assert not found.problems and found.report()["train"] == {"a": 2, "b": 2} and found.report()["val"] == {"a": 1, "b": 1}
+    assert found.warnings == [
+        "3 rows of test are left alone: val chooses the best weights",
+        "1 pictures have no row and are not used: all/009.png",
+    ]
+    (root / "Val.csv").unlink()
+    assert find(root, 0.5, 0).report()["val"] == {"a": 2, "b": 1}
+    tables(root, more="9")
+    (problem,) = find(root, 0.5, 0).problems
+    assert (problem.where, problem.what) == ("more.csv", "there are several tables, and its name does not say what it is for")
+
+
 def test_a_table_is_told_line_by_line(tmp_path: Path):
     lay(tmp_path, all=2)
     rows = [
@@ -157,6 +179,26 @@ def test_idx_files_are_pictures_like_others(tmp_path: Path):
     np.testing.assert_array_equal(served, held_out[0])
     assert check(tmp_path / "data", CARD, {}, into, validation=0.2, seed=0)["problems"] == []
     assert prepared(into)["train"][0].shape == (6, 8, 8, 3), "as the codec makes them for a model of colours"
+
+
+def test_idx_files_that_were_unpacked_are_read_as_packed_ones(tmp_path: Path):
+    root, into = lay_idx(tmp_path / "data"), tmp_path / "into"
+    into.mkdir()
+    for packed in root.glob("t10k-*.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    assert check(root, CARD, {}, into, validation=0.2, seed=0)["problems"] == []
+    assert prepared(into)["val"][0].shape == (3, 8, 8, 3)
+    for packed in root.glob("train-*.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes())[:-1])
+        packed.unlink()
+    (root / "t10k-labels-idx1-ubyte").unlink()
+    problems = check(root, CARD, {}, into, validation=0.2, seed=0)["problems"]
+    assert {problem["where"]: problem["what"] for problem in problems} == {
+        "train-images-idx3-ubyte": "holds fewer than the 6 x 8 x 8 bytes that its header says",
+        "train-labels-idx1-ubyte": "holds fewer than the 6 bytes that its header says",
+        "t10k-labels-idx1-ubyte.gz": "is missing",
+    }
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,23 @@ def test_the_same_recording_again_stays_on_the_side_of_the_first(tmp_path: Path)
         assert report["problems"] == [] and report["warnings"] == [] and report["val"]["recordings"] == 6
 
 
+def test_several_tables_are_parts_by_their_names_unless_one_is_the_transcripts(tmp_path: Path):
+    root = lay(
+        tmp_path / "data", ["file,transcript", "a.wav,ONE", "b.wav,TWO"], {f"{n}.wav": tone(100) for n in "e"}, "train.csv"
+    )
+    lay(root, ["file,transcript", "c.wav,ONE"], {f"{n}.wav": tone(ord(n)) for n in "abcd"}, "val.csv")
+    lay(root, ["file,transcript", "d.wav,ONE"], {}, "test.csv")
+    report, _ = checked(root)
+    assert report["problems"] == [] and (report["train"]["recordings"], report["val"]["recordings"]) == (2, 1)
+    assert report["warnings"] == [
+        "1 rows of test are left alone: val chooses the best weights",
+        "1 recordings have no transcript and are not used: e.wav",
+    ]
+    lay(root, ["file,transcript", "c.wav,ONE", "d.wav,ONE", "e.wav,ONE"], {})
+    report, _ = checked(root)
+    assert report["train"]["recordings"] == 2 and "not read: test.csv, train.csv, val.csv" in report["warnings"]
+
+
 def test_a_table_is_found_in_capitals(tmp_path: Path):
     rows = ["file,transcript", "a.wav,ONE", "b.wav,ONE"]
     root = lay(tmp_path / "data", rows, {"a.wav": tone(100), "b.wav": tone(200)}, "TRANSCRIPTS.CSV")

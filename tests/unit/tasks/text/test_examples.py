@@ -207,9 +207,9 @@ def test_scores_that_are_none_are_told(house: House):
         ("sentence\tlabel\n", "text-classification"),
         ('{"anchor": "a", "positive": "b", "negative": "c"}', "text-embedding"),
         ("sentence1,sentence2,score\n", "text-embedding"),
-        ("no,such,columns\n", "text-embedding"),
+        ("no,such,columns\n", None),
     ],
 )
-def test_columns_say_what_the_data_is_for(house: House, table: str, task: str):
+def test_columns_say_what_the_data_is_for(house: House, table: str, task: str | None):
     house.lay(dataset=table)
     assert task_of(house.root) == task
