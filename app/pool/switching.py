@@ -131,13 +131,17 @@ class Switching:
         # Most requests that found the old versions are answered by then. A later change begins anew.
         for key in versions_of(change.model, self._leaving):
             del self._leaving[key]
-        if timer := self._retiring.pop(change.model, None):
+        self._retire_later(change.model)
+
+    def _retire_later(self, model: str) -> None:
+        if timer := self._retiring.pop(model, None):
             timer.cancel()
-        self._retiring[change.model] = asyncio.get_running_loop().call_later(self._grace_s, self._retire, change.model)
+        self._retiring[model] = asyncio.get_running_loop().call_later(self._grace_s, self._retire, model)
 
     def _refuse(self, change: _Change, error: HearthError) -> None:
         self._changes.remove(change)
         self._deny(change, error)
+        self._retire_later(change.model)  # it may have loaded some
 
     def _deny(self, change: _Change, error: HearthError) -> None:
         if change.asker:
@@ -154,7 +158,8 @@ class Switching:
                 self._leave(key)
         for key in versions[: -self._kept]:
             folder = self._roster.models[key].card.folder
-            if key not in needed and not self._loading.lives(key) and (folder / "tuned.json").exists():
+            loaded = self._roster.models[key].wanted or self._loading.lives(key)  # wanted: its files may still be coming
+            if key not in needed and not loaded and (folder / "tuned.json").exists():
                 log.info("%s is removed: the newest %d versions are kept", key, self._kept)
                 del self._roster.models[key]
                 self._house.spawn(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
@@ -186,5 +191,6 @@ class Switching:
         frontends.discard(frontend)
         if not frontends:
             del self._leaving[key]
-            if key not in self._needed(name_of(key)) and self._roster.models[key].wanted:
+            served = self._roster.models.get(key)
+            if served and served.wanted and key not in self._needed(name_of(key)):
                 self._loading.unload(key)

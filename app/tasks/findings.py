@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 _MOST_TOLD = 100  # problems
+_ENOUGH = 10_000  # of them, after which nothing further is looked at
 _UNEVEN = 10  # times as many samples in the largest class as in the smallest, from which on it is told
 
 PROBLEM = "{where}: {what}; {remedy}"
@@ -41,6 +42,11 @@ class Findings:
             self.problems.append(Problem(where, what, remedy))
         else:
             self.untold += 1
+
+    @property
+    def enough(self) -> bool:
+        """So much is wrong that nobody is helped by more of it."""
+        return len(self.problems) + self.untold >= _ENOUGH
 
     def told(self) -> dict[str, Any]:
         """For the report."""

@@ -6,8 +6,9 @@ Of several each is the part that its name says: train, val or test.
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from app.tasks.findings import Findings
 Part = Literal["train", "val"]
 Split = Part | Literal["test"]
 SPLITS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
+_MOST_ROWS = 200_000  # as many as an archive may hold files
 
 _Said = tuple[str, Split, dict[str, str]]
 """Where, and what the row says."""
@@ -31,18 +32,27 @@ class Row:
     fields: dict[str, str]
 
 
-def read(tables: Sequence[Path], columns: Mapping[str, str], found: Findings) -> list[Row]:
+def read(tables: Sequence[Path], columns: Mapping[str, str], found: Findings) -> Iterator[Row]:
     """The rows that can be understood. `columns`: what a table may call it → what we call it; each of ours is needed."""
-    said: list[_Said] = []
+    said = list(islice(_of_all(tables, columns, found), _MOST_ROWS + 1))
+    if len(said) > _MOST_ROWS:
+        found.wrong(".", f"there are more than {_MOST_ROWS:,} rows", "give fewer")
+        return
+    tests = sum(split == "test" for _, split, _ in said)
+    role = role_of_test({split for _, split, _ in said}, f"{tests} rows of test are", found)
+    for where, split, values in said:
+        if found.enough:
+            return
+        yield Row(where, role if split == "test" else split, values)
+
+
+def _of_all(tables: Sequence[Path], columns: Mapping[str, str], found: Findings) -> Iterator[_Said]:
     for table in tables:
         split = SPLITS.get(table.stem.lower()) if len(tables) > 1 else None
         if len(tables) > 1 and split is None:
             no_part(table, found)
         else:
-            said += _read(table, columns, split, found)
-    tests = sum(split == "test" for _, split, _ in said)
-    role = role_of_test({split for _, split, _ in said}, f"{tests} rows of test are", found)
-    return [Row(where, role if split == "test" else split, values) for where, split, values in said]
+            yield from _read(table, columns, split, found)
 
 
 def no_part(table: Path, found: Findings) -> None:
@@ -51,23 +61,38 @@ def no_part(table: Path, found: Findings) -> None:
     found.wrong(table.name, what, "call it train, val or test")
 
 
-def _read(table: Path, columns: Mapping[str, str], split: Split | None, found: Findings) -> list[_Said]:
+def _read(table: Path, columns: Mapping[str, str], split: Split | None, found: Findings) -> Iterator[_Said]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [(f"{table.name}:{reader.line_num}", row) for row in reader]
+            reader = csv.reader(file)
+            heads = [head.strip().lower() for head in next(filter(None, reader), ())]
+            if not (places := _places(heads, columns, f"{table.name}:1", found)):
+                return
+            for cells in filter(None, reader):
+                if found.enough:
+                    return
+                where = f"{table.name}:{reader.line_num}"
+                if len(cells) > len(heads):
+                    found.wrong(
+                        where, "has more fields than there are columns", "put quotes around a field that has commas in it"
+                    )
+                elif one := _said(where, cells, places, split, found):
+                    yield one
     except (UnicodeDecodeError, csv.Error) as error:
         found.wrong(table.name, f"is no readable CSV ({error})", "save it as CSV in UTF-8")
-        return []
-    heads = [head.strip().lower() for head in reader.fieldnames or ()]
-    names = {columns[theirs]: theirs for theirs in reversed(list(columns)) if theirs in heads}
+
+
+def _places(heads: Sequence[str], columns: Mapping[str, str], where: str, found: Findings) -> dict[str, int]:
+    """Our columns and the split → where in a row they stand; empty if one is missing."""
+    at = {head: place for place, head in enumerate(heads)}
+    places = {columns[theirs]: at[theirs] for theirs in reversed(list(columns)) if theirs in at}
     wanted = dict.fromkeys(columns.values())
-    if missing := [name for name in wanted if name not in names]:
-        told = f"its columns are {', '.join(heads)}" if heads else "it is empty"
+    if missing := [name for name in wanted if name not in places]:
+        told = f"its columns are {some(heads, 20)}" if heads else "it is empty"
         remedy = f"name them {', '.join(wanted)} and, if wanted, split"
-        found.wrong(f"{table.name}:1", f"{told}; {' and '.join(missing)} cannot be found", remedy)
-        return []
-    return [one for where, fields in rows if (one := _said(where, fields, names, split, found))]
+        found.wrong(where, f"{told}; {' and '.join(missing)} cannot be found", remedy)
+        return {}
+    return places | ({"split": at["split"]} if "split" in at else {})
 
 
 def role_of_test(splits: Collection[str], what: str, found: Findings) -> Part | None:
@@ -80,18 +105,14 @@ def role_of_test(splits: Collection[str], what: str, found: Findings) -> Part | 
     return None
 
 
-def _said(
-    where: str, fields: Mapping[str | None, object], names: Mapping[str, str], split: Split | None, found: Findings
-) -> _Said | None:
-    if None in fields:
-        found.wrong(where, "has more fields than there are columns", "put quotes around a field that has commas in it")
-        return None
-    values = {str(head).strip().lower(): str(value or "").strip() for head, value in fields.items()}
-    split = split or SPLITS.get(values.get("split", "").lower() or "train")
+def _said(where: str, cells: Sequence[str], places: Mapping[str, int], split: Split | None, found: Findings) -> _Said | None:
+    values = {name: cells[place].strip() if place < len(cells) else "" for name, place in places.items()}
+    named = values.pop("split", "")
+    split = split or SPLITS.get(named.lower() or "train")
     if split is None:
-        found.wrong(where, f"split {values['split']!r} is unknown", "write train or val")
+        found.wrong(where, f"split {named!r} is unknown", "write train or val")
         return None
-    return where, split, {name: values[theirs] for name, theirs in names.items()}
+    return where, split, values
 
 
 def tables(root: Path) -> list[Path]:

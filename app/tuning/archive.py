@@ -39,6 +39,7 @@ _BROKEN = (
     NotImplementedError,
     RuntimeError,
     ValueError,
+    IndexError,  # zipfile asks for the last letter of a name that has none
 )
 
 
@@ -109,13 +110,18 @@ def _take(member: _Member, into: Path, budget: _Budget) -> bool:
         raise BadInput(f"{member.name} is in the archive twice") from error
     except (NotADirectoryError, IsADirectoryError) as error:
         raise BadInput(f"{member.name} is both a file and a folder in the archive") from error
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+    except (*_BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise BadInput(f"{member.name[:80]}… is a longer name than files may have; pack it with shorter ones") from error
+        if _is_of_the_disk(error):
             raise
-        raise BadInput(f"{member.name[:80]}… is a longer name than files may have; pack it with shorter ones") from error
-    except _BROKEN as error:
         raise BadInput(f"{member.name} is damaged in the archive ({error}); pack it again") from error
     return True
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Damage is told as an OSError, too: by gzip and bz2 without a number, by seeking to before the beginning."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def is_archive(path: Path) -> bool:
@@ -207,7 +213,9 @@ def _members(archive: Path, bounds: Bounds) -> Iterator[Iterator[_Member]]:
                 yield _of_tar(opened_tar)
         else:
             raise UnsupportedMedia("the data set is neither a zip nor a tar archive; pack it as one of these")
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        if _is_of_the_disk(error):
+            raise
         raise BadInput(f"the archive is damaged ({error}); pack it again") from error
 
 
@@ -242,7 +250,7 @@ def _of_zip(archive: zipfile.ZipFile) -> Iterator[_Member]:
 
 
 class _Header(tarfile.TarInfo):
-    """tarfile reads long names and further fields into memory, however large they are said to be."""
+    """tarfile reads long names, further fields and maps of holes into memory, however large they are said to be."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -250,6 +258,14 @@ class _Header(tarfile.TarInfo):
         if info.type in _FIELDS and info.size > _FIELDS_BYTES:
             raise TooLarge(f"a member's name and fields take {info.size:,} bytes in the archive; the limit is {_FIELDS_BYTES:,}")
         return info
+
+    def _proc_sparse(self, *_: Any) -> None:
+        raise BadInput(f"{self.name} is packed as a sparse file; pack it whole (GNU tar without --sparse)")
+
+    def _proc_gnusparse_10(self, member: Self, *_: Any) -> None:
+        member._proc_sparse()
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10
 
 
 def _is_tar(path: Path) -> bool:
@@ -262,6 +278,8 @@ def _is_tar(path: Path) -> bool:
 
 def _of_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
     for info in archive:
+        if info.size < 0:  # pax fields can say so; what is unpacked is added up
+            raise BadInput(f"{info.name} is said to have {info.size:,} bytes; pack it again")
         fault = "" if info.isfile() or info.isdir() else f"{info.name} is a link or a device; pack the file itself"
         archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
         opened: Any = partial(archive.extractfile, info)

@@ -225,3 +225,29 @@ async def test_old_versions_that_jobs_made_leave_the_disk_but_not_those_that_ans
     await asyncio.gather(*stage.house.work)
     assert sorted(path.name for path in tmp_path.glob("m@*")) == ["m@1", "m@3", "m@4", "m@5"]
     assert sorted(stage.roster.models) == ["m@1", "m@3", "m@4", "m@5"]
+
+
+async def test_what_a_refused_change_has_loaded_is_freed(tmp_path: Path):
+    stage = Stage(tmp_path, 3, ready=("m@1",))
+    stage.traffic.put("m", stage.traffic.wanted("m", {"1": 1}, "", stage.roster.models), stage.roster.models)
+    stage.switching.asked("web", Switch(1, "m", {"2": 1, "3": 1}, ""))
+    stage.ready("m@2")
+    stage.roster.models["m@3"].wanted = False
+    stage.switching.look()
+    assert [told.code for told in stage.house.told] == ["conflict"]
+    await until(lambda: stage.house.unloaded == ["m@2"])
+
+
+async def test_an_old_version_whose_files_are_just_coming_stays(tmp_path: Path):
+    stage = Stage(tmp_path, 4, ready=("m@4",), kept=2)
+    (tmp_path / "m@1").mkdir()
+    (tmp_path / "m@1" / "tuned.json").write_text("{}")
+    stage.roster.models["m@1"].wanted = True  # somebody has asked for it
+    stage.house.lives = lambda _: False  # type: ignore[method-assign]  # no process has begun yet
+    stage.house.idle = False  # and a frontend takes its time
+    stage.switching.asked("web", Switch(1, "m", {"4": 1}, ""))
+    await until(lambda: any(leave.key == "m@1" for _, leave in stage.house.asked))
+    assert "m@1" in stage.roster.models and (tmp_path / "m@1").exists()
+    del stage.roster.models["m@1"]  # it may go before the frontend answers
+    for frontend, leave in stage.house.asked:
+        stage.switching.left(frontend, leave)

@@ -10,6 +10,7 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -81,6 +82,53 @@ def test_what_a_tar_says_of_its_members_takes_no_memory(tmp_path: Path, into: Pa
         assert tracemalloc.get_traced_memory()[1] < 1 << 24
     finally:
         tracemalloc.stop()
+
+
+def _sparse_of_old(file: IO[bytes]) -> None:
+    """GNU tar's first way: after the header, blocks of pieces, each of which says that one more follows."""
+    header = tarfile.TarInfo("holes")
+    header.type = tarfile.GNUTYPE_SPARSE
+    raw = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    raw[482] = True
+    raw[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(raw))[0]  # type: ignore[attr-defined]
+    file.write(raw)
+    piece = b"00000000001\0" * 2
+    for _ in range(50):
+        file.write((piece * 21 + b"\1" + bytes(7)) * 100)
+
+
+def _sparse_of_pax(file: IO[bytes]) -> None:
+    """Its last way: the pieces stand before the member's data, as many lines as there are said to be."""
+    header = tarfile.TarInfo("holes")
+    header.size, header.pax_headers = 1 << 20, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    file.write(header.tobuf(tarfile.PAX_FORMAT))
+    file.write(b"1000000\n" + b"1\n" * (1 << 19))
+
+
+@pytest.mark.parametrize("sparse", [_sparse_of_old, _sparse_of_pax])
+def test_a_map_of_holes_takes_no_memory(tmp_path: Path, into: Path, sparse: Callable[[IO[bytes]], None]):
+    with gzip.open(tmp_path / "archive", "wb", 1) as file:
+        file.write(tarfile.TarInfo("good.txt").tobuf())
+        sparse(file)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInput, match=r"holes is packed as a sparse file; pack it whole \(GNU tar without --sparse\)"):
+            unpack(tmp_path / "archive", into)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.REGTYPE])
+def test_a_size_below_zero_does_not_lift_the_limits(tmp_path: Path, into: Path, kind: bytes):
+    below, zeros = tarfile.TarInfo("below"), tarfile.TarInfo("zeros.txt")
+    below.type, below.pax_headers, zeros.size = kind, {"size": "-1000000000000000"}, 4 << 20
+    with tarfile.open(tmp_path / "archive", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(below)
+        archive.addfile(zeros, io.BytesIO(bytes(zeros.size)))
+    with pytest.raises(BadInput, match="below is said to have -1,000,000,000,000,000 bytes"):
+        unpack(tmp_path / "archive", into)
+    assert not list(into.rglob("*.txt"))
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/etc/out.txt", "a/../../out.txt", "C:\\out.txt", "..\\out.txt"])
