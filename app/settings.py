@@ -55,7 +55,7 @@ class Settings(BaseModel):
         30.0, description="how long a header may take, and a pause in the middle of a body"
     )
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(30.0, description="how long SIGTERM waits for what was accepted")
-    database: str = Field("", description="where this server alone keeps its jobs, as SQLAlchemy writes it; empty: SQLite in HEARTH_HOME")
+    database: str = Field("", description="jobs of this server alone, as SQLAlchemy writes it; empty: SQLite in HEARTH_HOME")
     tuners: Annotated[int, Field(ge=1, le=64)] = Field(1, description="jobs that are trained at once on each device")
     tuner_share: Annotated[float, Field(ge=0.01, le=1)] = Field(
         0.1, description="share of the time that jobs get while models answer requests; 1: they are not held back"
