@@ -9,7 +9,7 @@ ARGS  ?=
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format bench image container-test lock clean
+.PHONY: help install serve test fuzz check chaos soak format bench image container-test lock clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -25,10 +25,21 @@ serve: $(STAMP) ## start the server
 test: $(STAMP) ## run every test
 	@exec $(VENV)/bin/python -m pytest $(ARGS)
 
-check: $(STAMP) ## lint, format and types
+fuzz: $(STAMP) ## a million wrong inputs for every decoder; what fails is kept in tests/fuzz/corpus
+	@exec $(VENV)/bin/python -m tests.fuzz $(ARGS)
+
+check: $(STAMP) ## lint, format, types, and known vulnerabilities where there is a network
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python .ci/audit.py
+
+chaos: $(STAMP) ## faults for minutes: nothing lost, all back in time (the short form is in `make test`)
+	@exec $(VENV)/bin/python -m pytest tests/chaos --long $(ARGS)
+
+SOAK_MINUTES ?= 30
+soak: $(STAMP) ## half an hour of load, faults and jobs: nothing grows
+	@exec $(VENV)/bin/python benchmarks/soak.py --minutes $(SOAK_MINUTES) $(ARGS)
 
 format: $(STAMP) ## let ruff repair what it can
 	$(VENV)/bin/ruff check --fix .

@@ -98,6 +98,8 @@ class Limits(_Part):
     """How long a lone sample may wait for company; 0 = never."""
     stall_s: Annotated[float, Field(gt=0)] = 60
     """A worker that neither beats nor finishes a batch for so long is killed."""
+    memory_mb: Annotated[float, Field(gt=0)] | None = None
+    """On the CPU: what a worker may have of memory, MiB; None: what the machine has. An input that takes more fails alone."""
 
 
 class Serving(_Part):

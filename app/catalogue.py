@@ -82,7 +82,7 @@ def read_card(folder: Path) -> Card:
     try:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:  # the last: a thousand brackets
         raise Invalid(f"{path}: {error}") from error
     try:
         _, _, version = folder.name.partition("@")

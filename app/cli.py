@@ -1,4 +1,4 @@
-"""The command `hearth`: serve, pull, models, predict, tune, jobs."""
+"""The command `hearth`: serve, pull, models, predict, tune, jobs, keys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,7 +17,10 @@ from rich.text import Text
 from app.catalogue import Catalogue, is_packed
 from app.errors import HearthError
 from app.listing import listing
-from app.settings import Settings
+from app.settings import Settings, public_fields
+
+if TYPE_CHECKING:
+    import httpx
 
 app = typer.Typer(
     add_completion=False,
@@ -52,7 +55,7 @@ def _option(name: str, help: str | None) -> inspect.Parameter:
 
 # The options are the settings, name for name (app/settings.py): a setting is born once.
 serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [_option(name, field.description) for name, field in Settings.model_fields.items()]
+    [_option(name, field.description) for name, field in public_fields().items()]
 )
 app.command()(serve)
 
@@ -91,20 +94,18 @@ def predict(
     url: Annotated[str | None, typer.Option(help="a running server")] = None,
 ) -> None:
     """Ask a running server."""
-    import httpx
-
     from app.tasks.media import endpoint_of
 
     path = Path(what)
     query = {"model": model} if model else {}
 
-    def ask(base: str) -> httpx.Response:
+    def ask(http: httpx.Client) -> httpx.Response:
         if path.is_file():
             files = {"file": (path.name, path.read_bytes())}
-            return httpx.post(base + endpoint_of(path), params=query, files=files, timeout=60)
-        task = httpx.get(f"{base}/models/{model}", timeout=60).json().get("task") if model else ""
+            return http.post(endpoint_of(path), params=query, files=files)
+        task = http.get(f"/models/{model}").json().get("task") if model else ""
         endpoint = "/predict/text" if task == "text-classification" else "/embed/text"
-        return httpx.post(base + endpoint, json={"inputs": what, **query}, timeout=60)
+        return http.post(endpoint, json={"inputs": what, **query})
 
     answer = _ask(ask, url)
     out.print_json(json.dumps(answer.json()))
@@ -167,7 +168,7 @@ def all_jobs(context: typer.Context, url: _Url = None) -> None:
     from app.jobs import show
 
     if context.invoked_subcommand is None:
-        _ask(lambda base: show(base, out), url)
+        _ask(lambda http: show(http, out), url)
 
 
 @jobs.command()
@@ -175,16 +176,65 @@ def watch(id: Annotated[str, typer.Argument(help="the job")], url: _Url = None) 
     """Follow a job to its end."""
     from app.jobs import watch as run
 
-    raise typer.Exit(0 if _ask(lambda base: run(base, id, out), url) else 1)
+    raise typer.Exit(0 if _ask(lambda http: run(http, id, out), url) else 1)
 
 
-def _ask(what: Callable[[str], T], url: str | None) -> T:
+keys = typer.Typer(no_args_is_help=True, help="The file of keys (HEARTH_KEYS_FILE): add one, list them, revoke one.")
+app.add_typer(keys, name="keys")
+
+
+@keys.command()
+def add(
+    name: Annotated[str, typer.Argument(help="whose it is; letters, digits, . _ @ -")],
+    role: Annotated[str, typer.Option(help="infer: ask models; tune: jobs too; admin: everything")] = "infer",
+    rate: Annotated[str, typer.Option(help="how often it may ask, as 10/s, 600/min or 1000/h")] = "",
+    burst: Annotated[int, typer.Option(help="how many of them at once; 0: all of that time's")] = 0,
+    share: Annotated[float, typer.Option(help="largest part of a model's queue that it may hold, up to 1")] = 1.0,
+) -> None:
+    """Make a key and print it, this once. A server that runs knows it within a second."""
+    from app.keys import add as make
+
+    key, text = make(_keys_file(), name, role, rate, burst, share)
+    print(text)
+    Console(stderr=True, highlight=False).print(f"{key.name} has it; it is kept as a hash, and cannot be shown again")
+
+
+@keys.command(name="list")
+def all_keys() -> None:
+    """List the keys, without what is secret."""
+    from app.keys import Keys, read
+
+    table = listing("id", "name", "role", "rate", "share", "created")
+    for key in Keys.parse(read(path := _keys_file()), str(path)).by_id.values():
+        rate = f"{key.rate}, {key.burst} at once" if key.burst else key.rate
+        table.add_row(key.id, key.name, key.role, rate, f"{key.share:.0%}" if key.share < 1 else "", f"{key.created}")
+    out.print(table)
+
+
+@keys.command()
+def revoke(which: Annotated[str, typer.Argument(help="its id or name")]) -> None:
+    """Take a key away. A server that runs refuses it within a second; the audit log remembers its id."""
+    from app.keys import revoke as take
+
+    key = take(_keys_file(), which)
+    out.print(f"{key.name} ({key.id}) is revoked")
+
+
+def _keys_file() -> Path:
+    if not (file := Settings.from_environment().keys_file):
+        _stop("HEARTH_KEYS_FILE names no file; set it, for this command and for hearth serve")
+    return Path(file)
+
+
+def _ask(what: Callable[[httpx.Client], T], url: str | None) -> T:
     import httpx
 
     settings = Settings.from_environment()
     base = url or f"http://{settings.host}:{settings.port}"
+    heads = {"Authorization": f"Bearer {settings.key}"} if settings.key else {}
     try:
-        return what(base)
+        with httpx.Client(base_url=base, headers=heads, timeout=60) as http:
+            return what(http)
     except httpx.ConnectError:
         _stop(f"no server answers at {base}; start one with: hearth serve")
     except httpx.TransportError as error:
@@ -209,3 +259,5 @@ def main() -> None:
         app()
     except HearthError as error:
         _stop(error.detail)
+    except PermissionError as error:
+        _stop(f"{error.filename}: {error.strerror}")

@@ -1,8 +1,8 @@
 """Every way a request can fail, as exceptions that carry meaning. Knows no HTTP: `web/problems.py` maps codes to statuses.
 
     HearthError
-    ├── the caller's   BadInput · UnknownModel · UnknownJob · Conflict · TooLarge · UnsupportedMedia · Invalid · Forbidden ·
-    │                  RequestTimeout
+    ├── the caller's   BadInput · UnknownModel · UnknownJob · Conflict · TooLarge · UnsupportedMedia · Invalid · Unauthorised ·
+    │                  Forbidden · RateLimited · RequestTimeout
     ├── busy           TooBusy · Loading · Deadline · Unavailable
     └── ours           ModelFailed · Poisoned · OutOfMemory · WorkerLost
 
@@ -31,10 +31,22 @@ class BadInput(HearthError):
     code = "bad_input"
 
 
+class Unauthorised(HearthError):
+    """The call needs a key, and came without one that is known."""
+
+    code = "unauthorised"
+
+
 class Forbidden(HearthError):
     """The call needs rights that the caller lacks."""
 
     code = "forbidden"
+
+
+class RateLimited(HearthError):
+    """The caller asks more often, or holds more of a queue, than it may; `retry_after_s` says when it may again."""
+
+    code = "rate_limited"
 
 
 class UnknownModel(HearthError):
@@ -135,7 +147,9 @@ ERRORS: dict[str, type[HearthError]] = {
     error.code: error
     for error in (
         BadInput,
+        Unauthorised,
         Forbidden,
+        RateLimited,
         UnknownModel,
         UnknownJob,
         RequestTimeout,

@@ -21,10 +21,10 @@ _AGAIN_S = 1.0  # between a stream that ended before the job did, and the next
 _WORDS = 200  # characters of an answer that is none of ours
 
 
-def show(base: str, out: Console) -> None:
+def show(http: httpx.Client, out: Console) -> None:
     """A table of all jobs, newest first. Raises HearthError for an answer that is none, httpx.ConnectError without a server."""
     table = listing("job", "model", "from", "state", "progress", "metrics", "reason")
-    for job in _ask(base, "")["jobs"]:
+    for job in _ask(http, "")["jobs"]:
         done = job["progress"]
         how_far = f"{done['step']} of {done['steps']}" if done else ""
         metrics = headline(job["result"].get("metrics") or (done.get("best") or {}).get("metrics") or {})
@@ -32,37 +32,37 @@ def show(base: str, out: Console) -> None:
     out.print(table)
 
 
-def watch(base: str, id: str, out: Console) -> bool:
+def watch(http: httpx.Client, id: str, out: Console) -> bool:
     """A bar that follows a job to its end, through restarts of the server and of its database. True if it succeeded.
 
     Raises Invalid if it is unknown, HearthError for an answer that is none, httpx.ConnectError if no server answers at first.
     """
-    _ask(base, f"/{id}")
+    _ask(http, f"/{id}")
     last, told = "0", False
     with progress_bar(out) as bar:
         row = bar.add_task("waiting", total=None)
         while True:
             try:
-                for number in _follow(base, id, last, bar, row):
+                for number in _follow(http, id, last, bar, row):
                     last, told = number, False
-                state = str(_ask(base, f"/{id}")["state"])  # a resumed job's history holds ends that were none
+                state = str(_ask(http, f"/{id}")["state"])  # a resumed job's history holds ends that were none
                 if state in DONE:
                     return state == "succeeded"
             except (httpx.TransportError, Unavailable) as error:  # server or database is being restarted; the job goes on
                 if not told:
-                    why = error.detail if isinstance(error, Unavailable) else f"{base} does not answer"
+                    why = error.detail if isinstance(error, Unavailable) else f"{_base(http)} does not answer"
                     bar.console.print(f"{why}; waiting until that is over")
                 told = True
             time.sleep(_AGAIN_S)
 
 
-def _follow(base: str, id: str, last: str, bar: Progress, row: Any) -> Iterator[str]:
+def _follow(http: httpx.Client, id: str, last: str, bar: Progress, row: Any) -> Iterator[str]:
     """Show what happens after event `last`, until the stream ends; the number of each event that was shown."""
     kind = number = ""
-    with httpx.stream("GET", f"{base}/finetune/{id}/events", headers={"Last-Event-ID": last}, timeout=_PATIENCE_S) as stream:
+    with http.stream("GET", f"/finetune/{id}/events", headers={"Last-Event-ID": last}, timeout=_PATIENCE_S) as stream:
         if not stream.is_success:
             stream.read()
-            raise _refusal(base, stream)
+            raise _refusal(http, stream)
         for line in stream.iter_lines():
             name, _, value = line.partition(": ")
             if name == "id":
@@ -83,18 +83,19 @@ def _tell(kind: str, data: dict[str, Any], bar: Progress, row: Any) -> None:
         bar.console.print(f"{data.get('state', '')}{': ' + data['reason'] if data.get('reason') else ''}")
 
 
-def _ask(base: str, path: str) -> dict[str, Any]:
-    answer = httpx.get(f"{base}/finetune{path}", timeout=30)
+def _ask(http: httpx.Client, path: str) -> dict[str, Any]:
+    answer = http.get(f"/finetune{path}")
     try:
         told: dict[str, Any] = answer.json()
     except ValueError:
         told = {}
     if not answer.is_success or not told:
-        raise _refusal(base, answer)
+        raise _refusal(http, answer)
     return told
 
 
-def _refusal(base: str, answer: httpx.Response) -> HearthError:
+def _refusal(http: httpx.Client, answer: httpx.Response) -> HearthError:
+    base = _base(http)
     try:
         told = answer.json()
         code, detail = str(told["code"]), str(told["detail"])
@@ -104,3 +105,7 @@ def _refusal(base: str, answer: httpx.Response) -> HearthError:
         return Invalid(f"{base}: {detail}; hearth jobs lists them")
     kind = Unavailable if code == Unavailable.code else HearthError
     return kind(f"{base} answered {answer.status_code}: {detail or 'nothing'}")
+
+
+def _base(http: httpx.Client) -> str:
+    return str(http.base_url).rstrip("/")

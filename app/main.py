@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import os
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app import logs, settings as env
+from app import keys, logs, settings as env
+from app.audit import note
 from app.card import Card
 from app.catalogue import Catalogue
 from app.download import WeightsError
@@ -20,10 +20,11 @@ from app.errors import Invalid
 from app.logs import log
 from app.pool.roster import Roster, Served
 from app.pool.traffic import Traffic
-from app.process import command, search_path
+from app.private import private_folder
+from app.process import command, search_path, take_descriptors
 from app.settings import Settings, traffic_file
 from app.tasks.base import Files
-from app.tuning.job import unannounced
+from app.tuning.job import made_by, unannounced
 from app.weights import Damaged, checked, is_remote, locate, reachable
 
 if TYPE_CHECKING:
@@ -35,10 +36,15 @@ Announce = Callable[[Settings, Roster, int], None]
 def serve(settings: Settings, announce: Announce) -> None:
     """Serve until SIGTERM or Ctrl-C. `announce` hears the port when everything stands.
 
-    Raises Invalid (a card or a name is wrong, port taken), WeightsError (profile `pretrained` without weights), HearthError (a
-    task of the supervisor failed).
+    Raises Invalid (a card, a name or the file of keys is wrong, port taken), WeightsError (profile `pretrained` without weights),
+    HearthError (a task of the supervisor failed).
     """
     logs.configure(settings)
+    take_descriptors()
+    if settings.keys_file:
+        keys.Keys.parse(keys.read(Path(settings.keys_file)), settings.keys_file)
+    elif settings.host not in ("127.0.0.1", "::1", "localhost"):
+        log.warning("no keys (HEARTH_KEYS_FILE): whoever reaches %s may ask models; all else is for this machine", settings.host)
     catalogue = Catalogue.read(settings.home)
     for folder, why in catalogue.broken.items():
         log.error("the card in %s is left out: %s", folder, why)
@@ -61,18 +67,25 @@ async def _run(settings: Settings, catalogue: Catalogue, listening: socket.socke
         elif preparing is not None:
             preparing.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-    folder = Path(tempfile.mkdtemp(prefix="hearth-"))  # mode 0700: only this user reaches the sockets in it
-    try:
+    had_terminal, turn = os.isatty(0), asyncio.Lock()
+
+    def reload() -> None:
+        if had_terminal and not os.isatty(0):  # it was closed, and said so to all that it had started
+            stop()
+        elif supervisor is None:
+            log.info("still starting; cards and keys are read again when SIGHUP comes after that")
+        else:
+            supervisor.spawn(_reload(supervisor, settings, turn))
+
+    for number, follow in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
+        asyncio.get_running_loop().add_signal_handler(number, follow)
+    with private_folder() as folder:
         try:
             supervisor = await _prepare(settings, catalogue, listening, folder)
         except asyncio.CancelledError:
             log.info("stopped while starting; what was downloaded is kept, and the next start goes on from there")
             return
         await supervisor.run(announce)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.socket, folder: Path) -> Supervisor:
@@ -94,7 +107,7 @@ async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.s
         key for key, card in catalogue.cards.items() if key in answering or (card.serving.resident and card.model not in routes)
     ]
     preload = list(dict.fromkeys([*preload, *resident]))
-    for name in reversed(preload):  # a task whose default is not among the chosen models uses the first one that is
+    for name in preload:  # a task whose default is not among the chosen models uses the first one that is
         if defaults.get(catalogue.cards[name].task) not in preload:
             defaults[catalogue.cards[name].task] = name
     settings = settings.model_copy(update={"devices": tuple(await _devices(settings))})
@@ -110,6 +123,23 @@ async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.s
     for card, share in unannounced(catalogue.cards.values(), settings.home):
         supervisor.adopt(card, share)
     return supervisor
+
+
+async def _reload(supervisor: Supervisor, settings: Settings, turn: asyncio.Lock) -> None:
+    """Read keys and cards again; what is wrong with them is told, and changes nothing."""
+    async with turn:
+        log.info("reloading keys and cards")
+        await supervisor.keyring.reload()
+        try:
+            catalogue = await asyncio.to_thread(Catalogue.read, settings.home)
+        except Invalid as error:
+            log.error("THE CARDS STAY AS THEY WERE: %s", error.detail)
+            note(settings.home, "cards reload", "refused", why=error.detail)
+            return
+        # A person's own version waits for its traffic; of a job's the foreman tells.
+        shares = {name: 0.0 for name, card in catalogue.cards.items() if not made_by(card.folder)}
+        shares |= {card.name: share for card, share in unannounced(catalogue.cards.values(), settings.home)}
+        supervisor.renewal.take(catalogue, shares)
 
 
 async def _choose(settings: Settings, catalogue: Catalogue) -> dict[str, str]:

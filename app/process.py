@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 import platform
+import resource
 import signal
+import socket
 import struct
 import sys
 from contextlib import suppress
@@ -14,15 +18,64 @@ from pathlib import Path
 import psutil
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+_CLONE = {"x86_64": 56, "aarch64": 220}
+_CLONE_FILES, _CLONE_PARENT = 0x400, 0x8000  # clone(2)
+_DESCRIPTORS = 1 << 16
 _MODEST = 10  # nice
 _TURN_NS = 100_000  # the shortest that the kernel grants; a model's threads have 3 ms
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl(2)
+_F_SETSIG = 10  # fcntl(2)
 
 
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, so that nothing is ever orphaned."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def can_fork_beside() -> bool:
+    """Whether `fork_beside` works here."""
+    return sys.platform == "linux" and platform.machine() in _CLONE
+
+
+def fork_beside() -> int:
+    """Fork as `os.fork` does, but a sibling that has this process's table of descriptors, not a copy of it (clone(2)).
+
+    What either opens both have, until one of them closes it; what one leaves behind when it is killed, the other still has.
+    For processes with one thread, because locks of other threads would stay taken. Raises OSError.
+    """
+    if not can_fork_beside():
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    c = ctypes.PyDLL(None, use_errno=True)  # one that keeps the interpreter's lock
+    c.PyOS_BeforeFork()
+    pid = int(c.syscall(_CLONE[platform.machine()], _CLONE_FILES | _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0))
+    failed = ctypes.get_errno()
+    (c.PyOS_AfterFork_Parent if pid else c.PyOS_AfterFork_Child)()
+    if pid < 0:
+        raise OSError(failed, os.strerror(failed))
+    return pid
+
+
+def take_descriptors() -> None:
+    """As many as we are allowed: the usual 1024 are a thousand idle callers."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS allows fewer than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS if most < 0 else min(most, _DESCRIPTORS), most))
+
+
+def die_with(address: str) -> None:
+    """Ask the kernel to kill this process when whoever listens at `address` is gone, whatever becomes of its parent.
+
+    The end of a connection that nobody ever writes to is told by a signal (fcntl(2), F_SETSIG): a model that computes, or hangs,
+    need not look. Raises OSError where nobody listens.
+    """
+    if sys.platform == "linux":
+        leash = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        leash.connect(address)
+        fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(leash, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(leash, fcntl.F_SETFL, os.O_ASYNC)
+        leash.detach()  # open for as long as the process lives
 
 
 def set_name(name: str) -> None:
@@ -42,6 +95,15 @@ def take_short_turns() -> None:
         # size, policy SCHED_OTHER, flags, nice, priority, runtime (ns), deadline, period: struct sched_attr
         attributes = struct.pack("<IIQiIQQQ", 48, 0, 0, os.nice(0), 0, _TURN_NS, 0, 0)
         ctypes.CDLL(None).syscall(call, 0, attributes, 0)
+
+
+def go_first(score: int) -> None:
+    """When the machine has no more memory, have the kernel end this process before others (proc(5), oom_score_adj): those whose
+    loss is mended in a second, not those that mend it. `score` is in thousandths of the memory there is.
+    """
+    file = Path("/proc/self/oom_score_adj")
+    with suppress(OSError, ValueError):
+        file.write_text(str(max(score, int(file.read_text()))))
 
 
 def stand_back() -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from app.errors import Invalid
+from app.rates import Rate
 
 _PREFIX = "HEARTH_"
 
@@ -75,7 +77,7 @@ class Settings(BaseModel):
         "https://download.pytorch.org/models", description="where torchvision's weights lie, or a mirror"
     )
 
-    @field_validator("models", "devices", mode="before")
+    @field_validator("models", "devices", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -84,6 +86,13 @@ class Settings(BaseModel):
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("address_rate")
+    @classmethod
+    def _is_rate(cls, value: str) -> str:
+        if value:
+            Rate.parse(value)
+        return value
 
     @classmethod
     def from_environment(cls, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -102,11 +111,7 @@ class Settings(BaseModel):
         try:
             return cls(**given)
         except ValidationError as error:
-            lines = [
-                f"{variable(str(e['loc'][0]))}={given.get(str(e['loc'][0]))}: {e['msg'][0].lower()}{e['msg'][1:]}"
-                for e in error.errors(include_url=False)
-            ]
-            raise Invalid("\n".join(dict.fromkeys(lines))) from error
+            raise Invalid("\n".join(dict.fromkeys(_told(e, given) for e in error.errors(include_url=False)))) from None
 
     def frontend_count(self) -> int:
         """HTTP processes: beside a model that fills the cores, one suffices for four of them."""
@@ -117,8 +122,8 @@ class Settings(BaseModel):
         return None if self.threads == "auto" else self.threads
 
     def to_environment(self) -> dict[str, str]:
-        """The same settings as variables, for child processes."""
-        return {variable(name): _text(getattr(self, name)) for name in type(self).model_fields}
+        """The same settings as variables, for child processes; but for a caller's key, which is none of the server's."""
+        return {variable(name): _text(getattr(self, name)) for name in public_fields()}
 
 
 def traffic_file(home: Path) -> Path:
@@ -131,9 +136,20 @@ def jobs_folder(home: Path) -> Path:
     return home / "jobs"
 
 
+def public_fields() -> dict[str, FieldInfo]:
+    """The settings that may stand in a command line, which everybody on the machine can read: all but secrets."""
+    return {name: field for name, field in Settings.model_fields.items() if not field.exclude}
+
+
 def variable(name: str) -> str:
     """The environment variable of a field."""
     return _PREFIX + name.upper()
+
+
+def _told(error: Any, given: Mapping[str, Any]) -> str:
+    """A mistake in one line. What is secret is not repeated."""
+    name, why = str(error["loc"][0]), f"{error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{variable(name)}={given.get(name) if name in public_fields() else '…'}: {why}"
 
 
 def _text(value: Any) -> str:

@@ -41,6 +41,20 @@ TUNED = {
     "mnist": {"as served": Bar(least=0.975)},
     "digits-speech": {"as served": Bar(most=0.05)},
 }
+SOAK = LOST | {
+    "jobs failed": Bar(most=0),
+    "memory_mib, growth an hour": Bar(most=0.10),
+    "descriptors, growth an hour": Bar(most=0.05),
+    "threads, growth an hour": Bar(most=0.05),
+    "shared_mib, growth an hour": Bar(most=0.10),
+}
+OVERLOAD = {
+    "accepted p99 over the deadline": Bar(most=1),
+    "refused, p99 in ms": Bar(most=20),
+    "refused without Retry-After": Bar(most=0),
+    "let in of those who came back": Bar(least=1),
+    "goodput at 10 x over that at 1 x": Bar(least=0.9),
+}
 BESIDE = LOST | {"p99 beside a job over alone": Bar(most=2)}
 
 

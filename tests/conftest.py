@@ -20,6 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="tests/chaos: each fault for longer, and times as they are promised")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data; tests that need it are skipped where it is not."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+import psutil
 
 from app.settings import cores
 
 HARDLY_FASTER = 1.2  # one thread may take so much longer than several
 QUICK_S = 0.005  # of a batch: a model that takes longer gains by more threads
 _ROUNDS = 5
+_CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -83,6 +88,26 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         if libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_M_MMAP_THRESHOLD, 1 << 25):  # some take no more than 32 MiB
             libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def bound_memory(most_mb: float | None) -> None:
+    """Refuse this process more writable memory than that, or than there is (RLIMIT_DATA; Linux). The input that asks for more
+    then fails with OutOfMemory, instead of the kernel ending some process.
+    """
+    if sys.platform == "linux":
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        most = int(most_mb * 2**20) if most_mb else memory_bytes()
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def memory_bytes() -> int:
+    """What the machine has of memory and swap, or the container may have (cgroups, both versions)."""
+    found: list[int] = [psutil.virtual_memory().total + psutil.swap_memory().total]
+    for file in _CGROUP:
+        with contextlib.suppress(OSError, ValueError):  # none, or "max"
+            found.append(int(Path(file).read_text()))
+    return min(found)
 
 
 def give_back() -> None:

@@ -1,7 +1,8 @@
 """The nursery: imports what workers need once, then forks them in milliseconds. Never touches CUDA or threads.
 
-`python -m app.engine.nursery FD` talks JSON lines over the socket FD: it reads `{"spec": …}` and writes `{"forked": name,
-"pid": n}` and `{"exited": name, "status": n}`. It ends with its socket, and its workers end with it.
+`python -m app.engine.nursery FD` talks JSON lines over the socket FD: it reads `{"spec": …}`, and `{"expect": …}` of workers that
+it will have to replace, and writes `{"forked": name, "pid": n}` and `{"exited": name, "status": n}`. It ends with its socket. Its
+workers do not end with it, but with the supervisor: importing torch anew takes seconds, in which they go on answering.
 Our own forty lines instead of `multiprocessing.forkserver`: that one re-imports the caller's `__main__` in every child, tells
 no exit status of a child that was killed while it was starting, and leaves the children running when it dies itself.
 """
@@ -22,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from app.process import die_with_parent, set_name
+from app.process import die_with, die_with_parent, go_first, set_name
 
 _FOR_ALL = (
     "app.engine.worker",
@@ -38,6 +39,7 @@ _FOR_MODULES = (
     "transformers.models.bert.modeling_bert",
     "transformers.models.wav2vec2.modeling_wav2vec2",
 )
+_FIRST = 500  # of the workers when memory ends, before all that mends their loss; tuners go before them (tuning/process.py)
 
 
 class Nursery:
@@ -70,16 +72,21 @@ class Nursery:
         data = self._control.recv(1 << 16)
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
-            self._fork(json.loads(line)["spec"])
+            words = json.loads(line)
+            self._prepare(words.get("expect") or words["spec"])
+            if "spec" in words:
+                self._fork(words["spec"])
         return bool(data)
 
-    def _fork(self, spec: dict[str, Any]) -> None:
+    def _prepare(self, spec: dict[str, Any]) -> None:
         if self._missing and not _has_compiled(spec):
             missing, self._missing = self._missing, ()
             try:
                 _preload(missing)
             except Exception:  # noqa: BLE001  whoever needs it fails alone and says why; the other workers live on
                 traceback.print_exc()
+
+    def _fork(self, spec: dict[str, Any]) -> None:
         pid = os.fork()
         if pid == 0:
             _live(spec, self._control)
@@ -114,7 +121,8 @@ def _live(spec: dict[str, Any], control: socket.socket) -> None:
     """The child's whole life."""
     status = 1
     try:
-        die_with_parent()
+        die_with(spec["control"])
+        go_first(_FIRST)
         set_name(f"hearth {spec['name']}")
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

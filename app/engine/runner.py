@@ -21,6 +21,8 @@ from app.tasks.base import Arrays, Batch, Output, Program
 Observe = Callable[[str, float], None]
 """Told each stage's name and seconds."""
 
+_NUMBERS = "biuf"  # kinds that an answer may be made of (`wire/frames.py` carries no others)
+
 
 @dataclass(slots=True)
 class Pending:
@@ -124,6 +126,8 @@ class Runner:
 
 def _checked(output: Output) -> Output | HearthError:
     for name, array in output.items():
+        if array.dtype.kind not in _NUMBERS:
+            return ModelFailed(f"the model gave {name!r} as {array.dtype}, which is no plain number")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return ModelFailed(f"the model gave {name!r} values that are not finite numbers")
     return output

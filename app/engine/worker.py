@@ -121,6 +121,8 @@ class Worker:
         """What an earlier start compiled; else eager at once, and what computes faster is looked for beside the service."""
         devices.keep_memory()
         spec, on_cpu = self._spec, self._spec.device == "cpu"
+        if on_cpu:  # CUDA reserves far more than it uses
+            devices.bound_memory(self._card.limits.memory_mb)
         self._threads = devices.thread_count(spec.device, spec.threads)
         files = {name: Path(path) for name, path in spec.files.items()}
         program: Program = resolve(TASKS[self._card.task].program)(self._card, files)

@@ -6,13 +6,27 @@ told from what the last batches took.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
-from app.errors import TooBusy
+from app.errors import RateLimited, TooBusy, TooLarge
+from app.keys import Key
 
 _NEWEST = 0.3  # weight of the newest batch
 _FAR = 3.0  # times the usual pace: more is not believed at once, or one slow batch would make us refuse what would be answered
 _MARGIN = 0.75  # share of the time allowed that the expected wait may fill: batches and arrivals are uneven
+
+
+@dataclass(slots=True)
+class Place:
+    """What one key, of those that may hold a share of it, has in a queue."""
+
+    held: int = 0
+    sent: int = 0
+
+
+PLACE: ContextVar[Place | None] = ContextVar("place", default=None)
+"""Of the request that is being answered; what its inputs become counts there."""
 
 
 @dataclass(slots=True)
@@ -23,6 +37,8 @@ class Admission:
     held: int = 0
     sent: int = 0
     pace_s: float = 0.0
+    places: dict[str, Place] = field(default_factory=dict)
+    """By key, while it holds something."""
 
     def answered(self, pace_s: float, batch: int) -> None:
         """One answer came, of a batch of so many that took so long each."""
@@ -49,3 +65,23 @@ class Admission:
             wait_s = max(1.0, expected_s - _MARGIN * allowed_s)
             why = f"{before} inputs wait, this one would be answered in {expected_s:.1f} s and may take {allowed_s:.1f} s"
         raise TooBusy(f"{self.model}: {why}; come back in {wait_s:.0f} s", retry_after_s=wait_s)
+
+    def place(self, key: Key, inputs: int, *, room: int, workers: float) -> Place:
+        """The place of a key whose share has room for so many more. Raises RateLimited, with the seconds until it should
+        have; TooLarge for what is more than the share.
+
+        What a key may hold is less than what the queue holds, so others find room, whatever one asks for. A recording that was
+        let in may yet turn out to be many samples; then its key waits longer for the next one.
+        """
+        most = max(1, int(key.share * room))
+        if inputs > most:
+            raise TooLarge(f"{self.model}: {inputs} inputs at once; the share of {key.name} is {most}: send less in a request")
+        place = self.places.get(key.id) or Place()
+        before = max(place.held, place.sent)
+        if before + inputs > most:
+            # Between two of its own, samples of others are answered too.
+            each_s = self.pace_s / workers * max(self.held, self.sent) / before
+            wait_s = max(1.0, (before + inputs - most) * each_s)
+            why = f"{key.name} has {before} inputs in the queue and its share is {most}"
+            raise RateLimited(f"{self.model}: {why}; come back in {wait_s:.0f} s", retry_after_s=wait_s)
+        return place

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 from app.card import Card
+from app.keys import Key
 from app.tasks.base import Codec, Output, Sample
 
 State = Literal["unloaded", "loading", "ready", "failed"]
@@ -75,9 +76,9 @@ class Pool(Protocol):
         """
         ...
 
-    def admit(self, model: str, inputs: int, deadline: float) -> AbstractContextManager[None]:
+    def admit(self, model: str, inputs: int, deadline: float, key: Key | None = None) -> AbstractContextManager[None]:
         """Room in the queue while the context lasts; TooBusy (with `retry_after_s`) if there is none, or no answer could come
-        before the `deadline`. Enter before decoding.
+        before the `deadline`; RateLimited or TooLarge if the caller's `key` has no room in its share. Enter before decoding.
         """
         ...
 
@@ -111,7 +112,7 @@ class Pool(Protocol):
         ...
 
     async def proven(self, within_s: float) -> dict[str, str]:
-        """Preloaded models → "" if each of its workers has answered a real forward in the last second or does so within
+        """Preloaded models → "" if each of its workers has answered a real forward in the last half second or does so within
         `within_s` (and the time of two of its longest batches: it may be busy), else what is wrong. Truth for `/health/ready`.
         Where all preloaded models were unloaded: those that are ready.
         """

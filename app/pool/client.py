@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
@@ -16,8 +15,11 @@ import numpy as np
 
 from app.card import Card
 from app.errors import Deadline, Poisoned, WorkerLost, from_code
+from app.keys import Key
 from app.logs import log
+from app.pool.admission import PLACE
 from app.pool.base import Answer, Model
+from app.pool.cargo import Cargo
 from app.pool.directory import Directory, Known, describe
 from app.pool.flights import Flight, Flights
 from app.pool.probe import Probe
@@ -29,18 +31,8 @@ from app.wire.sockets import Endpoint, address
 
 _AGAIN_S = 1.0  # after which a worker that could not be reached is tried again
 _LEAVE_S = 0.2  # a version that is to be freed is looked at so often
-_PROVEN_S = 1.0  # an answer to a real request proves a worker for so long
+_PROVEN_S = 0.5  # an answer to a real request proves a worker for so long
 _ID_BITS = 40  # a frontend's number stands above its counter: ids are unique among frontends
-
-
-@dataclass(slots=True)
-class _Cargo:
-    """What it takes to send a sample, again if need be."""
-
-    sample: Sample
-    outputs: tuple[str, ...]
-    deadline: float
-    future: asyncio.Future[Answer]
 
 
 class Client:
@@ -49,7 +41,7 @@ class Client:
     def __init__(self, settings: Settings, folder: str, number: int) -> None:
         self._folder = folder
         self._name = f"frontend.{number}"
-        self._flights: Flights[_Cargo] = Flights(first_id=number << _ID_BITS)
+        self._flights: Flights[Cargo] = Flights(first_id=number << _ID_BITS)
         self._directory = Directory(settings)
         self._links: dict[str, Endpoint] = {}
         self._load: Counter[str] = Counter()  # worker → open flights
@@ -59,12 +51,18 @@ class Client:
         self._changes: dict[int, asyncio.Future[None]] = {}
         self._change_ids = count(1)
         self._probe = Probe()
+        self._told = asyncio.Event()
+        self.on_keys: Callable[[str | None], None] = lambda _: None  # hears who may ask
 
     def start(self) -> None:
         """Connect to the supervisor, who answers with the table. Needs the running loop."""
         self._control = Endpoint.connect(address(self._folder, "supervisor"), self._name)
         self._control.attach(self._on_control)
         self._control.send(Hello(role="frontend", pid=os.getpid()))
+
+    async def told(self) -> None:
+        """Returns when the table has come: before that, no model is known."""
+        await self._told.wait()
 
     def close(self) -> None:
         """Close the sockets."""
@@ -91,9 +89,9 @@ class Client:
             known.model = self._describe(known.card.name, memory=False)
         return known.model, codec
 
-    def admit(self, model: str, inputs: int, deadline: float) -> AbstractContextManager[None]:
-        """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy."""
-        return self._directory.admit(model, inputs, deadline)
+    def admit(self, model: str, inputs: int, deadline: float, key: Key | None = None) -> AbstractContextManager[None]:
+        """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy, RateLimited, TooLarge."""
+        return self._directory.admit(model, inputs, deadline, key)
 
     async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
         """Run one sample. Whatever happens, exactly one answer or error."""
@@ -170,15 +168,18 @@ class Client:
 
     async def _submit(self, model: str, sample: Sample, outputs: tuple[str, ...], deadline: float, worker: str | None) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        flight = self._flights.open(model, _Cargo(sample, outputs, deadline, future))
-        queue = self._directory[model].queue
-        queue.sent += 1
+        flight = self._flights.open(model, Cargo(sample, outputs, deadline, future))
+        queue, place = self._directory[model].queue, PLACE.get()
+        counts = (queue,) if place is None else (queue, place)
+        for one in counts:
+            one.sent += 1
         late = future.get_loop().call_later(deadline - time.monotonic(), self._late, future)
         try:
             self._launch(flight, worker)
             return await future
         finally:
-            queue.sent -= 1
+            for one in counts:
+                one.sent -= 1
             late.cancel()
             if flight.worker is not None and flight.worker in self._load:
                 self._load[flight.worker] -= 1
@@ -190,7 +191,7 @@ class Client:
         if not future.done():
             future.set_exception(Deadline("no answer before the deadline; allow more time with timeout_ms, or send less"))
 
-    def _launch(self, flight: Flight[_Cargo], worker: str | None = None) -> None:
+    def _launch(self, flight: Flight[Cargo], worker: str | None = None) -> None:
         """Send a sample to the least loaded ready worker; without one it waits for the next table."""
         known = self._directory[flight.model]
         ready = [w.name for w in known.entry.workers if w.state == "ready" and w.name in self._links]
@@ -207,7 +208,7 @@ class Client:
         run = Run(flight.id, cargo.sample.cost, cargo.deadline, cargo.outputs, flight.alone)
         self._links[chosen].send(run, cargo.sample.arrays)
 
-    def _fail(self, flight: Flight[_Cargo], error: Exception) -> None:
+    def _fail(self, flight: Flight[Cargo], error: Exception) -> None:
         self._flights.close(flight.id)
         if not flight.cargo.future.done():
             flight.cargo.future.set_exception(error)
@@ -237,7 +238,9 @@ class Client:
 
     def _on_table(self, table: Table) -> None:
         self._table = table
+        self._told.set()
         self._directory.update(table)
+        self.on_keys(table.keys)
         self._connect(table)
         for flight in self._flights.aboard(None):
             self._launch(flight)
@@ -281,12 +284,13 @@ class Client:
             return
         if isinstance(message, Done):  # an error proves nothing: every forward may fail
             self._answered[worker] = time.monotonic()
+            self._longest[worker] = max(message.run_s, 0.9 * self._longest.get(worker, 0.0))
+            self._probe.proven(worker)
         flight = self._flights.close(message.id)
         if flight is None or flight.cargo.future.done():
             return
         if isinstance(message, Done):
             self._directory[flight.model].queue.answered(message.pace_s, message.batch)
-            self._longest[worker] = max(message.run_s, 0.9 * self._longest.get(worker, 0.0))
             answer = Answer(output=arrays, queue_s=message.queue_s, run_s=message.run_s, batch=message.batch)
             flight.cargo.future.set_result(answer)
         else:

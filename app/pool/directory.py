@@ -13,7 +13,8 @@ from typing import Any
 from app.card import Card
 from app.catalogue import number_of, versions_of
 from app.errors import Conflict, HearthError, Loading, UnknownModel, WorkerLost
-from app.pool.admission import Admission
+from app.keys import Key
+from app.pool.admission import PLACE, Admission, Place
 from app.pool.base import Model, Replica
 from app.process import resident_bytes
 from app.settings import Settings
@@ -102,19 +103,23 @@ class Directory:
         return known, known.codec
 
     @contextmanager
-    def admit(self, key: str, inputs: int, deadline: float) -> Iterator[None]:
-        """Hold room for `inputs` in this frontend's share of the version's queue. Raises TooBusy."""
-        known = self[key]
+    def admit(self, name: str, inputs: int, deadline: float, key: Key | None = None) -> Iterator[None]:
+        """Hold room for `inputs` in this frontend's share of the version's queue, and in the caller's share of that. Raises
+        TooBusy, RateLimited, TooLarge.
+        """
+        known = self[name]
         queue = known.queue
-        queue.check(
-            inputs,
-            room=max(1, known.card.limits.max_queue // self._frontends),
-            allowed_s=deadline - time.monotonic(),
-            workers=max(1, len(known.entry.workers)) / self._frontends,
-        )
+        room = max(1, known.card.limits.max_queue // self._frontends)
+        workers = max(1, len(known.entry.workers)) / self._frontends
+        place = queue.place(key, inputs, room=room, workers=workers) if key and key.share < 1 else None
+        queue.check(inputs, room=room, allowed_s=deadline - time.monotonic(), workers=workers)
         queue.held += inputs
         try:
-            yield
+            if place is None or key is None:
+                yield
+            else:
+                with _placed(queue, key, place, inputs):
+                    yield
         finally:
             queue.held -= inputs
 
@@ -141,7 +146,7 @@ class Directory:
         # `meta` is there once it was ready; while its worker is replaced, samples wait for the new one.
         able = {key: share for key, share in route.shares.items() if self[key].entry.meta}
         shares = able or route.shares
-        (key,) = shares if len(shares) == 1 else random.choices(list(shares), list(shares.values()))  # noqa: S311
+        (key,) = shares if len(shares) == 1 else random.choices(list(shares), list(shares.values()))  # noqa: S311  a draw among versions
         return self[key]
 
     def _default(self, task: str) -> Known:
@@ -161,6 +166,20 @@ class Directory:
         if fitting:
             return f"name one of these as model: {', '.join(fitting)}"
         return "there is none yet: POST /finetune makes one of your data, or put a card into $HEARTH_HOME/models"
+
+
+@contextmanager
+def _placed(queue: Admission, key: Key, place: Place, inputs: int) -> Iterator[None]:
+    queue.places[key.id] = place
+    place.held += inputs
+    token = PLACE.set(place)
+    try:
+        yield
+    finally:
+        PLACE.reset(token)
+        place.held -= inputs
+        if not place.held:
+            del queue.places[key.id]
 
 
 def _plain(name: str, known: Collection[str]) -> str:

@@ -18,6 +18,8 @@ from app.wire.blackbox import BlackBox
 from app.wire.messages import Change, Changed, Message, Stop
 from app.wire.sockets import address
 
+_AGAIN_S = 1.0
+
 Fetch = Callable[[Card], Awaitable[Files]]
 """Find a model's files, downloading them if they are not here. Raises HearthError."""
 
@@ -62,6 +64,7 @@ class Loading:
     def load(self, model: str) -> None:
         """Start its workers, once its files are here."""
         served = self._roster.models[model]
+        served.renew()
         served.wanted, served.why = True, ""
         self._house.spawn(self._start_workers(model))
 
@@ -92,6 +95,8 @@ class Loading:
     def give_up(self, model: str, why: str) -> None:
         """It counts as failed."""
         log.error("%s failed: %s", model, why)
+        if model not in self._roster.models:  # removed, while its files were still looked for
+            return
         self.unload(model, why)
         self.settle(model)
 
@@ -99,7 +104,12 @@ class Loading:
         """Ask the nursery for a worker."""
         served = self._roster.models[birth.model]
         path = self._folder / f"{birth.name}.blackbox"
-        self.boxes[birth.name] = BlackBox(path, create=True)
+        try:
+            self.boxes[birth.name] = BlackBox(path, create=True)
+        except OSError as error:
+            log.error("no worker can be started for %s for now: %s", birth.model, error)
+            asyncio.get_running_loop().call_later(_AGAIN_S, self._fork_again, birth)
+            return
         self._nursery.fork(
             {
                 "name": birth.name,
@@ -115,6 +125,10 @@ class Loading:
                 "blackbox": str(path),
             }
         )
+
+    def _fork_again(self, birth: Birth) -> None:
+        if self._roster.find(birth.name):  # it is still wanted
+            self.fork(birth)
 
     def change(self, peer: str, change: Change) -> None:
         """A frontend wants a model loaded or unloaded."""

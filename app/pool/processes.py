@@ -1,4 +1,4 @@
-"""The supervisor's hands: start the nursery and the frontends, ask for workers, hear of every end. Decides nothing."""
+"""The supervisor's hands: start the nursery and the foreman, ask for workers, hear of every end. Decides nothing."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ class Nursery:
         self._forked = forked
         self._exited = exited
         self.workers: dict[str, int] = {}
+        self._specs: dict[str, dict[str, Any]] = {}  # of all workers
+        self._orphans: set[str] = set()  # workers whose nursery is gone
         self._asked: dict[str, dict[str, Any]] = {}  # specs of workers that are not yet forked
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def run(self) -> None:
-        """Keep a nursery alive. When one dies its workers die with it, and each is reported like any other."""
+        """Keep a nursery alive. When one dies its workers live on, and the end of each is reported like any other."""
         while True:
             reader = await self._start()
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -46,20 +48,21 @@ class Nursery:
 
     def fork(self, spec: dict[str, Any]) -> None:
         """Ask for a worker. It is reported as forked, and later as exited, whatever happens."""
-        self._asked[spec["name"]] = spec
-        if self._writer is not None:
-            self._send(spec)
+        self._specs[spec["name"]] = self._asked[spec["name"]] = spec
+        self._send(spec=spec)
 
     def kill(self, worker: str) -> None:
         """End a worker now (SIGKILL)."""
         if pid := self.workers.get(worker):
-            _kill(pid)
+            kill(pid)
 
     async def close(self) -> None:
         """End the nursery and with it every worker that is left."""
         if self._process is not None:
-            _kill(self._process.pid)
+            kill(self._process.pid)
             await self._process.wait()
+        for pid in self.workers.values():
+            kill(pid)
 
     async def _start(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
@@ -75,13 +78,15 @@ class Nursery:
         )
         theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=_LINE_BYTES)
+        for name in self.workers:  # it will have to replace them
+            self._send(expect=self._specs[name])
         for spec in self._asked.values():
-            self._send(spec)
+            self._send(spec=spec)
         return reader
 
-    def _send(self, spec: dict[str, Any]) -> None:
+    def _send(self, **words: Any) -> None:
         if self._writer is not None:
-            self._writer.write(json.dumps({"spec": spec}).encode() + b"\n")
+            self._writer.write(json.dumps(words).encode() + b"\n")
 
     def _hear(self, words: dict[str, Any]) -> None:
         if name := words.get("forked"):
@@ -89,7 +94,7 @@ class Nursery:
             self.workers[name] = words["pid"]
             self._forked(name, words["pid"])
         elif name := words.get("exited"):
-            self._exited(name, self.workers.pop(name, 0), words["status"])
+            self._gone(name, words["status"])
 
     async def _bury(self) -> None:
         if self._writer is not None:
@@ -97,54 +102,35 @@ class Nursery:
             self._writer = None
         if self._process is not None:
             await self._process.wait()
-        lost, self.workers = self.workers, {}
-        for pid in lost.values():  # where the kernel does not end them with their parent
-            _kill(pid)
-        lost |= dict.fromkeys(self._asked, 0)
-        self._asked.clear()
-        for name, pid in lost.items():
-            self._exited(name, pid, -signal.SIGKILL)
+        for name in self.workers.keys() - self._orphans:
+            self._watch(name, self.workers[name])
+        lost, self._asked = self._asked, {}
+        for name in lost:
+            self._gone(name, -signal.SIGKILL)
 
+    def _watch(self, name: str, pid: int) -> None:
+        """Hear of a worker's end from the kernel: its parent is gone."""
+        try:
+            end = os.pidfd_open(pid)
+        except (AttributeError, OSError):  # it has ended, too; or this is no Linux
+            kill(pid)
+            self._ended(name)
+        else:
+            self._orphans.add(name)
+            asyncio.get_running_loop().add_reader(end, self._ended, name, end)
 
-class Frontends:
-    """The HTTP processes. Each inherits the listening socket; what ends is replaced until `close`."""
+    def _ended(self, name: str, end: int | None = None) -> None:
+        if end is not None:
+            asyncio.get_running_loop().remove_reader(end)
+            os.close(end)
+        self._orphans.discard(name)
+        with contextlib.suppress(ChildProcessError):  # ours alone where we are the first process of a container
+            os.waitpid(self.workers[name], os.WNOHANG)
+        self._gone(name, -signal.SIGKILL)
 
-    def __init__(self, environment: Mapping[str, str], listening: socket.socket, folder: str) -> None:
-        self._environment = environment
-        self._listening = listening
-        self._folder = folder
-        self._born = 0
-        self._closing = False
-        self._processes: set[asyncio.subprocess.Process] = set()
-
-    async def run_one(self, exited: Exited) -> None:
-        """Keep one frontend alive; `exited` hears of each end that was not asked for."""
-        while not self._closing:
-            self._born += 1
-            number = self._born
-            process = await asyncio.create_subprocess_exec(
-                *command("app.web.process", str(self._listening.fileno()), self._folder, str(number)),
-                pass_fds=[self._listening.fileno()],
-                env=os_environment(self._environment),
-                start_new_session=True,
-            )
-            self._processes.add(process)
-            status = await process.wait()
-            self._processes.discard(process)
-            if not self._closing:
-                exited(f"frontend.{number}", process.pid, status)
-                await asyncio.sleep(min(0.1 * 2 ** min(number, 6), 5) if status > 0 else 0)  # a broken install must not spin
-
-    async def close(self, timeout_s: float) -> None:
-        """Stop accepting, let them finish, end what is left after `timeout_s`."""
-        self._closing = True
-        for process in self._processes:
-            process.send_signal(signal.SIGTERM)
-        waits = [asyncio.create_task(process.wait()) for process in self._processes]
-        if waits:
-            await asyncio.wait(waits, timeout=timeout_s)
-        for process in list(self._processes):
-            _kill(process.pid)
+    def _gone(self, name: str, status: int) -> None:
+        del self._specs[name]
+        self._exited(name, self.workers.pop(name, 0), status)
 
 
 class Foreman:
@@ -178,7 +164,7 @@ class Foreman:
             try:
                 await asyncio.wait_for(self._process.wait(), _FOREMAN_S)
             except TimeoutError:
-                _kill(self._process.pid)
+                kill(self._process.pid)
 
 
 def os_environment(ours: Mapping[str, str]) -> dict[str, str]:
@@ -186,6 +172,7 @@ def os_environment(ours: Mapping[str, str]) -> dict[str, str]:
     return inherited_environment() | dict(ours) | {"PYTHONPATH": search_path()}
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal; to one that is gone, none."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)

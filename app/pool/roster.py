@@ -39,6 +39,15 @@ class Served:
     meta: dict[str, Any] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
     generation: int = 0
+    renewed: Card | None = None
+    """What its card is since it was loaded."""
+    gone: bool = False
+    """Its card was removed since it was loaded."""
+
+    def renew(self) -> None:
+        """What changed in its card holds from now on."""
+        if self.renewed is not None:
+            self.card, self.renewed = self.renewed, None
 
     @property
     def state(self) -> Literal["unloaded", "loading", "ready", "failed"]:
@@ -116,9 +125,9 @@ class Roster:
                     return served, slot
         return None
 
-    def table(self, frontends: int, routes: dict[str, Route]) -> Table:
+    def table(self, frontends: int, routes: dict[str, Route], keys: str | None = None) -> Table:
         """What frontends are told."""
-        return Table({name: _entry(served) for name, served in self.models.items()}, frontends, routes)
+        return Table({name: _entry(served) for name, served in self.models.items()}, frontends, routes, keys)
 
     def _birth(self, model: str, served: Served, slot: Slot) -> Birth:
         served.generation += 1

@@ -20,8 +20,11 @@ from app.card import Card
 from app.catalogue import Catalogue
 from app.errors import HearthError
 from app.logs import log
+from app.pool.frontends import Frontends
+from app.pool.keyring import Keyring
 from app.pool.loading import Fetch, Loading
-from app.pool.processes import Foreman, Frontends, Nursery
+from app.pool.processes import Foreman, Nursery
+from app.pool.renewal import Renewal
 from app.pool.roster import Roster
 from app.pool.switching import Switching
 from app.pool.traffic import Traffic
@@ -30,7 +33,7 @@ from app.wire.messages import Adopt, Back, Change, Died, Hello, Leave, LoadFaile
 from app.wire.sockets import Endpoint, address
 
 _WATCH_S = 0.5
-_PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S)
+_PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S), ten of a frontend
 
 
 class Supervisor:
@@ -58,6 +61,8 @@ class Supervisor:
         self._nursery = Nursery(environment, self._on_forked, self._on_exited)
         self._loading = Loading(settings, roster, folder, fetch, self._nursery, self)
         self._switching = Switching(roster, traffic, self._loading, self, kept=settings.versions, grace_s=settings.timeout_s)
+        self.renewal = Renewal(settings, roster, self._loading, self._switching, self)
+        self.keyring = Keyring(settings, self)
         self._foreman = Foreman(environment, str(folder))
         self._http = Frontends(environment, listening, str(folder))
         self._seen = metrics.for_supervisor(folder / "metrics")
@@ -70,6 +75,7 @@ class Supervisor:
         self._control = Endpoint.listen(address(str(self._folder), "supervisor"))
         self._control.attach(self._on_message)
         self.spawn(self._nursery.run())
+        self.spawn(self.keyring.run())
         for _ in range(self._settings.frontend_count()):
             self.spawn(self._http.run_one(self._on_frontend_exit))
         for name, served in self._roster.models.items():
@@ -154,9 +160,7 @@ class Supervisor:
         self._roster.forked(name, pid)
 
     def _on_exited(self, name: str, pid: int, status: int) -> None:
-        running = self._loading.buried(name)
-        if status == 0:  # it left of its own accord
-            running = ()
+        running = self._loading.buried(name)  # nothing, if it was told to stop; a model can end its process with 0, too
         self._seen.process_gone(pid)
         found = self._roster.find(name)
         if found:
@@ -183,7 +187,7 @@ class Supervisor:
     # Telling
 
     def _table(self) -> Message:
-        return self._roster.table(self._settings.frontend_count(), self._switching.routes())
+        return self._roster.table(self._settings.frontend_count(), self._switching.routes(), self.keyring.text)
 
     def publish(self) -> None:
         """Tell every frontend what there is now."""
@@ -198,6 +202,7 @@ class Supervisor:
     def settled(self, model: str) -> None:
         """A model stands still: changes of traffic may wait for it, and so may the announcement."""
         self._switching.look()
+        self.renewal.settled(model)
         self._check_settled()
 
     def _check_settled(self) -> None:
@@ -212,6 +217,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(_WATCH_S)
             now = time.monotonic()
+            self._http.kill_silent(now, _PULSE_LOST_S)
             for name, box in list(self._loading.boxes.items()):
                 found = self._roster.find(name)
                 if found is None or found[1].state != "ready":
@@ -219,7 +225,7 @@ class Supervisor:
                 reading = box.read()
                 stall_s = found[0].card.limits.stall_s
                 stuck = bool(reading.busy_since) and now - reading.busy_since > stall_s
-                silent = not reading.busy_since and now - reading.beat > _PULSE_LOST_S
+                silent = not reading.busy_since and now - reading.beat > min(stall_s, _PULSE_LOST_S)
                 if stuck or silent:
                     log.error("worker %s has not moved for %.0f s; killing it", name, now - reading.beat)
                     self._nursery.kill(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -47,7 +48,9 @@ class Traffic:
             {model: kept for model, kept in routes.items() if kept}, [key for key in self._record.adopted if key in there]
         )
         if record != self._record:
-            self._keep(record)
+            self._record = record
+            with suppress(OSError):  # what cannot be written down is forgotten again at the next start
+                self._keep(record)
 
     def routes(self, keys: Collection[str]) -> dict[str, Route]:
         """The present route of every model among `keys` that has versions. Without a record the newest version answers."""
@@ -95,8 +98,8 @@ class Traffic:
             history.append(before)
         if not history or history[-1] != route:
             history.append(route)
-        versions = self._record.adopted + ([adopted] if adopted else [])
-        self._keep(_Record(self._record.routes | {model: history[-_REMEMBERED:]}, versions))
+        adopted_too = [*self._record.adopted, *([adopted] if adopted else [])]
+        self._keep(_Record(self._record.routes | {model: history[-_REMEMBERED:]}, adopted_too))
 
     def before(self, model: str, keys: Collection[str]) -> Route:
         """The route before the present one. Raises Conflict if there is none."""

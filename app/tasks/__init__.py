@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from app.card import Card
 from app.settings import Settings
-from app.tasks.base import Codec, Files, Sample
+from app.tasks.base import Codec, Files, Reader, Recipe, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,11 @@ TASKS: dict[str, Task] = {
     ),
 }
 
+READERS = {
+    "image-classification": "app.tasks.image.codec:PictureReader",
+    "speech-recognition": "app.tasks.speech.codec:SoundReader",
+}
+
 
 def resolve(path: str) -> Any:
     """Import `module:Class`."""
@@ -92,6 +97,15 @@ def make_codec(card: Card, files: Files, meta: dict[str, Any], settings: Setting
         limits = {"max_seconds": settings.max_audio_min * 60}
     codec: Codec = resolve(TASKS[card.task].codec)(card, files, meta, **limits)
     return codec
+
+
+@lru_cache(64)
+def make_reader(recipe: Recipe) -> Reader:
+    """What decodes as `recipe` says."""
+    reader: Reader = resolve(READERS[recipe.task])(
+        resolve(TASKS[recipe.task].input).model_validate_json(recipe.input), recipe.limit
+    )
+    return reader
 
 
 def card_inputs(card: Card) -> list[bytes | str]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from msgspec import Struct, field
 
+from app.errors import ModelFailed
+
 if TYPE_CHECKING:
     import torch
 
@@ -44,9 +46,53 @@ class Decoded(Struct, frozen=True, kw_only=True):
     info: dict[str, Any] = field(default_factory=dict)
 
 
+class Recipe(Struct, frozen=True):
+    """All that decoding a file takes, so that another process can do it: `app/decoding`."""
+
+    task: str
+    input: str
+    """The card's `input`, as JSON."""
+    limit: float
+    """Of pixels, or of seconds."""
+
+
+class Reader(Protocol):
+    """The part of a codec that touches the bytes of strangers with native code. Built as `Reader(input, limit)`."""
+
+    @staticmethod
+    def prepare() -> None:
+        """Import all that `decode` may need: where it runs, files are out of reach."""
+        ...
+
+    def decode(self, item: Any) -> Decoded:
+        """As the codec's. `info` holds plain values alone. Raises MemoryError where there is not enough."""
+        ...
+
+
 def device_of(module: torch.nn.Module) -> torch.device | str:
     """Where a module's weights lie, and so where what it is given has to go."""
     return next((weight.device for weight in module.parameters()), "cpu")
+
+
+def one_each(name: str, array: np.ndarray, count: int) -> np.ndarray:
+    """The output `name`, if it has a vector for each of `count` inputs. Raises ModelFailed."""
+    if array.ndim != 2 or len(array) != count:
+        raise ModelFailed(f"the model gave {name!r} in the shape {list(array.shape)}, not a vector for each of {count} inputs")
+    return array
+
+
+class Vectors:
+    """One for each input, as wide as in the first batch, which is the card's sample: what else a network gives is no answer."""
+
+    def __init__(self) -> None:
+        self._widths: dict[str, int] = {}
+
+    def of(self, name: str, array: np.ndarray, count: int) -> np.ndarray:
+        """As `one_each`."""
+        width = self._widths.setdefault(name, one_each(name, array, count).shape[1])
+        if array.shape[1] != width:
+            raise ModelFailed(f"the model gave {name!r} with {array.shape[1]} numbers, not {width} as before")
+        return array
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -60,6 +106,9 @@ class Codec(Protocol):
 
     `files` are the model's local files; `meta` is what the worker's program told of the loaded module (`Program.describe`).
     """
+
+    recipe: Recipe | None
+    """For its reader; None: what decodes is safe with any bytes, and runs in a thread of the frontend."""
 
     def light(self, item: Any) -> bool:
         """Decoding takes less time than handing it to another thread, whatever the bytes are (some 50 µs)."""

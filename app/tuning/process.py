@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from app.catalogue import Catalogue, number_of, read_card
 from app.errors import HearthError, Invalid, UnknownJob
 from app.logs import configure, log
-from app.process import die_with_parent, set_name, stand_back
+from app.process import die_with_parent, go_first, set_name, stand_back
 from app.settings import Settings, cores, jobs_folder
 from app.tasks.findings import PROBLEM
 from app.tuning.archive import remove
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from app.tuning.progress import Progress
     from app.tuning.run import Run
 
+_FIRST = 800  # when memory ends, before a worker that answers: a job goes on from its checkpoint
 _NOTE_S = 0.25  # between two notes of how far it has come, which are also when a cancel is heard
 _TELL_S = 1.0  # between two events of progress
 # As torch, CUDA and C++ put it, each in an exception of its own.
@@ -216,6 +217,7 @@ def main() -> None:
     die_with_parent()
     set_name(f"hearth tune {sys.argv[1]}")
     stand_back()
+    go_first(_FIRST)
     settings = Settings.from_environment()
     configure(settings)
     store = Store.of(settings.home, settings.database)

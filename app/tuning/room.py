@@ -14,6 +14,7 @@ from app.tuning.archive import remove
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 # As torch, safetensors and SQLite put it, each in an exception of its own.
 _NO_ROOM_WORDS = ("No space left on device", "database or disk is full")
+_READ_ONLY_WORDS = "attempt to write a readonly database"  # SQLite's
 _YOUNG_S = 3600.0  # an upload takes no longer
 _UNFINISHED = ("data", ".prepared.part", "model")
 _KEPT = ("log.txt", "lock")
@@ -24,6 +25,13 @@ def is_full(error: BaseException) -> bool:
     return any(
         (isinstance(one, OSError) and one.errno in _NO_ROOM) or any(words in str(one) for words in _NO_ROOM_WORDS)
         for one in with_causes(error)
+    )
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Whether it came of a disk that may not be written to."""
+    return any(
+        (isinstance(one, OSError) and one.errno == errno.EROFS) or _READ_ONLY_WORDS in str(one) for one in with_causes(error)
     )
 
 
@@ -42,11 +50,11 @@ def give_back(folder: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Remove all of a finished job but its log: what it was made from is no more needed, and may be gigabytes."""
-    with suppress(OSError):  # somebody forgets the job just now; what is left, the next foreman removes
-        for one in folder.iterdir():
-            if one.is_dir():
-                remove(one)
-            elif one.name not in _KEPT:
+    for one in folder.iterdir() if folder.is_dir() else ():
+        if one.is_dir():
+            remove(one)
+        elif one.name not in _KEPT:
+            with suppress(OSError):
                 one.unlink()
 
 

@@ -40,7 +40,7 @@ async def serve(request: Request, order: Order) -> Served:
         raise Deadline("the request was not here before its deadline; allow more time with timeout_ms, or send less")
     model, codec = kitchen.pool.find(order.model, order.task)
     state["model"] = model.card.name
-    with kitchen.pool.admit(model.card.name, len(order.items), deadline), _Watch(request):
+    with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
         pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])
     results = [result for _, result in pairs]
     if shadow := kitchen.pool.shadow(model.card.name):

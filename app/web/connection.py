@@ -1,28 +1,40 @@
-"""One connection: uvicorn's, which in addition does not wait for ever for a request that has not wholly begun."""
+"""One connection: uvicorn's, which in addition waits for ever neither for a request that has not wholly begun nor for a reader
+who does not read; and the idle ones make room when there is none for more.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from http import HTTPStatus
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.errors import HearthError, TooBusy
 from app.web.intake import silent
 from app.web.problems import from_error
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn bounds only the pause between two requests. Bodies are bounded by `intake.py`, answers by their deadlines."""
+    """uvicorn bounds only the pause between two requests. Bodies are bounded by `intake.py`."""
 
     silence_s: ClassVar[float] = 30.0
     """How long a header may take, from the connection or its first byte on."""
 
+    most: ClassVar[int] = sys.maxsize
+    """So many may be open; then the idle ones make room."""
+
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # as uvicorn has it: none before the first header
     _late: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """It may stay silent no longer than a header may take."""
         super().connection_made(transport)
+        if len(self.connections) > self.most and not self._make_room():
+            self.give_up(TooBusy("as many connections are open as there can be; come back in 1 s", retry_after_s=1.0))
+            return
         self._late = self.loop.call_later(self.silence_s, self._end)
 
     def data_received(self, data: bytes) -> None:
@@ -42,8 +54,45 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         super().connection_lost(exc)
-        if self._late is not None:
-            self._late.cancel()
+        for timer in (self._late, self._reader):
+            if timer is not None:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        """An answer waits for its reader, who may pause no longer than a sender may."""
+        super().pause_writing()
+        if self._reader is None:
+            self._look_at_reader(self.transport.get_write_buffer_size() + 1)
+
+    def resume_writing(self) -> None:
+        """The reader has read on."""
+        super().resume_writing()
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+    def _look_at_reader(self, before: int) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if unread < before:
+            self._reader = self.loop.call_later(self.silence_s, self._look_at_reader, unread)
+        else:
+            self.transport.abort()
+
+    def _make_room(self) -> bool:
+        """Close the connections that were idle for longest: a sixteenth of all, so that a flood looks through them seldom."""
+        idle = sorted(
+            (since, id(one), one) for one in self.connections if isinstance(one, Connection) and (since := one._idle_since())
+        )
+        for _, _, one in idle[: max(1, self.most // 16)]:
+            one.transport.abort()  # what it has not read of its last answer it will not read
+        return bool(idle)
+
+    def _idle_since(self) -> float | None:
+        """On the loop's clock; None while a request is here. Half a header is none yet."""
+        if self._late is not None and (self.cycle is None or self.cycle.response_complete):
+            return self._late.when() - self.silence_s
+        waits = self.timeout_keep_alive_task
+        return None if waits is None else waits.when() - self.timeout_keep_alive
 
     def _end(self) -> None:
         self._late = None
@@ -51,7 +100,19 @@ class Connection(HttpToolsProtocol):
             self._late = self.loop.call_later(self.silence_s, self._end)
             return
         if self.scope is not None:  # something came
-            answer = from_error(silent("the header", self.silence_s))
-            head = b"".join(b"%s: %s\r\n" % pair for pair in answer.raw_headers)
-            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\n%s\r\n%s" % (head, bytes(answer.body)))
+            self.give_up(silent("the header", self.silence_s))
         self.transport.close()
+
+    def give_up(self, error: HearthError) -> None:
+        """Answer what no endpoint will answer, and close."""
+        answer = from_error(error)
+        answer.headers["Connection"] = "close"
+        status = HTTPStatus(answer.status_code)
+        head = b"".join(b"%s: %s\r\n" % pair for pair in answer.raw_headers)
+        self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), head, bytes(answer.body)))
+        self.transport.close()
+
+
+def most_connections(descriptors: int) -> int:
+    """How many a process with so many descriptors may have: some are for workers, files and children."""
+    return descriptors - min(256, descriptors // 2)

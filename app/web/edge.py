@@ -1,4 +1,5 @@
-"""What happens to every request, outside of any route: its id, the limit on its body, metrics, log, `Server-Timing`.
+"""What happens to every request, outside of any route: its id, who may do it, the limit on its body, metrics, log,
+`Server-Timing`, audit log.
 
 Inference goes from here straight to its endpoint. On the way through FastAPI (six layers of middleware, routing, dependencies,
 exit stacks) a request spends 60 µs, as much as everything else that we do for it; and it needs none of that.
@@ -20,15 +21,21 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from app.audit import note
+from app.errors import HearthError
 from app.logs import log, request_id
 from app.metrics import tally
 from app.settings import Settings
 from app.web.intake import Intake, too_large
+from app.web.origins import Origins
 from app.web.problems import LEFT, from_error, on_error
+from app.web.security import Guard
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _WRITE_S = 0.2
+_BORNE = 1 << 16  # bytes of a refused body that are read so that the connection can be used again
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _SANE_ID = re.compile(r"^[\w.:/+=-]{1,128}$")
 
 
@@ -39,8 +46,11 @@ class Edge:
         self, app: FastAPI, direct: Mapping[str, Endpoint], settings: Settings, larger: Mapping[str, int] | None = None
     ) -> None:
         """`larger`: paths whose bodies have a limit of their own, in bytes."""
+        self.guard = Guard(settings, direct)
         self._app = app
         self._direct = direct
+        self._home = settings.home
+        self._origins = Origins(settings.cors_origins) if settings.cors_origins else None
         self._max_body_bytes = int(settings.max_body_mb * 2**20)
         self._larger = larger or {}
         self._intake = Intake(settings.silence_s)
@@ -64,6 +74,9 @@ class Edge:
             "timing": {},
             "model": "",
             "endpoint": "",
+            "key": None,
+            "heads": self._origins.heads(headers) if self._origins else [],  # of the answer
+            "audit": None,  # of a change: what the audit log shall tell of it
         }
         status = LEFT
         tally().in_flight += 1
@@ -72,25 +85,54 @@ class Edge:
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, state = message["status"], scope["state"]
                 message["headers"] = [
                     *message.get("headers", ()),
                     (b"x-request-id", id.encode()),
-                    *_timing(scope["state"]["timing"]),
+                    _NO_SNIFFING,
+                    *_timing(state["timing"]),
+                    *state["heads"],
                 ]
+                if state["audit"] is not None:
+                    await self._audit(scope, status)
             await send(message)
 
         try:
-            if (stated := headers.get(b"content-length", b"0")).isdigit() and int(stated) > (limit := self._limit(scope)):
-                response = from_error(too_large(limit))
-                response.headers["Connection"] = "close"
-                await response(scope, receive, sending)
+            if (refusal := self._refusal(scope, headers)) is not None:
+                await refusal(scope, receive, sending)
             else:
                 await self._answer(scope, self._intake.reading(receive, self._limit(scope), scope["state"]), sending)
         finally:
             tally().in_flight -= 1
             self._note(scope, status, time.monotonic() - started)
             request_id.reset(token)
+
+    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
+        """What is answered from the head alone; None: the request is to be read."""
+        stated, limit = headers.get(b"content-length", b"0"), self._limit(scope)
+        size = int(stated) if stated.isdigit() else 0
+        if self._origins and (answer := self._origins.preflight(scope, headers)):
+            return answer
+        try:
+            self.guard.check(scope, headers)
+            if size > limit:
+                raise too_large(limit)
+        except HearthError as error:
+            refusal = from_error(error)
+            scope["state"]["code"] = refusal.code
+            if size > _BORNE or b"transfer-encoding" in headers:  # nobody is made to read what is not wanted
+                refusal.headers["Connection"] = "close"
+            return refusal
+        return None
+
+    async def _audit(self, scope: Scope, status: int) -> None:
+        """Before the caller hears of it."""
+        state, client = scope["state"], scope.get("client")
+        outcome = state.get("code") or ("done" if status < 400 else "refused")
+        key, address = state["key"], client[0] if client else ""
+        what = f"{scope['method']} {scope['path'][:200]}"
+        more = {"status": status, **state["audit"]}
+        await asyncio.to_thread(note, self._home, what, outcome, key=key.id if key else "", address=address, **more)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._direct.get(scope["path"]) if scope["method"] == "POST" else None

@@ -69,6 +69,7 @@ _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 async def submit(request: Request) -> Response:
     """Multipart: `spec`, JSON, and `dataset`: a zip, a tar, or a table of texts. Checked, queued, run: follow its events."""
     kitchen = _kitchen(request)
+    await asyncio.to_thread(lambda: _open(kitchen).check_room(kitchen.settings.max_jobs))  # before all that is received
     try:
         form = await read_form(request, max_files=8)
     except MultiPartException as error:
@@ -83,6 +84,7 @@ async def submit(request: Request) -> Response:
         spec = understood(spec.model_copy(update={"base": base.name}), base.task)
         _free(kitchen, spec)
         job = await asyncio.to_thread(_accept, kitchen, spec, base, dataset)
+        request.state.audit |= {"job": job.id, "model": job.model}
     finally:
         await form.close()
     kitchen.pool.tune()
@@ -242,7 +244,6 @@ def _free(kitchen: Kitchen, spec: Spec) -> None:
 
 def _accept(kitchen: Kitchen, spec: Spec, base: Card, dataset: UploadFile) -> Job:
     store, most = _open(kitchen), kitchen.settings.max_jobs
-    store.check_room(most)  # before all that is copied
     id = new_id()
     folder = jobs_folder(kitchen.settings.home) / id
     try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from app.decoding.client import Decoders, Threads
 from app.errors import Deadline, HearthError
 from app.metrics import tally
 from app.pool.base import Model, Pool
@@ -31,9 +31,7 @@ class Kitchen:
 
     pool: Pool
     settings: Settings
-    decoders: ThreadPoolExecutor
-    share: int = 1
-    """How many of the decoders' threads one request may use: others find one free."""
+    decoders: Decoders | Threads
     stopping: Callable[[], bool] = lambda: False
     """Whether this process is told to end: streams end then."""
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
@@ -70,9 +68,11 @@ async def _one(
     item: bytes | str,
     timing: dict[str, float],
 ) -> tuple[Decoded, dict[str, Any]]:
-    decode = partial(codec.decode, item, **order.decode)
     started = time.monotonic()
-    decoded = decode() if codec.light(item) else await portion.decode(decode)
+    if codec.light(item):
+        decoded = codec.decode(item, **order.decode)
+    else:
+        decoded = await portion.decode(partial(kitchen.decoders.decode, codec, item, order.decode))
     portion.take(decoded)
     _spent(timing, "decode", time.monotonic() - started, model)
     submit = partial(kitchen.pool.submit, model.card.name, outputs=order.outputs, deadline=portion.deadline)
@@ -114,22 +114,21 @@ def _spent(timing: dict[str, float], stage: str, seconds: float, model: Model) -
 
 
 class Portion:
-    """What one request may take at a time of the decoders' threads and of memory, so that its neighbours are not kept waiting."""
+    """What one request may take at a time of the decoders and of memory, so that its neighbours are not kept waiting."""
 
     def __init__(self, kitchen: Kitchen, deadline: float) -> None:
         self.deadline = deadline
-        self._threads = kitchen.decoders
-        self._turn = asyncio.Semaphore(kitchen.share)
+        self._turn = asyncio.Semaphore(max(1, kitchen.decoders.count - 1))  # others find one free
         self._held = 0  # bytes decoded and not yet answered
         self._room = asyncio.Event()
         self._room.set()
 
-    async def decode(self, work: Callable[[], Decoded]) -> Decoded:
-        """Run it in a thread when it is this request's turn. Raises Deadline, and what `work` raises."""
+    async def decode(self, work: Callable[[], Awaitable[Decoded]]) -> Decoded:
+        """Await it when it is this request's turn. Raises Deadline, and what `work` raises."""
         try:
             async with asyncio.timeout(self.deadline - time.monotonic()), self._turn:
                 await self._room.wait()
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+                return await work()
         except TimeoutError as error:
             raise Deadline("not decoded before the deadline; allow more time with timeout_ms, or send less") from error
 

@@ -60,6 +60,7 @@ async def unload(request: Request, name: str) -> Response:
 async def traffic(request: Request, name: str) -> Response:
     """Returns when every version that shall answer is ready and does so; until then all is as before."""
     body = await read_json(request, Traffic)
+    request.state.audit |= {"shares": body.shares, "shadow": body.shadow}
     await _pool(request).switch(name, body.shares, body.shadow or "")
     return reply(_whole(request, name))
 
@@ -73,17 +74,15 @@ async def rollback(request: Request, name: str) -> Response:
 
 def _whole(request: Request, name: str) -> dict[str, Any]:
     first, *others = _pool(request).versions(name)
-    return _told(first) | {"meta": first.meta, "versions": [_version(model) for model in (first, *others)]}
+    known = ("version", "state", "why", "share", "shadow")
+    versions = [{field: _told(model)[field] for field in known} | _origin(model) for model in (first, *others)]
+    return _told(first) | {"meta": first.meta, "versions": versions}
 
 
-def _version(model: Model) -> dict[str, Any]:
-    """How it stands, and by which one judges whether it shall answer: how good it is, and where it comes from."""
-    told, origin = _told(model), tuned(model.card.folder)
-    return {field: told[field] for field in ("version", "state", "why", "share", "shadow")} | {
-        "metrics": origin.get("metrics", {}),
-        "base": origin.get("spec", {}).get("base", ""),
-        "job": origin.get("job", ""),
-    }
+def _origin(model: Model) -> dict[str, Any]:
+    """How good a version is and where it comes from, by which one judges whether it shall answer."""
+    told = tuned(model.card.folder)
+    return {"metrics": told.get("metrics", {}), "base": told.get("spec", {}).get("base", ""), "job": told.get("job", "")}
 
 
 def _pool(request: Request) -> Pool:

@@ -1,4 +1,4 @@
-"""Says what a database that is away and a full disk mean for a caller. Knows no job."""
+"""Says what a database that is away and a disk that takes nothing more mean for a caller. Knows no job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from app.errors import HearthError, TooLarge, Unavailable
 from app.logs import log
-from app.tuning.room import is_full
+from app.tuning.room import is_full, is_read_only
 
 _AGAIN_S = 5.0
 _AWAY = ("OperationalError", "InterfaceError", "TimeoutError")  # by name: 15 MB are imported by those who have jobs alone
@@ -45,6 +45,8 @@ def in_plain_words(error: Exception, *, sent: bool = False) -> HearthError | Non
         if sent:
             return TooLarge("the server's disk is full; make room in HEARTH_HOME, or send less")
         return Unavailable("the server's disk is full; make room in HEARTH_HOME, then ask again", retry_after_s=_AGAIN_S)
+    if is_read_only(error):
+        return Unavailable("the server's disk is read-only; make HEARTH_HOME writable, then ask again", retry_after_s=_AGAIN_S)
     kind = type(error)
     if kind.__module__ == "sqlalchemy.exc" and kind.__name__ in _AWAY:
         return Unavailable("the database of jobs is away (HEARTH_DATABASE); ask again", retry_after_s=_AGAIN_S)

@@ -11,11 +11,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from app.errors import ClientLeft, HearthError, RequestTimeout
+from app.errors import ClientLeft, HearthError, RequestTimeout, Unauthorised
 from app.logs import log, request_id
 
 STATUS: dict[str, tuple[int, str]] = {
     "bad_input": (400, "The input cannot be read"),
+    "unauthorised": (401, "A key is needed"),
     "forbidden": (403, "Not allowed"),
     "unknown_model": (404, "No such model"),
     "unknown_job": (404, "No such job"),
@@ -26,6 +27,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "too_large": (413, "A limit is exceeded"),
     "unsupported_media": (415, "This kind of file is not read here"),
     "invalid": (422, "A field is wrong"),
+    "rate_limited": (429, "Too much at once"),
     "too_busy": (503, "The queue is full"),
     "loading": (503, "The model is not loaded"),
     "unavailable": (503, "The database of jobs is away"),
@@ -67,6 +69,8 @@ def from_error(error: HearthError) -> Problem:
     headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if error.retry_after_s is not None else {}
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"
+    if isinstance(error, Unauthorised):
+        headers["WWW-Authenticate"] = 'Bearer realm="hearth"'
     return problem(error.code, error.detail, headers=headers)
 
 

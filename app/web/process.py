@@ -1,56 +1,103 @@
 """The frontend process: uvicorn on the inherited socket, one pool client, one app.
 
-`python -m app.web.process FD FOLDER NUMBER`, started by the supervisor.
+`python -m app.web.process LISTENING CONTROL FOLDER`, started by the supervisor, is its keeper (`keeper.py`), which forks it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import os
+import resource
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
 from app import logs
+from app.decoding import nursery
+from app.decoding.client import Decoders, decoder_count, room_for
+from app.logs import log
 from app.pool.client import Client
-from app.process import die_with_parent, set_name, take_short_turns
-from app.settings import Settings
-from app.web.connection import Connection
+from app.process import can_fork_beside, die_with_parent, set_name, take_short_turns
+from app.settings import Settings, cores
+from app.web.connection import Connection, most_connections
+from app.web.heirs import take_over
+from app.web.journal import Journal, Slot
+from app.web.keeper import keep
+from app.web.line import Line
 from app.web.server import make_app
+from app.wire.blackbox import BlackBox
 
 _GARBAGE = 10_000  # young objects before cycles among them are looked for: those of a hundred requests, a few megabytes
+_BEAT_S = 1.0
+_HEADER_BYTES = 1 << 16
 
 
 def main() -> None:
-    """Serve until SIGTERM; then finish what was accepted and exit 0."""
+    """Keep a frontend until the supervisor is gone."""
     die_with_parent()
     take_short_turns()
-    descriptor, folder, number = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    set_name(f"hearth http {number}")
+    set_name("hearth keeper")
     settings = Settings.from_environment()
     logs.configure(settings)
     with suppress(OSError):  # large uploads are kept on the disk of the home folder; /tmp may be memory
         (settings.home / "tmp").mkdir(parents=True, exist_ok=True)
-        tempfile.tempdir = str(settings.home / "tmp")
+        if os.access(settings.home / "tmp", os.W_OK):
+            tempfile.tempdir = str(settings.home / "tmp")
+    Connection.silence_s = settings.silence_s
+    Connection.most = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    listening, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    journal = _journal(settings)
+    uvicorn.Config("", log_config=None).get_loop_factory()  # imports uvloop, for all
+    keep(control, listening, lambda number, left: serve(settings, sys.argv[3], number, listening, journal, left))
+
+
+def _journal(settings: Settings) -> Journal | None:
+    """Where no other process can go on with the connections, none is needed."""
+    if can_fork_beside():
+        try:
+            return Journal(int(settings.max_body_mb * 2**20) + _HEADER_BYTES)
+        except OSError as error:
+            log.warning("no memory can be shared (%s); a frontend that dies takes its connections along", error)
+    return None
+
+
+def serve(
+    settings: Settings, folder: str, number: int, listening: socket.socket, journal: Journal | None, left: list[socket.socket]
+) -> None:
+    """Be frontend `number` until SIGTERM; then finish what was accepted. `left`: what the one before has left behind."""
+    set_name(f"hearth http {number}")
+    # The decoders' nursery first: it is a copy of this process, which has no thread yet.
+    decoders = Decoders(decoder_count(cores(), settings.frontend_count()), room_for(settings), nursery.begin())
     client = Client(settings, folder, number)
+    box = BlackBox(Path(folder) / f"frontend.{number}.blackbox")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         client.start()
+        await client.told()
+        _beat(box)
         gc.collect()
-        gc.freeze()  # what was imported stays; looking through it again took a tenth of the time, tens of milliseconds at once
+        gc.freeze()  # what is there stays; looking through it again took a tenth of the time, tens of milliseconds at once
         gc.set_threshold(_GARBAGE)
         yield
+        decoders.close()
         client.close()
 
-    Connection.silence_s = settings.silence_s
+    app = make_app(client, settings, decoders, lifespan=lifespan, stopping=lambda: server.should_exit)
+    client.on_keys = app.guard.take
     config = uvicorn.Config(
-        make_app(client, settings, lifespan=lifespan, stopping=lambda: server.should_exit),
+        app,
         http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -58,8 +105,33 @@ def main() -> None:
         timeout_graceful_shutdown=int(settings.drain_s),
         backlog=2048,
     )
-    server = uvicorn.Server(config)
-    server.run(sockets=[socket.socket(fileno=descriptor)])
+    server = _Server(config, journal, left)
+    server.run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, whose connections have a journal where there is one, and which begins with those that were left behind."""
+
+    def __init__(self, config: uvicorn.Config, journal: Journal | None, left: list[socket.socket]) -> None:
+        super().__init__(config)
+        self._journal, self._left = journal, left
+        if journal is not None:
+            config.http = lambda **_: self._line(journal)  # type: ignore[assignment]  # it is called as a class is
+
+    def _line(self, journal: Journal, slot: Slot | None = None) -> Line:
+        return Line(Connection(self.config, self.server_state, self.lifespan.state), journal, slot)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept, and take over."""
+        await super().startup(sockets)
+        if self._journal is not None:
+            await take_over(self._left, self._journal, partial(self._line, self._journal))
+
+
+def _beat(box: BlackBox) -> None:
+    """Tell the supervisor that the loop turns."""
+    box.beat(time.monotonic(), 0)
+    asyncio.get_running_loop().call_later(_BEAT_S, _beat, box)
 
 
 if __name__ == "__main__":

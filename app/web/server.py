@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from importlib import resources
 from typing import Any
@@ -15,23 +14,29 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from app import __version__
+from app.decoding.client import Decoders, Threads
 from app.errors import ClientLeft, HearthError
 from app.pool.base import Pool
-from app.settings import Settings, cores
+from app.settings import Settings
 from app.web import embed, finetune, health, models, predict, transcribe
 from app.web.answer import reply
 from app.web.edge import Edge
 from app.web.kitchen import Kitchen
+from app.web.origins import confined
 from app.web.problems import on_error
-from app.web.schemas import ProblemAnswer
+from app.web.schemas import ProblemAnswer, problems
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def make_app(
-    pool: Pool, settings: Settings, lifespan: Lifespan | None = None, stopping: Callable[[], bool] = lambda: False
+    pool: Pool,
+    settings: Settings,
+    decoders: Decoders | None = None,
+    lifespan: Lifespan | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Edge:
-    """The whole HTTP side over `pool`."""
+    """The whole HTTP side over `pool`. Without `decoders`, what comes is decoded in this process."""
     app = FastAPI(
         title="Hearth",
         version=__version__,
@@ -40,9 +45,7 @@ def make_app(
         docs_url=None,
         redoc_url=None,
     )
-    threads = decoder_count(cores(), settings.frontend_count())
-    decoders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
-    app.state.kitchen = Kitchen(pool, settings, decoders, max(1, threads - 1), stopping)
+    app.state.kitchen = Kitchen(pool, settings, decoders or Threads(2), stopping)
     for kind in (ClientLeft, HearthError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)
     for part in (predict, embed, transcribe, models, finetune, health):
@@ -53,11 +56,6 @@ def make_app(
     return Edge(app, direct, settings, larger)
 
 
-def decoder_count(cores: int, frontends: int) -> int:
-    """Threads that decode in each frontend: together one per core, and never only one, which a large picture would hold."""
-    return max(2, cores // frontends)
-
-
 def _document(app: FastAPI) -> None:
     """`/` and `/docs`, whose files come from a package: they work without a network."""
     static = resources.files("fastapi_swagger") / "resources"
@@ -66,17 +64,18 @@ def _document(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
         paths = ["/docs", "/models", "/health/ready", "/metrics"]
-        return reply({"name": "hearth", "version": __version__, "see": paths})
+        return confined(reply({"name": "hearth", "version": __version__, "see": paths}))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url="/openapi.json",
             title="Hearth",
             swagger_js_url="/docs/static/swagger-ui-bundle.js",
             swagger_css_url="/docs/static/swagger-ui.css",
             swagger_favicon_url="/docs/static/favicon-32x32.png",
         )
+        return confined(page)
 
     plain = app.openapi
 
@@ -84,6 +83,12 @@ def _document(app: FastAPI) -> None:
         schema = plain()
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
         schemas.setdefault("ProblemAnswer", ProblemAnswer.model_json_schema())
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{}, {"key": []}]  # a server without keys asks for none
+        refusals = {str(status): answer for status, answer in problems(401, 403, 429).items()}
+        for path, verbs in schema["paths"].items():
+            for call in verbs.values() if not path.startswith("/health/") else ():
+                call["responses"] = refusals | call["responses"]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -25,7 +25,7 @@ Buffer = bytes | memoryview
 Letter = tuple[Message, Mapping[str, np.ndarray]]
 
 _SMALL = 4096  # bytes: copying so many costs less than a part of their own
-_PREFIX = struct.Struct("<QQ")
+PREFIX = struct.Struct("<QQ")
 _ALIGN = 8  # bytes: the largest item of an array
 _MOST = (
     1 << 34
@@ -58,7 +58,7 @@ def pack(letters: Sequence[Letter]) -> list[Buffer]:
     """Return the envelope in parts: prefix and header, then each large array (no copy where it is contiguous)."""
     large: list[Buffer] = []
     header = _encoder.encode([_Letter(message, _told(arrays, large)) for message, arrays in letters])
-    prefix = _PREFIX.pack(len(header), sum(len(part) for part in large))
+    prefix = PREFIX.pack(len(header), sum(len(part) for part in large))
     return [prefix + header + _padding(len(header)), *large]
 
 
@@ -82,10 +82,10 @@ def _padding(size: int) -> bytes:
 def unpack(envelope: Buffer) -> list[tuple[Message, dict[str, np.ndarray]]]:
     """Read what `pack` wrote. The arrays are read-only views of the envelope. Raises FrameError on anything else."""
     rest = memoryview(envelope).toreadonly()
-    if len(rest) < _PREFIX.size:
+    if len(rest) < PREFIX.size:
         raise FrameError(f"{len(rest)} bytes are not even a prefix")
-    size, large = _PREFIX.unpack(rest[: _PREFIX.size])
-    rest = rest[_PREFIX.size :]
+    size, large = PREFIX.unpack(rest[: PREFIX.size])
+    rest = rest[PREFIX.size :]
     if size + -size % _ALIGN + large != len(rest):
         raise FrameError(f"{size} bytes of header and {large} of arrays announced, {len(rest)} came")
     try:
@@ -97,6 +97,18 @@ def unpack(envelope: Buffer) -> list[tuple[Message, dict[str, np.ndarray]]]:
     if reader.left:
         raise FrameError(f"{reader.left} bytes belong to no array")
     return found
+
+
+def size_of(prefix: Buffer) -> int:
+    """Bytes of the envelope that begins so. Raises FrameError where none can begin."""
+    try:
+        header, large = PREFIX.unpack(prefix)
+    except struct.error as error:
+        raise FrameError(f"{len(prefix)} bytes are not even a prefix") from error
+    size: int = PREFIX.size + header + -header % _ALIGN + large
+    if size > _MOST:
+        raise FrameError(f"an envelope of {size} bytes is announced")
+    return size
 
 
 class _Reader:
@@ -131,6 +143,14 @@ def _dtype(text: str) -> np.dtype | None:
     return dtype if dtype.kind in _KINDS else None
 
 
+def _empty(size: int) -> memoryview:
+    """So many bytes; a bytearray would be zeroed. Raises FrameError where the announcement was too much."""
+    try:
+        return np.empty(size, np.uint8).data
+    except MemoryError as error:
+        raise FrameError(f"there is no room for the {size} bytes that are announced") from error
+
+
 class Splitter:
     """A stream of bytes → envelopes. A large one is read straight to where it will be used."""
 
@@ -154,13 +174,10 @@ class Splitter:
     def feed(self, data: bytes) -> Iterator[memoryview]:
         """Yields the envelopes that end in these bytes. Raises FrameError where no envelope can begin."""
         view = memoryview(self._rest + data if self._rest else data)
-        while len(view) >= _PREFIX.size:
-            header, large = _PREFIX.unpack(view[: _PREFIX.size])
-            size = _PREFIX.size + header + -header % _ALIGN + large
-            if size > _MOST:
-                raise FrameError(f"an envelope of {size} bytes is announced")
+        while len(view) >= PREFIX.size:
+            size = size_of(view[: PREFIX.size])
             if len(view) < size:
-                self._begun, self._filled = np.empty(size, np.uint8).data, len(view)  # a bytearray would be zeroed
+                self._begun, self._filled = _empty(size), len(view)
                 self._begun[: len(view)] = view
                 view = view[:0]
                 break

@@ -5,6 +5,8 @@
     child → supervisor      Hello, Ready, LoadFailed, Change, Switch, Back, Leave, Tune, Adopt
     supervisor → child      Table, Died, Changed, Leave, Stop
     whoever connects        Named
+    frontend → decoder      Decode
+    decoder → frontend      Samples, Failed
 
 Times are on `time.monotonic()`'s clock, which all processes of one machine share.
 """
@@ -154,6 +156,8 @@ class Table(Struct, tag="table", frozen=True, array_like=True):
     """How many frontends share each model's queue."""
     routes: dict[str, Route] = {}
     """For models that have versions."""
+    keys: str | None = None
+    """The file of keys (`app/keys.py`), which holds hashes; None where there is none, or it was not read yet."""
 
 
 class Died(Struct, tag="died", frozen=True, array_like=True):
@@ -182,6 +186,21 @@ class Stop(Struct, tag="stop", frozen=True, array_like=True):
     """Finish what was accepted, then exit."""
 
 
+class Decode(Struct, tag="decode", frozen=True, array_like=True):
+    """Decode one file, whose bytes go with it. The words are those of `tasks/base.py: Recipe`."""
+
+    task: str
+    input: str
+    limit: float
+
+
+class Samples(Struct, tag="samples", frozen=True, array_like=True):
+    """What a file was decoded to; the arrays of the samples go with it."""
+
+    costs: tuple[float, ...]
+    info: dict[str, Any]
+
+
 Message = (Run | Cancel | Done | Failed | Hello | Ready | LoadFailed | Table | Died | Stop | Named) | (
-    Change | Switch | Back | Changed | Leave | Tune | Adopt
+    Change | Switch | Back | Changed | Leave | Tune | Adopt | Decode | Samples
 )

@@ -24,7 +24,7 @@ ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "os.puten
 TORCH = ("torch", "torchvision", "transformers", "safetensors.torch")
 # Frontends and the supervisor: they start in a second and stay small, because none of this loads torch.
 TORCHLESS = (
-    *("app.web", "app.pool", "app.wire", "app.main", "app.cli", "app.welcome"),
+    *("app.web", "app.pool", "app.decoding", "app.wire", "app.main", "app.cli", "app.welcome"),
     *("app.card", "app.catalogue", "app.weights", "app.download", "app.settings", "app.errors", "app.metrics", "app.logs"),
 )
 QUEUES = (

@@ -17,6 +17,7 @@ FLOORS = {
     "app.pool": 5,
     "app.tuning": 5,
     "app.engine": 4,
+    "app.decoding": 3,
     "app.catalogue": 3,
     "app.weights": 3,
     "app.download": 3,  # what weights.py fetches with
@@ -26,10 +27,14 @@ FLOORS = {
     "app.card": 0,
     "app.settings": 0,
     "app.errors": 0,
+    "app.keys": 0,
+    "app.rates": 0,
+    "app.audit": 0,
     "app.metrics": 0,
     "app.logs": 0,
     "app.listing": 0,
     "app.process": 0,  # what every child process does first
+    "app.private": 0,  # the folder of sockets
     "app": 0,  # the package itself: docstring and version
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import pytest
 import typer.main
@@ -12,7 +13,7 @@ import typer.main
 from tests.rules import readme
 from tests.rules.source import ROOT
 
-PAPERS = ("README.md", "CONTRIBUTING.md")
+PAPERS = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
 def targets(makefile: str) -> set[str]:
@@ -56,7 +57,13 @@ def cli() -> dict[str, set[str]]:
     group = typer.main.get_command(app)
     commands = getattr(group, "commands", None)
     assert commands, "hearth has no commands"
-    return {name: {opt for p in command.params for opt in (*p.opts, *p.secondary_opts)} for name, command in commands.items()}
+    return {name: options(command) for name, command in commands.items()}
+
+
+def options(command: Any) -> set[str]:
+    """Its own, and those of the commands below it (`hearth keys add`)."""
+    below = [options(one) for one in getattr(command, "commands", {}).values()]
+    return {opt for p in command.params for opt in (*p.opts, *p.secondary_opts)}.union(*below)
 
 
 @pytest.mark.parametrize("paper", PAPERS)

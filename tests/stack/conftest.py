@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -198,7 +198,8 @@ class Clients:
 class Server:
     """One `hearth serve` and what a test needs to know of it."""
 
-    def __init__(self, home: Path, **settings: str) -> None:
+    def __init__(self, home: Path, *, under: Sequence[str] = (), **settings: str) -> None:
+        """`under`: a command that runs the server's, such as `prlimit`. Names without HEARTH_ are variables like any other."""
         self.home = home
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HEARTH_")}
         environment |= {
@@ -211,7 +212,7 @@ class Server:
             "COLUMNS": "200",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "app", "serve"],
+            [*under, sys.executable, "-P", "-m", "app", "serve"],
             env=environment | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -229,7 +230,7 @@ class Server:
 
     def __enter__(self) -> Server:
         try:
-            self.url = wait_for(self._address, 60)
+            self.url = wait_for(self._address, 120)
         except AssertionError:
             self.kill()
             raise AssertionError("".join(self.said)) from None

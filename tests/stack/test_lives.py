@@ -169,13 +169,27 @@ def test_a_killed_frontend_is_replaced(server: Server):
         wait_for(answers)
 
 
-def test_a_killed_nursery_takes_its_workers_along_and_all_come_back(server: Server):
-    pid = server.worker()
-    server.children()["hearth nursery"].kill()
+def test_workers_outlive_a_killed_nursery_and_the_next_one_replaces_them(server: Server):
+    pid, nursery = server.worker(), server.children()["hearth nursery"]
     with Load(server) as load:
-        wait_for(replaced(server, pid), 60)
+        nursery.kill()
+        wait_for(lambda: server.children().get("hearth nursery", nursery).pid != nursery.pid)
         wait_for(lambda: load.right > 5)
+        assert server.worker() == pid
+        os.kill(pid, signal.SIGKILL)
+        wait_for(replaced(server, pid), 60)
+        at = load.right
+        wait_for(lambda: load.right > at + 5)
     assert not load.wrong
+
+
+def test_a_worker_whose_nursery_was_killed_ends_with_the_supervisor(toys: Path):
+    with Server(toys, HEARTH_MODELS="toy") as server:
+        pid, nursery = server.worker(), server.children()["hearth nursery"]
+        nursery.kill()
+        wait_for(lambda: not psutil.pid_exists(nursery.pid))
+        server.process.kill()
+        wait_for(lambda: not psutil.pid_exists(pid))
 
 
 def test_a_wedged_worker_is_seen_as_not_ready_and_its_requests_keep_their_deadline(server: Server):

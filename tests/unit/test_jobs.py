@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -33,6 +34,10 @@ class Fake(ThreadingHTTPServer):
         self.answer: tuple[int, bytes] | None = None
         self.job: dict[str, Any] = JOB
         self.asked: list[str] = []
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url)
 
     @property
     def url(self) -> str:
@@ -83,6 +88,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     with Fake() as fake:
         threading.Thread(target=fake.serve_forever, daemon=True).start()
         yield fake
+        fake.http.close()
         fake.shutdown()
 
 
@@ -97,7 +103,7 @@ def said(out: Console) -> str:
 
 
 def test_all_jobs_are_a_table(fake: Fake, out: Console):
-    jobs.show(fake.url, out)
+    jobs.show(fake.http, out)
     assert "running" in said(out) and "from" in said(out)
 
 
@@ -117,8 +123,8 @@ def test_what_others_wrote_is_shown_as_they_wrote_it(fake: Fake):
 def test_a_figure_that_is_no_number_is_told_as_such(fake: Fake, out: Console):
     fake.job = JOB | {"progress": {**LOST, "best": {"metrics": LOST["metrics"]}}}
     fake.streams = [[{"kind": "progress", **LOST}, {"state": "succeeded"}]]
-    jobs.show(fake.url, out)
-    assert jobs.watch(fake.url, "a", out)
+    jobs.show(fake.http, out)
+    assert jobs.watch(fake.http, "a", out)
     assert said(out).count("nan Spearman") == 2 and "loss nan  nan Spearman, nan % accuracy" in said(out)
 
 
@@ -126,21 +132,21 @@ def test_a_figure_that_is_no_number_is_told_as_such(fake: Fake, out: Console):
 def test_it_ends_with_the_job(fake: Fake, out: Console, end: str, good: bool):
     fake.states = ["running", end]
     fake.streams = [[{"state": "running"}, {"state": end, "reason": "because"}]]
-    assert jobs.watch(fake.url, "a", out) is good
+    assert jobs.watch(fake.http, "a", out) is good
     assert f"{end}: because" in said(out)
 
 
 def test_an_end_that_a_resumed_job_left_behind_is_none(fake: Fake, out: Console):
     fake.states = ["running", "running", "succeeded"]
     fake.streams = [[{"state": "running"}, {"state": "cancelled"}, {"state": "validating"}], [{"state": "succeeded"}]]
-    assert jobs.watch(fake.url, "a", out)
+    assert jobs.watch(fake.http, "a", out)
     assert fake.asked == ["0", "3"], "what was shown is not shown again"
 
 
 def test_a_server_that_is_being_restarted_is_waited_for_and_that_is_told_once(fake: Fake, out: Console):
     fake.streams = [[{"state": "running"}], 0, 0, 0, [{"state": "succeeded"}]]
     fake.states = ["running", "running", "succeeded"]
-    assert jobs.watch(fake.url, "a", out)
+    assert jobs.watch(fake.http, "a", out)
     assert fake.asked == ["0", "1", "1", "1", "1"] and said(out).count("does not answer") == 1
 
 
@@ -148,18 +154,18 @@ def test_a_database_that_is_away_is_waited_for_and_that_is_told_once(fake: Fake,
     away = b'{"code": "unavailable", "detail": "the database of jobs is away; try again"}'
     fake.streams = [[{"state": "running"}], away, away, [{"state": "succeeded"}]]
     fake.states = ["running", "running", "succeeded"]
-    assert jobs.watch(fake.url, "a", out)
+    assert jobs.watch(fake.http, "a", out)
     assert fake.asked == ["0", "1", "1", "1"] and said(out).count("the database of jobs is away; try again; waiting") == 1
 
 
 def test_without_a_server_it_says_so(fake: Fake, out: Console, capsys: pytest.CaptureFixture[str]):
     fake.shutdown()
     fake.server_close()
-    for ask in (jobs.show, lambda base, out: jobs.watch(base, "a", out)):
+    for ask in (jobs.show, lambda http, out: jobs.watch(http, "a", out)):
         with pytest.raises(httpx.ConnectError):
-            ask(fake.url, out)
+            ask(fake.http, out)
         with pytest.raises(SystemExit):
-            _ask(lambda base, ask=ask: ask(base, out), fake.url)  # type: ignore[misc]
+            _ask(lambda http, ask=ask: ask(http, out), fake.url)  # type: ignore[misc]
         assert "no server answers" in capsys.readouterr().err
 
 
@@ -180,9 +186,9 @@ def test_without_a_server_it_says_so(fake: Fake, out: Console, capsys: pytest.Ca
 )
 def test_an_answer_that_is_none_is_told(fake: Fake, out: Console, status: int, body: bytes, error: type[HearthError], words: str):
     fake.answer = (status, body)
-    for ask in (jobs.show, lambda base, out: jobs.watch(base, "a", out)):
+    for ask in (jobs.show, lambda http, out: jobs.watch(http, "a", out)):
         with pytest.raises(error) as caught:
-            ask(fake.url, out)
+            ask(fake.http, out)
         assert words in caught.value.detail
 
 
@@ -190,11 +196,11 @@ def test_a_refusal_while_it_watches_ends_it(fake: Fake, out: Console, monkeypatc
     fake.states = ["running"]
     ask = jobs._ask
 
-    def then_refuse(base: str, path: str) -> dict[str, Any]:
-        answer = ask(base, path)
+    def then_refuse(http: httpx.Client, path: str) -> dict[str, Any]:
+        answer = ask(http, path)
         fake.answer = (500, b"")
         return answer
 
     monkeypatch.setattr(jobs, "_ask", then_refuse)
     with pytest.raises(HearthError, match="answered 500"):
-        jobs.watch(fake.url, "a", out)
+        jobs.watch(fake.http, "a", out)

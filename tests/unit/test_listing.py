@@ -65,10 +65,10 @@ def test_models_are_listed_with_whole_names_and_the_command_that_brings_them(tmp
     assert "hearth pull NAME" in text
 
 
-def test_jobs_are_listed_with_whole_ids_and_all_that_is_said_of_them(monkeypatch: pytest.MonkeyPatch):
+def test_jobs_are_listed_with_whole_ids_and_all_that_is_said_of_them():
     console = narrow()
-    monkeypatch.setattr(httpx, "get", lambda *_, **__: httpx.Response(200, json={"jobs": [JOB]}))
-    jobs.show("http://hearth", console)
+    server = httpx.MockTransport(lambda _: httpx.Response(200, json={"jobs": [JOB]}))
+    jobs.show(httpx.Client(base_url="http://hearth", transport=server), console)
     text = written(console)
     assert JOB["id"] in text
     told = columns_of(text)

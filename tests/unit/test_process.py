@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from app import process
 from tests.conftest import ROOT
 
 SLICE = "import app.process as p; p.take_short_turns(); print([line for line in open('/proc/self/sched') if 'se.slice' in line])"
@@ -25,8 +28,6 @@ def test_short_turns_are_asked_for_and_priority_stays():
 
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch):
     import ctypes
-
-    from app import process
 
     monkeypatch.setattr(process.platform, "machine", lambda: "riscv128")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("a system call of unknown number"))
@@ -48,3 +49,60 @@ def test_who_stands_back_does_so_with_its_session():
         [sys.executable, "-c", STAND_BACK], cwd=ROOT, capture_output=True, text=True, check=True, start_new_session=True
     ).stdout
     assert told.startswith("10 ") and "nice 10" in told
+
+
+BESIDE = """
+import os, signal, socket, sys, threading
+from app.process import fork_beside
+keeper = os.fork()
+if keeper == 0:
+    ours, theirs = socket.socketpair()
+    sibling = fork_beside()
+    if sibling == 0:
+        opened, other = socket.socketpair()
+        thread = threading.Thread(target=other.sendall, args=(b"last words",))
+        thread.start()
+        thread.join()
+        theirs.sendall(b"%d" % opened.fileno())
+        signal.raise_signal(signal.SIGKILL)
+    left = socket.socket(fileno=int(ours.recv(9)))
+    print(left.recv(99).decode(), flush=True)
+    os._exit(0)
+print(*sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
+"""
+
+
+@pytest.mark.skipif(not process.can_fork_beside(), reason="Linux's clone")
+def test_a_sibling_that_was_killed_leaves_its_descriptors():
+    told = subprocess.run([sys.executable, "-c", BESIDE], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    assert told.stdout.split("\n")[:2] == ["last words", "-9 0"], told
+
+
+def test_elsewhere_nothing_is_forked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(process.platform, "machine", lambda: "riscv128")
+    with pytest.raises(OSError, match="not implemented"):
+        process.fork_beside()
+
+
+def run(program: str) -> str:
+    command = [sys.executable, "-c", f"import os, app.process as process\n{program}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels choose otherwise")
+def test_who_goes_first_when_memory_ends_never_goes_later_than_before():
+    told = run("process.go_first(300); process.go_first(100); print(open('/proc/self/oom_score_adj').read())")
+    assert int(told) == 300
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a connection's end by a signal")
+def test_a_process_dies_with_whom_it_is_tied_to_even_if_it_never_looks(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as master:
+        master.bind(str(tmp_path / "s"))
+        master.listen(1)
+        program = f"import app.process as process\nprocess.die_with({str(tmp_path / 's')!r}); print('tied', flush=True)\nwhile True: pass"
+        with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None and child.stdout.readline() == b"tied\n"
+            assert child.poll() is None
+            master.close()
+            assert child.wait(30) == -signal.SIGKILL

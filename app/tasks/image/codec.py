@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from app.card import Card
 from app.errors import BadInput, HearthError, TooLarge, UnsupportedMedia
-from app.tasks.base import Decoded, Files, Output, Sample, unit
+from app.tasks.base import Decoded, Files, Output, Recipe, Sample, unit
 from app.tasks.image.input import ImageInput
 from app.tasks.labels import best, read_labels
 
@@ -37,17 +37,18 @@ _ON_ITS_SIDE = range(5, 9)
 _16_BIT = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 
 
-class ImageCodec:
-    """The codec of image models; `max_pixels` bounds what the header may claim."""
+class PictureReader:
+    """Picture bytes → pixels; `max_pixels` bounds what the header may claim."""
 
-    def __init__(self, card: Card, files: Files, meta: dict[str, Any], max_pixels: float = 50_000_000) -> None:
-        self._input = ImageInput(**card.input)
+    def __init__(self, input: ImageInput, max_pixels: float) -> None:
+        self._input = input
         self._max_pixels = max_pixels
-        self._labels = read_labels(files, meta)
 
-    def light(self, item: bytes) -> bool:
-        """A PNG whose header says that it is tiny; of other formats, size in bytes says too little."""
-        return item.startswith(_HEAD) and max(item[16:20], item[20:24]) <= _TINY and len(item) < 4096 and item.count(b"IHDR") == 1
+    @staticmethod
+    def prepare() -> None:
+        """Import Pillow's plugins, and hold the one that would decode in as many threads as there are cores to one."""
+        Image.init()
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
     def decode(self, item: bytes) -> Decoded:
         """A picture file → one sample: `pixels` uint8 [H, W, C], cost 1. Turned as its EXIF says, transparency on white."""
@@ -58,25 +59,20 @@ class ImageCodec:
         picture = self._open(item)
         try:
             return self._prepare(picture)
-        except HearthError:
+        except (HearthError, MemoryError):
             raise
         except Exception as error:  # Pillow's plugins raise whatever their parsers trip over
             if "truncated" in str(error) or isinstance(error, EOFError):
                 raise BadInput("the picture is truncated: its file ends too early; send the whole file") from error
             raise _damaged("the picture", error) from error
 
-    def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, top_k: int = 5, normalize: bool = True) -> dict[str, Any]:
-        """`scores` [C] → the `top_k` labels, best first; or `embedding` [D], of length 1 if `normalize`."""
-        output = outputs[0]
-        if "embedding" in output:
-            return {"embedding": unit(output["embedding"]) if normalize else output["embedding"]}
-        return best(output["scores"], self._labels, top_k)
-
     def _open(self, raw: bytes) -> Image.Image:
         if not raw:
             raise BadInput("the body is empty; send the bytes of a picture")
         try:
             picture = Image.open(io.BytesIO(raw), formats=FORMATS)
+        except MemoryError:
+            raise
         except Image.DecompressionBombError as error:
             raise self._too_many("more than 179 million pixels") from error  # 2 x PIL.Image.MAX_IMAGE_PIXELS
         except UnidentifiedImageError as error:
@@ -112,6 +108,26 @@ class ImageCodec:
         if size != picture.size:
             picture = picture.resize(size, _FILTERS[self._input.interpolation])
         return _crop(picture, self._input.crop)
+
+
+class ImageCodec(PictureReader):
+    """The codec of image models."""
+
+    def __init__(self, card: Card, files: Files, meta: dict[str, Any], max_pixels: float = 50_000_000) -> None:
+        super().__init__(ImageInput(**card.input), max_pixels)
+        self.recipe = Recipe(card.task, self._input.model_dump_json(), max_pixels)
+        self._labels = read_labels(files, meta)
+
+    def light(self, item: bytes) -> bool:
+        """A PNG whose header says that it is tiny; of other formats, size in bytes says too little."""
+        return item.startswith(_HEAD) and max(item[16:20], item[20:24]) <= _TINY and len(item) < 4096 and item.count(b"IHDR") == 1
+
+    def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, top_k: int = 5, normalize: bool = True) -> dict[str, Any]:
+        """`scores` [C] → the `top_k` labels, best first; or `embedding` [D], of length 1 if `normalize`."""
+        output = outputs[0]
+        if "embedding" in output:
+            return {"embedding": unit(output["embedding"]) if normalize else output["embedding"]}
+        return best(output["scores"], self._labels, top_k)
 
 
 def _damaged(part: str, error: Exception) -> BadInput:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.card import Card
-from app.tasks.base import Arrays, Batch, Files, Networks, Output
+from app.tasks.base import Arrays, Batch, Files, Networks, Output, Vectors
 from app.tasks.image.input import ImageInput
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class ImageProgram:
 
     def __init__(self, card: Card, files: Files) -> None:
         self._input = ImageInput(**card.input)
+        self._vectors = Vectors()
 
     def networks(self, module: nn.Module) -> dict[str, nn.Module]:
         """`image`: pixels → scores and embedding, in one pass."""
@@ -40,7 +41,8 @@ class ImageProgram:
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """One row each."""
-        return [{name: array[row] for name, array in outputs.items()} for row in range(len(samples))]
+        found = {name: self._vectors.of(name, array, len(samples)) for name, array in outputs.items()}
+        return [{name: array[row] for name, array in found.items()} for row in range(len(samples))]
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`labels` (if the weights came with them), `classes`, `dimensions`, `parameters`."""

@@ -56,6 +56,8 @@ def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
         _whole(raw)
     try:
         waveform = _decode(raw, rate, max_seconds)
+    except MemoryError:
+        raise
     except av.FFmpegError as error:
         raise BadInput(
             f"the recording is damaged or of no known format ({error.strerror}); send WAV, FLAC, MP3, OGG, M4A or WebM"
@@ -77,12 +79,16 @@ def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
 def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
     try:
         container = av.open(io.BytesIO(raw), mode="r", format=demuxer(raw), options=_OPTIONS)
+    except MemoryError:
+        raise
     except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
         raise UnsupportedMedia("these bytes are no recording that can be read; send WAV, FLAC, MP3, OGG, M4A or WebM") from error
     with container:
         if not container.streams.audio:
             raise UnsupportedMedia("the file has no sound in it; send WAV, FLAC, MP3, OGG, M4A or WebM")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise UnsupportedMedia("the sound in the file is of no known kind; send WAV, FLAC, MP3, OGG, M4A or WebM")
         _believable(stream.rate)
         stated_s = float(container.duration or 0) / av.time_base
         if stated_s > max_seconds + 1:
@@ -125,7 +131,7 @@ def _mono(frames: Iterator[av.AudioFrame], rate: int, max_seconds: float) -> np.
             if frame is not None:
                 frame.pts = None  # gaps in time stamps are not ours to fill
             for piece in resampler.resample(frame):
-                with np.errstate(over="ignore"):  # what is infinite is refused
+                with np.errstate(over="ignore", invalid="ignore"):  # what is infinite is refused
                     parts.append(piece.to_ndarray().mean(axis=0, dtype=np.float32))
                 count += len(parts[-1])
             if count > max_seconds * rate:

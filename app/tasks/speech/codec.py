@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from app.card import Card
-from app.tasks.base import Decoded, Files, Output, Sample
+from app.tasks.base import Decoded, Files, Output, Recipe, Sample
 from app.tasks.speech.audio import read_audio
 from app.tasks.speech.input import SpeechInput
 
@@ -32,12 +32,38 @@ class _Window:
     keep_until: int | None
 
 
-class SpeechCodec:
-    """The codec of CTC models; `max_seconds` bounds a recording."""
+class SoundReader:
+    """Recording → windows; `max_seconds` bounds it."""
+
+    def __init__(self, input: SpeechInput, max_seconds: float) -> None:
+        self._input = input
+        self._max_seconds = max_seconds
+
+    @staticmethod
+    def prepare() -> None:
+        """PyAV comes whole."""
+
+    def decode(self, item: bytes) -> Decoded:
+        """A recording → one sample per window: `waveform` float32 [T] at 16 kHz, cost in seconds."""
+        rate = self._input.sampling_rate
+        waveform = read_audio(item, rate, self._max_seconds)
+        windows = cut(len(waveform), round(self._input.window_s * rate), round(self._input.overlap_s * rate))
+        samples = tuple(self._sample(waveform[window.start : window.end]) for window in windows)
+        kept = [(window.drop_left, window.keep_until) for window in windows]
+        return Decoded(samples=samples, info={"kept": kept, "duration_s": len(waveform) / rate})
+
+    def _sample(self, wave: np.ndarray) -> Sample:
+        if self._input.normalize:
+            wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)  # as Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
+        return Sample(arrays={"waveform": wave.astype(np.float32, copy=False)}, cost=len(wave) / self._input.sampling_rate)
+
+
+class SpeechCodec(SoundReader):
+    """The codec of CTC models."""
 
     def __init__(self, card: Card, files: Files, meta: dict[str, Any], max_seconds: float = 1800) -> None:
-        self._input = SpeechInput(**card.input)
-        self._max_seconds = max_seconds
+        super().__init__(SpeechInput(**card.input), max_seconds)
+        self.recipe = Recipe(card.task, self._input.model_dump_json(), max_seconds)
         vocabulary: dict[str, int] = json.loads(files["vocab.json"].read_text(encoding="utf-8"))
         self._tokens = {index: token for token, index in vocabulary.items()}
         self._blank = vocabulary["<pad>"]
@@ -47,22 +73,14 @@ class SpeechCodec:
         """Never: sound takes milliseconds."""
         return False
 
-    def decode(self, item: bytes) -> Decoded:
-        """A recording → one sample per window: `waveform` float32 [T] at 16 kHz, cost in seconds."""
-        rate = self._input.sampling_rate
-        waveform = read_audio(item, rate, self._max_seconds)
-        windows = cut(len(waveform), round(self._input.window_s * rate), round(self._input.overlap_s * rate))
-        samples = tuple(self._sample(waveform[window.start : window.end]) for window in windows)
-        return Decoded(samples=samples, info={"windows": windows, "duration_s": len(waveform) / rate})
-
     def interpret(self, decoded: Decoded, outputs: Sequence[Output], *, words: bool = False) -> dict[str, Any]:
         """`text`, `duration_s`, and with `words` each word's `start_s`, `end_s` and `score` (mean probability of its letters)."""
         kept = [
             (
-                output["token_ids"][window.drop_left : window.keep_until],
-                output["token_scores"][window.drop_left : window.keep_until],
+                output["token_ids"][drop_left:keep_until],
+                output["token_scores"][drop_left:keep_until],
             )
-            for window, output in zip(decoded.info["windows"], outputs, strict=True)
+            for (drop_left, keep_until), output in zip(decoded.info["kept"], outputs, strict=True)
         ]
         ids, scores = (np.concatenate(part) for part in zip(*kept, strict=True))
         letters = list(self._letters(ids, scores))
@@ -71,11 +89,6 @@ class SpeechCodec:
         if words:
             answer["words"] = list(self._words(letters))
         return answer
-
-    def _sample(self, wave: np.ndarray) -> Sample:
-        if self._input.normalize:
-            wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)  # as Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
-        return Sample(arrays={"waveform": wave.astype(np.float32, copy=False)}, cost=len(wave) / self._input.sampling_rate)
 
     def _letters(self, ids: np.ndarray, scores: np.ndarray) -> Any:
         """(letter, first frame, last frame, score) after merging repeats and dropping blanks."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.card import Card
-from app.tasks.base import Arrays, Batch, Files, Networks, Output
+from app.tasks.base import Arrays, Batch, Files, Networks, Output, one_each
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,11 +52,10 @@ class SpeechProgram:
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """Each clip's own `token_ids` and `token_scores`, [F]."""
-        found = {
-            row: {name: outputs[f"{name}.{length}"][place] for name in ("token_ids", "token_scores")}
-            for length, rows in _by_length(samples).items()
-            for place, row in enumerate(rows)
-        }
+        found: dict[int, Output] = {}
+        for length, clips in _by_length(samples).items():
+            said = {name: one_each(name, outputs[f"{name}.{length}"], len(clips)) for name in ("token_ids", "token_scores")}
+            found |= {row: {name: array[place] for name, array in said.items()} for place, row in enumerate(clips)}
         return [found[row] for row in range(len(samples))]
 
     def describe(self, module: nn.Module) -> dict[str, Any]:

@@ -22,6 +22,8 @@ _LIGHT = 500  # characters: 150 µs of tokenising
 class TextCodec:
     """The codec of text embeddings. `tokenizer.json` is read once; encoding is thread-safe."""
 
+    recipe = None
+
     def __init__(self, card: Card, files: Files, meta: dict[str, Any]) -> None:
         self.max_tokens = min(TextInput(**card.input).max_tokens, meta.get("max_tokens") or 1 << 30)
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.card import Card
-from app.tasks.base import Arrays, Batch, Files, Networks, Output
+from app.tasks.base import Arrays, Batch, Files, Networks, Output, Vectors
 from app.tasks.text.input import TextInput, most_tokens
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class TextProgram:
 
     def __init__(self, card: Card, files: Files) -> None:
         self._input = TextInput(**card.input)
+        self._vectors = Vectors()
         self.padded = "config.json" in files and (
             json.loads(files["config.json"].read_text(encoding="utf-8")).get("model_type") not in _PACKABLE
         )
@@ -73,7 +74,7 @@ class TextProgram:
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """One row each."""
-        return [{"embedding": outputs["embedding"][row]} for row in range(len(samples))]
+        return [{"embedding": vector} for vector in self._vectors.of("embedding", outputs["embedding"], len(samples))]
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`dimensions`, `max_tokens`, `parameters`."""
@@ -101,7 +102,7 @@ class TextClassifierProgram(TextProgram):
 
     def split(self, outputs: Arrays, samples: Sequence[Arrays]) -> list[Output]:
         """One row each."""
-        return [{"scores": outputs["scores"][row]} for row in range(len(samples))]
+        return [{"scores": scores} for scores in self._vectors.of("scores", outputs["scores"], len(samples))]
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """`classes`, `dimensions`, `max_tokens`, `parameters`."""

@@ -156,3 +156,15 @@ class Hungry(Doubler):
 
 def test_a_retry_has_the_memory_of_the_try_that_failed():
     assert [float(output["y"]) for output in run([1, 2], Hungry())] == [2, 4]
+
+
+def test_what_is_no_plain_number_is_the_models_failure():
+    """The wire carries no other kinds, and would drop the whole envelope."""
+
+    class Odd(Doubler):
+        def split(self, outputs: Any, samples: Sequence[Any]) -> list[Any]:
+            return [{"y": np.complex64(1) if value == 2 else value} for value in outputs["y"]]
+
+    good, bad = run([1, 1], Odd()), run([1, 5], Odd())
+    assert all(isinstance(result, ModelFailed) and "complex64" in result.detail for result in good)
+    assert isinstance(bad[0], ModelFailed) and float(bad[1]["y"]) == 10

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 
-from app.errors import TooBusy
-from app.pool.admission import Admission
+from app.errors import RateLimited, TooBusy, TooLarge
+from app.keys import Key
+from app.pool.admission import Admission, Place
 
 
 def queue(held: int, pace_s: float = 0.1) -> Admission:
@@ -88,3 +91,36 @@ def test_samples_count_where_an_input_made_many():
     queue = Admission("m", held=2, sent=100, pace_s=0.0)
     with pytest.raises(TooBusy, match="100 inputs wait and the queue holds 64"):
         queue.check(1, room=64, allowed_s=10, workers=1)
+
+
+GREEDY = Key(id="00000000", name="greedy", role="infer", sha256="0" * 64, created=date(2026, 1, 1), share=0.25)
+
+
+def test_a_key_finds_room_in_its_share_alone():
+    admission = queue(60)
+    admission.places[GREEDY.id] = Place(held=20)
+    assert admission.place(GREEDY, 5, room=100, workers=1.0).held == 20
+    with pytest.raises(RateLimited, match="greedy has 20 inputs in the queue and its share is 25") as caught:
+        admission.place(GREEDY, 6, room=100, workers=1.0)
+    assert caught.value.retry_after_s == pytest.approx(1.0)
+    admission.check(1, room=100, allowed_s=30.0, workers=1.0)
+
+
+def test_its_wait_is_told_by_what_stands_between_its_own():
+    admission = queue(100)
+    admission.places[GREEDY.id] = Place(held=25)
+    with pytest.raises(RateLimited) as caught:
+        admission.place(GREEDY, 10, room=100, workers=1.0)
+    assert caught.value.retry_after_s == pytest.approx(10 * 0.1 * 4), "three of others between two of its own"
+
+
+def test_what_a_recording_became_counts_for_its_key():
+    admission = queue(2)
+    admission.places[GREEDY.id] = Place(held=1, sent=60)
+    with pytest.raises(RateLimited, match="60 inputs"):
+        admission.place(GREEDY, 1, room=100, workers=1.0)
+
+
+def test_what_is_more_than_the_share_is_told_so_because_waiting_would_not_help():
+    with pytest.raises(TooLarge, match="the share of greedy is 25"):
+        queue(0).place(GREEDY, 26, room=100, workers=1.0)

@@ -10,6 +10,7 @@ import numpy as np
 
 from app.card import Card
 from app.pool.client import Client
+from app.pool.probe import Probe
 from app.settings import Settings
 from app.tasks.base import Sample
 from app.wire.messages import Died, Done, Entry, Failed, Leave, Run, Table, Worker
@@ -90,3 +91,18 @@ async def test_a_version_is_left_when_its_last_request_is_answered_however_long_
     finally:
         client.close()
         supervisor.close()
+
+
+async def test_an_answer_to_anybody_proves_a_worker_while_the_cards_sample_waits():
+    probe, waits = Probe(), asyncio.Event()
+
+    async def attempt() -> None:
+        waits.set()
+        await asyncio.Event().wait()
+
+    asking = asyncio.create_task(probe.run("m.1", attempt))
+    probe.proven("m.1")  # before it has begun: as good as none
+    await waits.wait()
+    probe.proven("m.2")
+    probe.proven("m.1")
+    assert await asyncio.wait_for(asking, 30) == ""

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from app.card import Card
+from app.card import Card, Limits
 from app.errors import HearthError
-from app.pool.processes import Frontends, Nursery
+from app.pool import loading
+from app.pool.frontends import Frontends
+from app.pool.processes import Nursery
 from app.pool.roster import Roster, Served
 from app.pool.supervisor import Supervisor
 from app.pool.traffic import Traffic
 from app.settings import Settings
 from app.tasks.base import Files
+from app.wire.messages import Died, Message
 
 
 async def for_ever(*_: object) -> None:
@@ -28,14 +34,15 @@ async def fail(*_: object) -> Files:
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     """With one model, whose files cannot be found because of a mistake, and without children."""
     monkeypatch.setattr(Nursery, "run", for_ever)
     monkeypatch.setattr(Frontends, "run_one", for_ever)
     card = Card(name="m", folder=tmp_path, task="text-embedding", source={"kind": "file"}, about={"licence": "x"})
     roster = Roster({"m": Served(card, default=True, preload=True)}, ["cpu"])
     settings = Settings(home=tmp_path, frontends=1)
-    return Supervisor(settings, {}, roster, Traffic(tmp_path / "traffic.json"), socket.socket(), tmp_path, fail)
+    with socket.socket() as listening:
+        yield Supervisor(settings, {}, roster, Traffic(tmp_path / "traffic.json"), listening, tmp_path, fail)
 
 
 async def test_asked_to_stop_it_returns(supervisor: Supervisor):
@@ -66,3 +73,52 @@ async def test_a_mistake_while_a_model_starts_is_that_models_failure_alone(
         supervisor.stop()
         await running
     assert any(record.exc_info for record in caplog.records), "with its traceback"
+
+
+async def test_a_model_that_ends_its_process_with_0_in_a_batch_is_blamed_for_it(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[Message] = []
+    monkeypatch.setattr(supervisor, "tell", lambda message, to: told.append(message))
+    supervisor.frontends.add("frontend.1")
+    (birth,) = supervisor._roster.want("m", {})
+    supervisor._loading.fork(birth)
+    supervisor._loading.boxes[birth.name].start(1.0, 0, [7])
+    supervisor._on_exited(birth.name, 1, 0)
+    assert Died(birth.name, (7,)) in told
+
+
+async def test_a_worker_that_stands_still_between_two_batches_is_killed_after_its_stall_limit(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+):
+    killed = asyncio.Event()
+    monkeypatch.setattr(supervisor._nursery, "kill", lambda _: killed.set())
+    served = supervisor._roster.models["m"]
+    served.card = served.card.model_copy(update={"limits": Limits(stall_s=1)})
+    (birth,) = supervisor._roster.want("m", {})
+    supervisor._loading.fork(birth)
+    supervisor._roster.ready(birth.name, {})
+    supervisor._loading.boxes[birth.name].beat(time.monotonic() - 2, 0)
+    watching = asyncio.create_task(supervisor._watch())
+    await asyncio.wait_for(killed.wait(), 30)
+    watching.cancel()
+
+
+async def test_a_worker_that_cannot_be_given_its_black_box_is_started_when_there_is_room(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+):
+    forked = asyncio.Event()
+    monkeypatch.setattr(supervisor._nursery, "fork", lambda _: forked.set())
+    monkeypatch.setattr("app.pool.loading._AGAIN_S", 0.01)
+    box, full = loading.BlackBox, iter([True, False])
+
+    def scarce(path: Path, *, create: bool) -> loading.BlackBox:
+        if next(full):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return box(path, create=create)
+
+    monkeypatch.setattr(loading, "BlackBox", scarce)
+    (birth,) = supervisor._roster.want("m", {})
+    supervisor._loading.fork(birth)
+    assert not forked.is_set()
+    await asyncio.wait_for(forked.wait(), 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,28 @@ def test_shares_add_up_to_one_after_any_changes(changes: list[object], tmp_path_
         route = Traffic(path).routes(keys)["photos"]
         assert sum(route.shares.values()) == pytest.approx(1) and min(route.shares.values()) > 0
         assert route.shares.keys() <= set(keys) and "words" not in route.shares
+
+
+def test_a_change_that_cannot_be_written_down_has_not_been_made(
+    traffic: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    traffic.put("photos", Route({"photos@1": 1.0}), KEYS)
+    traffic.put("photos", Route({"photos@2": 1.0}), KEYS)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("app.pool.traffic.os.fsync", full)
+    for change in (
+        lambda: traffic.put("photos", Route({"photos@3": 1.0}), KEYS),
+        lambda: traffic.back("photos", Route({"photos@1": 1.0})),
+    ):
+        with pytest.raises(OSError, match="No space"):
+            change()
+        assert (
+            traffic.routes(KEYS)["photos"]
+            == Traffic(tmp_path / "traffic.json").routes(KEYS)["photos"]
+            == Route({"photos@2": 1.0})
+        )
+    traffic.forget(["photos@1"])
+    assert traffic.routes(["photos@1"])["photos"] == Route({"photos@1": 1.0}), "the server starts all the same"

@@ -85,7 +85,7 @@ class ToyPool:
         return self._model(task), ToyCodec()
 
     @contextmanager
-    def admit(self, model: str, inputs: int, deadline: float) -> Iterator[None]:
+    def admit(self, model: str, inputs: int, deadline: float, key: Any = None) -> Iterator[None]:
         if self.refusal:
             raise self.refusal
         yield
@@ -128,6 +128,6 @@ def app(pool: ToyPool) -> Any:
 @pytest.fixture
 async def client(app: Any) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://hearth"
+        transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://localhost"
     ) as client:
         yield client

@@ -17,7 +17,7 @@ from app.web.server import make_app
 
 def client_of(pool: Any, **settings: Any) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(make_app(pool, Settings(**settings)), raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://hearth")
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 @pytest.fixture
@@ -51,6 +51,39 @@ async def test_no_more_jobs_are_open_than_may_be(client: httpx.AsyncClient, tmp_
     assert (await client.post(f"/finetune/{third}/resume")).status_code == 409
     await client.post(f"/finetune/{third}/cancel")
     assert (await client.post(f"/finetune/{first}/resume")).json()["state"] == "validating"
+
+
+async def test_where_no_more_jobs_may_be_open_the_data_are_not_even_received(client: httpx.AsyncClient):
+    for _ in range(2):
+        await submit(client)
+    sent = []
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--b\r\ncontent-disposition: form-data; name="dataset"; filename="d"\r\n\r\n'
+        for _ in range(100):
+            sent.append(1)
+            yield bytes(1 << 10)
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    refused = await client.post("/finetune", content=body(), headers=headers)
+    assert refused.status_code == 503 and not sent
+
+
+PART = b'--b\r\ncontent-disposition: form-data; name="%s"; filename="d"\r\n\r\nx\r\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (PART % b"dataset" + PART[:-6] % b"spec", "it ends before its last boundary"),
+        (PART % b"spec" * 9 + b"--b--", "Too many files"),
+        (b"nonsense", "Invalid multipart data"),
+    ],
+)
+async def test_a_damaged_form_is_told_from_one_that_lacks_a_part(client: httpx.AsyncClient, body: bytes, words: str):
+    answer = await client.post("/finetune", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_input")
+    assert "the body is no multipart form" in answer.json()["detail"] and words in answer.json()["detail"], answer.text
 
 
 TABLE = ("dataset", ("a.csv", b"x"))

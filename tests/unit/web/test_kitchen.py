@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
+from app.decoding.client import Threads
 from app.errors import Deadline
 from app.tasks.base import Decoded, Sample
 from app.web import kitchen as kitchens
@@ -22,10 +23,14 @@ def decoded(size: int = 8) -> Decoded:
     return Decoded(samples=(Sample(arrays={"x": np.zeros(size, np.uint8)}, cost=1.0),))
 
 
+def ordered(kitchen: Kitchen, work: Callable[[], Decoded] = decoded) -> Callable[[], Awaitable[Decoded]]:
+    """That `work` is what decodes."""
+    return partial(kitchen.decoders.decode, SimpleNamespace(decode=lambda _: work()), b"", {})  # type: ignore[arg-type]
+
+
 @pytest.fixture
-def kitchen() -> Any:
-    with ThreadPoolExecutor(2) as threads:
-        yield Kitchen(SimpleNamespace(), SimpleNamespace(), threads, share=1)  # type: ignore[arg-type]
+def kitchen() -> Kitchen:
+    return Kitchen(SimpleNamespace(), SimpleNamespace(), Threads(2))  # type: ignore[arg-type]
 
 
 async def test_a_request_leaves_a_thread_to_others(kitchen: Kitchen):
@@ -44,9 +49,9 @@ async def test_a_request_leaves_a_thread_to_others(kitchen: Kitchen):
         return decoded()
 
     greedy = Portion(kitchen, time.monotonic() + 30)
-    all_of_it = asyncio.gather(*(greedy.decode(work) for _ in range(6)))
+    all_of_it = asyncio.gather(*(greedy.decode(ordered(kitchen, work)) for _ in range(6)))
     await asyncio.to_thread(begun.wait, 20)
-    assert await asyncio.wait_for(Portion(kitchen, time.monotonic() + 30).decode(decoded), 10)
+    assert await asyncio.wait_for(Portion(kitchen, time.monotonic() + 30).decode(ordered(kitchen)), 10)
     released.set()
     assert len(await all_of_it) == 6 and most == 1
 
@@ -56,7 +61,7 @@ async def test_what_is_not_decoded_in_time_is_told(kitchen: Kitchen):
     portion = Portion(kitchen, time.monotonic() + 0.05)
     try:
         with pytest.raises(Deadline, match="not decoded before the deadline"):
-            await portion.decode(lambda: decoded(1 + released.wait(20)))
+            await portion.decode(ordered(kitchen, lambda: decoded(1 + released.wait(20))))
     finally:
         released.set()
 
@@ -64,10 +69,10 @@ async def test_what_is_not_decoded_in_time_is_told(kitchen: Kitchen):
 async def test_the_next_input_waits_until_there_is_room(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kitchens, "_PORTION", 100)
     portion = Portion(kitchen, time.monotonic() + 30)
-    large = await portion.decode(lambda: decoded(100))
+    large = await portion.decode(ordered(kitchen, lambda: decoded(100)))
     portion.take(large)
-    following = asyncio.create_task(portion.decode(decoded))
-    others = await asyncio.gather(*(Portion(kitchen, time.monotonic() + 30).decode(decoded) for _ in range(20)))
+    following = asyncio.create_task(portion.decode(ordered(kitchen)))
+    others = await asyncio.gather(*(Portion(kitchen, time.monotonic() + 30).decode(ordered(kitchen)) for _ in range(20)))
     assert len(others) == 20 and not following.done()
     portion.give(large)
     assert await asyncio.wait_for(following, 10)

@@ -1,10 +1,10 @@
-"""How many threads decode."""
+"""How many decoders there are."""
 
 from __future__ import annotations
 
 import pytest
 
-from app.web.server import decoder_count
+from app.decoding.client import decoder_count
 
 
 @pytest.mark.parametrize(

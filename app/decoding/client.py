@@ -1,0 +1,198 @@
+"""How a frontend has files decoded: each alone in a process of its own, which may die or be killed and costs only its file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from app.decoding import nursery
+from app.decoding.decoder import OURS
+from app.decoding.letters import answered, order
+from app.decoding.link import Decoder, Died
+from app.errors import BadInput, OutOfMemory, TooBusy, from_code
+from app.logs import log
+from app.settings import Settings
+from app.tasks.base import Codec, Decoded
+from app.wire.line import Parcel, Told
+from app.wire.messages import Failed, Message, Samples
+
+T = TypeVar("T")
+
+_QUICK = 2 << 20  # bytes: to pack so many takes a millisecond, and others wait meanwhile
+_GRACE_S = 0.5  # for whom nobody waits any more: most are done by then, and to fork another one takes 10 ms
+_CRASHES = 2  # by which a file is convicted: the first may have been prepared by the file before it
+_KILLS = 10  # somebody from outside, or the kernel where memory ran out; no file kills
+_PER_PIXEL = 24  # bytes
+_PER_SECOND = 16_000 * 4 * 5  # bytes
+_BESIDE = 128 << 20  # bytes
+
+
+class Threads:
+    """Decodes in threads of this process: what is safe with any bytes, and everything where no other process is wanted."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._executor = ThreadPoolExecutor(max_workers=count, thread_name_prefix="decode")
+
+    async def decode(self, codec: Codec, item: Any, options: Mapping[str, Any]) -> Decoded:
+        """As `codec.decode`."""
+        return await self.run(partial(codec.decode, item, **options))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """In one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class Decoders:
+    """Up to `count` decoders with `room` bytes of memory each, forked by the nursery at the other end of `control`."""
+
+    def __init__(self, count: int, room: int, control: socket.socket) -> None:
+        self.count = count
+        self._room = room
+        self._control = control
+        self._heard = False
+        self._threads = Threads(count)
+        self._turns = asyncio.Semaphore(count)
+        self._alive: dict[int, Decoder] = {}
+        self._idle: list[Decoder] = []
+        self._numbers = itertools.count(1)
+
+    async def decode(self, codec: Codec, item: Any, options: Mapping[str, Any]) -> Decoded:
+        """As `codec.decode`. Raises what that raises, BadInput for what ends its decoder, OutOfMemory, TooBusy."""
+        if codec.recipe is None:
+            return await self._threads.decode(codec, item, options)
+        letter = order(codec.recipe, item)
+        parcel = Parcel(letter) if len(item) < _QUICK else await self._threads.run(partial(Parcel, letter))
+        try:
+            return _made_of(*await self._asked(parcel, len(item)))
+        finally:
+            parcel.close()
+
+    async def _asked(self, parcel: Parcel, size: int) -> Told:
+        """A decoder's answer. What ended one is read once more, by a fresh one; and more often where somebody killed it."""
+        crashes, kills = 0, 0
+        while crashes < _CRASHES and kills < _KILLS:
+            decoder = await self._take(fresh=crashes + kills > 0)
+            asked = decoder.ask(parcel)
+            try:
+                return await asked
+            except Died as died:
+                log.warning("decoder %d ended (%s) while it read %d bytes", decoder.number, _said(died.status), size)
+                crashes, kills = (crashes, kills + 1) if died.status == -signal.SIGKILL else (crashes + 1, kills)
+            except asyncio.CancelledError:
+                asyncio.get_running_loop().call_later(_GRACE_S, self._end, decoder, asked)
+                raise
+        if kills == _KILLS:
+            raise OutOfMemory("the system ended every process that read this file: it has no memory left; send it later")
+        raise BadInput("this file ends the process that reads it: it is damaged, or was made to do that; convert it anew")
+
+    async def _take(self, fresh: bool) -> Decoder:
+        """One that does nothing else, when there is a turn. Raises TooBusy where none can be forked."""
+        await self._turns.acquire()
+        if self._idle and not fresh:
+            return self._idle.pop()  # the last one used: its memory is warm, and the others' may be swapped out
+        if self._idle:
+            self._idle.pop(0).close()
+        try:
+            return self._fork()
+        except OSError as error:
+            self._turns.release()
+            log.error("no decoder can be started: %s", error)
+            raise TooBusy("nothing can be decoded for the moment; come back in a second", retry_after_s=1.0) from error
+
+    def _fork(self) -> Decoder:
+        self._hear()
+        number = next(self._numbers)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self._control, [nursery.ORDER.pack(nursery.FORK, number, self._room)], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        self._alive[number] = decoder = Decoder(number, ours, self._free)
+        return decoder
+
+    def _free(self, decoder: Decoder) -> None:
+        self._idle.append(decoder)
+        self._turns.release()
+
+    def _gone(self, number: int, status: int) -> None:
+        decoder = self._alive.pop(number)
+        decoder.ended(status)
+        if decoder in self._idle:
+            self._idle.remove(decoder)
+        elif decoder.asked is not None:
+            self._turns.release()
+
+    def _end(self, decoder: Decoder, asked: asyncio.Future[Told]) -> None:
+        """Kill it if it still works on what nobody waits for."""
+        if decoder.asked is asked:
+            log.warning("decoder %d is ended: nobody waits any longer for what it reads", decoder.number)
+            with contextlib.suppress(OSError):
+                self._control.sendall(nursery.ORDER.pack(nursery.KILL, decoder.number, 0))
+
+    def _hear(self) -> None:
+        """Listen to the nursery, from the first time that it is needed."""
+        if not self._heard:
+            self._heard = True
+            asyncio.get_running_loop().add_reader(self._control, self._on_nursery)
+
+    def _on_nursery(self) -> None:
+        told = self._control.recv(nursery.END.size, socket.MSG_WAITALL)
+        if len(told) == nursery.END.size:
+            self._gone(*nursery.END.unpack(told))
+            return
+        log.warning("the decoders' nursery died; replacing it")
+        asyncio.get_running_loop().remove_reader(self._control)
+        self._control.close()
+        self._control, self._heard = nursery.spawn(), False
+        self._hear()
+        for number in list(self._alive):  # its children died with it
+            self._gone(number, -signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let all of them end."""
+        if self._heard:
+            asyncio.get_running_loop().remove_reader(self._control)
+        self._control.close()
+        for decoder in self._idle:
+            decoder.close()
+        self._threads.close()
+
+
+def _said(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"status {status}"
+
+
+def _made_of(message: Message, arrays: Mapping[str, np.ndarray]) -> Decoded:
+    """What the decoder says. Raises the caller's error, or RuntimeError where it was ours."""
+    if isinstance(message, Samples):
+        return answered(message, arrays)
+    if isinstance(message, Failed) and message.code != OURS:
+        raise from_code(message.code, message.detail)
+    raise RuntimeError(f"in a decoder: {message}")
+
+
+def decoder_count(cores: int, frontends: int) -> int:
+    """How many each frontend has: together one per core, and never only one, which a large picture would hold."""
+    return max(2, cores // frontends)
+
+
+def room_for(settings: Settings) -> int:
+    """Bytes that reading the largest file within the limits takes, and some to spare."""
+    pixels, seconds = settings.max_pixels_mp * 1e6, settings.max_audio_min * 60
+    return int(max(pixels * _PER_PIXEL, seconds * _PER_SECOND) + 2 * settings.max_body_mb * 2**20) + _BESIDE

@@ -1,0 +1,57 @@
+"""A decoder's whole life: read a file, answer with its samples or the caller's error, wait for the next. Trusted with nothing."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+
+import numpy as np
+
+from app.decoding.confine import confine
+from app.decoding.letters import answer, ordered
+from app.errors import HearthError, TooLarge
+from app.tasks import READERS, make_reader, resolve
+from app.tasks.base import Decoded
+from app.wire.line import Line, Parcel, Told
+from app.wire.messages import Failed, Message
+
+OURS = "internal"  # the code of what should not have been raised; its detail is a traceback
+_TOO_DEAR = "to read it takes more memory than one file may have; send a smaller one, or convert it to another format"
+
+
+def prepare() -> None:
+    """Import what reading takes, once for all decoders: afterwards files are out of reach."""
+    for reader in READERS.values():
+        resolve(reader).prepare()
+
+
+def live(stream: socket.socket, room: int) -> None:
+    """Decode what comes until the frontend goes, with `room` bytes of memory."""
+    confine(room)
+    line = Line(stream)
+    with suppress(EOFError):
+        while told := line.read():
+            parcel = _parcel(told)
+            del told  # it may have megabytes, and the next one may be long in coming
+            line.send(parcel)
+            parcel.close()
+            del parcel
+
+
+def _parcel(told: Told) -> Parcel:
+    try:
+        return Parcel(answer(_decoded(*told)))
+    except HearthError as error:
+        failed = Failed(0, error.code, error.detail)
+    except MemoryError:
+        failed = Failed(0, TooLarge.code, _TOO_DEAR)
+    except Exception:  # noqa: BLE001  the frontend logs it
+        failed = Failed(0, OURS, traceback.format_exc())
+    return Parcel((failed, {}))
+
+
+def _decoded(message: Message, arrays: Mapping[str, np.ndarray]) -> Decoded:
+    recipe, item = ordered(message, arrays)
+    return make_reader(recipe).decode(item)

@@ -1,0 +1,74 @@
+"""One decoder as its frontend sees it: asked one thing at a time, and it may end at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from app.wire.frames import FrameError
+from app.wire.line import Line, Parcel, Told
+
+
+class Died(Exception):
+    """The decoder ended before it answered."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+        """Negative: the signal that ended it."""
+
+
+class Decoder:
+    """`free` is called when it has answered. That it ended is the nursery's to say (`ended`), who knows how."""
+
+    def __init__(self, number: int, stream: socket.socket, free: Callable[[Decoder], None]) -> None:
+        self.number = number
+        self.asked: asyncio.Future[Told] | None = None
+        stream.setblocking(False)
+        self._line = Line(stream)
+        self._free = free
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(stream, self._read)
+
+    def ask(self, parcel: Parcel) -> asyncio.Future[Told]:
+        """Its answer. Raises Died."""
+        self.asked = self._loop.create_future()
+        if not self._line.send(parcel):
+            self._loop.add_writer(self._line.stream, self._push)
+        return self.asked
+
+    def _push(self) -> None:
+        if self._line.push():
+            self._loop.remove_writer(self._line.stream)
+
+    def _read(self) -> None:
+        try:
+            if told := self._line.read():
+                self._answered(told)
+        except (EOFError, FrameError):
+            self.close()
+
+    def _answered(self, told: Told) -> None:
+        asked, self.asked = self.asked, None
+        if asked is None:
+            raise FrameError("it answers what nobody asked")
+        if not asked.done():
+            asked.set_result(told)
+        self._free(self)
+
+    def ended(self, status: int) -> None:
+        """It is gone. What it said before counts."""
+        if self._line.stream.fileno() >= 0:
+            self._read()
+        self.close()
+        if self.asked is not None and not self.asked.done():
+            self.asked.set_exception(Died(status))
+
+    def close(self) -> None:
+        """Hear no more of it, if that has not been said before. It ends if it can."""
+        if self._line.stream.fileno() < 0:
+            return
+        self._loop.remove_reader(self._line.stream)
+        self._loop.remove_writer(self._line.stream)
+        self._line.stream.close()

@@ -1,0 +1,141 @@
+"""The process that forks a frontend's decoders, in milliseconds. Without threads; made before the frontend has any.
+
+It reads fixed-size orders from one socket: fork a decoder, whose end of a socket pair comes with the order, or kill one. It ends
+with that socket, and its decoders end with it. `python -m app.decoding.nursery FD` is the same from nothing, for a frontend whose
+nursery died: with threads and a loop, it may not fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from struct import Struct
+
+from app.decoding import decoder
+from app.process import command, die_with_parent, set_name
+
+ORDER = Struct("<qqq")  # what to do, which decoder, bytes that it may allocate
+FORK, KILL = 1, 2
+END = Struct("<qq")  # which decoder ended, exit status
+_LISTENS = 3  # 0, 1 and 2 are for messages
+
+
+def begin() -> socket.socket:
+    """Begin the nursery as a copy of this process, which must have no other thread. The frontend's end of its socket."""
+    if sys.platform == "darwin":  # its libraries bear no copies
+        return spawn()
+    ours, theirs = socket.socketpair()
+    if os.fork():
+        theirs.close()
+        return ours
+    status = 1
+    try:
+        control = theirs.detach()
+        os.closerange(_LISTENS, control)
+        os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
+        live(socket.socket(fileno=control))
+        status = 0
+    except BaseException:  # noqa: BLE001  the copy must never return into the frontend's life
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def spawn() -> socket.socket:
+    """Begin it from nothing: in half a second, and with all imports of its own."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        subprocess.Popen(command("app.decoding.nursery", str(theirs.fileno())), pass_fds=[theirs.fileno()])
+    return ours
+
+
+def live(control: socket.socket) -> None:
+    """The nursery's whole life."""
+    die_with_parent()
+    set_name("hearth decoders")
+    for polite in (signal.SIGINT, signal.SIGTERM):  # said to a whole group of processes: what was accepted is still read
+        signal.signal(polite, signal.SIG_IGN)
+    decoder.prepare()
+    gc.collect()
+    gc.freeze()  # a child's collections then leave the shared pages alone
+    Nursery(control).serve()
+
+
+class Nursery:
+    """Forks and kills on request, reaps, and tells of every end."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._pids: dict[int, int] = {}
+
+    def serve(self) -> None:
+        """Run until the frontend closes its end."""
+        wake, wake_write = socket.socketpair()
+        wake_write.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        while True:
+            ready, _, _ = select.select([self._control, wake], [], [])
+            if wake in ready:
+                wake.recv(4096)
+            if self._control in ready and not self._obey():
+                return
+            self._reap()
+
+    def _obey(self) -> bool:
+        order, descriptors, _, _ = socket.recv_fds(self._control, ORDER.size, 1, socket.MSG_WAITALL)
+        if len(order) < ORDER.size:
+            return False
+        what, number, room = ORDER.unpack(order)
+        if what == FORK:
+            self._fork(number, room, descriptors[0])
+        elif number in self._pids:  # not reaped, so the number is still that process's
+            os.kill(self._pids[number], signal.SIGKILL)
+        return True
+
+    def _fork(self, number: int, room: int, descriptor: int) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._control.close()
+            _child(number, room, descriptor)
+        os.close(descriptor)
+        self._pids[number] = pid
+
+    def _reap(self) -> None:
+        numbers = {pid: number for number, pid in self._pids.items()}
+        while numbers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            number = numbers.pop(pid)
+            del self._pids[number]
+            with contextlib.suppress(OSError):
+                self._control.sendall(END.pack(number, os.waitstatus_to_exitcode(status)))
+
+
+def _child(number: int, room: int, descriptor: int) -> None:
+    """The child's whole life."""
+    status = 1
+    try:
+        die_with_parent()
+        set_name(f"hearth decode {number}")
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        decoder.live(socket.socket(fileno=descriptor), room)
+        status = 0
+    except BaseException:  # noqa: BLE001  the child must never return into the nursery's loop
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    live(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,156 @@
+"""The HTTP processes. Each has a keeper (`web/keeper.py`), which forks it, and forks the next one when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.logs import log
+from app.pool.processes import Exited, kill, os_environment
+from app.process import command
+from app.wire.blackbox import BlackBox
+
+_SLOWEST_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Keeper:
+    pid: int
+    gone: asyncio.Future[int]
+    control: socket.socket
+
+    async def fork(self, number: int) -> int:
+        """The pid of frontend `number`; 0: this keeper is gone, or cannot."""
+        kill(self.pid, signal.SIGCONT)  # it may have been stopped, and nobody would have noticed before now
+        with contextlib.suppress(ConnectionError):
+            self.control.send(b"%d\n" % number)
+        answer = asyncio.create_task(self._answer())
+        # Not by the socket alone: frontends hold its other end too, and may outlive their keeper.
+        await asyncio.wait({answer, self.gone}, return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else answer.cancel() and 0
+
+    async def _answer(self) -> int:
+        with contextlib.suppress(ConnectionError):
+            return int(await asyncio.get_running_loop().sock_recv(self.control, 32) or 0)
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Frontend:
+    pid: int
+    end: asyncio.Future[int]
+    box: BlackBox
+
+
+class Frontends:
+    """All inherit the listening socket. What ends is replaced until `close`."""
+
+    def __init__(self, environment: Mapping[str, str], listening: socket.socket, folder: str) -> None:
+        self._environment = environment
+        self._listening = listening
+        self._folder = folder
+        self._born = 0
+        self._closing = False
+        self._keepers: set[_Keeper] = set()
+        self._living: dict[str, _Frontend] = {}
+
+    async def run_one(self, exited: Exited) -> None:
+        """Keep one frontend alive; `exited` hears of each end that was not asked for."""
+        failures = 0
+        while not self._closing:
+            keeper = await self._start_keeper()
+            self._keepers.add(keeper)
+            while not keeper.gone.done() and not self._closing:
+                failed = await self._run_under(keeper, exited)
+                failures = failures + 1 if failed else 0
+                await asyncio.sleep(min(0.1 * 2**failures, _SLOWEST_S) if failed else 0)  # a broken install must not spin
+            self._keepers.discard(keeper)
+            keeper.control.close()
+
+    async def _start_keeper(self) -> _Keeper:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        descriptors = [self._listening.fileno(), theirs.fileno()]
+        process = await asyncio.create_subprocess_exec(
+            *command("app.web.process", *map(str, descriptors), self._folder),
+            pass_fds=descriptors,
+            env=os_environment(self._environment) | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's pool: who forks has no threads
+            start_new_session=True,
+        )
+        theirs.close()
+        return _Keeper(process.pid, asyncio.ensure_future(process.wait()), ours)
+
+    async def _run_under(self, keeper: _Keeper, exited: Exited) -> bool:
+        """From a frontend's birth to its end, or its keeper's. Whether something is wrong with it."""
+        self._born += 1
+        name = f"frontend.{self._born}"
+        box = BlackBox(self._box(name), create=True)
+        pid = await keeper.fork(self._born)
+        if not pid:
+            self._box(name).unlink(missing_ok=True)
+            if not self._closing:
+                log.error("%s could not be started; its keeper is asked again, or replaced", name)
+            return True
+        box.beat(time.monotonic(), 0)
+        end = keeper.gone if pid == keeper.pid else _end_of(pid)
+        frontend = self._living[name] = _Frontend(pid, end, box)
+        end.add_done_callback(lambda _: self._bury(name, exited))
+        await asyncio.wait({end, keeper.gone}, return_when=asyncio.FIRST_COMPLETED)
+        if end.done():
+            return end.result() > 0
+        log.warning("the keeper of %s died; it finishes what it has accepted, and another one takes its place", name)
+        kill(frontend.pid, signal.SIGTERM)
+        return False
+
+    def _bury(self, name: str, exited: Exited) -> None:
+        frontend = self._living.pop(name)
+        frontend.box.close()
+        self._box(name).unlink(missing_ok=True)
+        if not self._closing:
+            exited(name, frontend.pid, frontend.end.result())
+
+    def _box(self, name: str) -> Path:
+        return Path(self._folder) / f"{name}.blackbox"
+
+    def kill_silent(self, now: float, lost_s: float) -> None:
+        """End those whose loop has not turned for `lost_s`: their connections have heirs."""
+        for name, frontend in self._living.items():
+            if (silent_s := now - frontend.box.read().beat) > lost_s:
+                log.error("%s has not moved for %.0f s; killing it", name, silent_s)
+                kill(frontend.pid)
+
+    async def close(self, timeout_s: float) -> None:
+        """Stop accepting, let them finish, end what is left after `timeout_s`."""
+        self._closing = True
+        living = list(self._living.values())
+        for frontend in living:
+            kill(frontend.pid, signal.SIGTERM)
+        ends = [frontend.end for frontend in living]
+        if ends:
+            await asyncio.wait(ends, timeout=timeout_s)
+        for pid in (*(frontend.pid for frontend in self._living.values()), *(keeper.pid for keeper in self._keepers)):
+            kill(pid)
+        if everything := [*ends, *(keeper.gone for keeper in self._keepers)]:
+            await asyncio.wait(everything)
+
+
+def _end_of(pid: int) -> asyncio.Future[int]:
+    """The exit status of a child of ours that our keeper forked. In a thread, as asyncio does it for its own."""
+    loop = asyncio.get_running_loop()
+    end: asyncio.Future[int] = loop.create_future()
+
+    def wait() -> None:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(end.set_result, status)
+
+    threading.Thread(target=wait, name=f"wait for {pid}", daemon=True).start()
+    return end

@@ -1,0 +1,55 @@
+"""What a frontend does with the connections of the one before it, which was killed: it goes on with them.
+
+Nothing of a request's answer was written: the request is taken from the journal and answered anew, if that does no harm. All of
+it was: the connection waits for the next one. A part of it was: the rest is written, if it is in the journal. Whatever else it is
+that a connection was in the middle of, it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from app.logs import log
+from app.web.journal import Journal, Seen, Slot, judge
+from app.web.line import Line
+
+_HEADER = 1 << 16
+_TWICE = re.compile(  # what may be done twice: it changes nothing, or the second time nothing more
+    rb"(?:GET|HEAD|OPTIONS|PUT) |POST /(?:(?:predict|embed)/\w+|transcribe|models/[^/? ]+/(?:un)?load)[? ]"
+)
+
+
+async def take_over(left: Sequence[socket.socket], journal: Journal, line: Callable[[Slot], Line]) -> None:
+    """Go on with what can be gone on with; close the others."""
+    loop, closed = asyncio.get_running_loop(), 0
+    for connection in left:
+        try:
+            if slot := _slot(journal, connection):
+                await loop.connect_accepted_socket(partial(line, slot), connection)
+                continue
+        except OSError as error:  # of one connection, which must not end the others
+            log.error("a connection could not be taken over: %s", error)
+        connection.close()
+        closed += 1
+    if left:
+        log.warning("%d connections of a lost frontend go on; %d could not", len(left) - closed, closed)
+
+
+def _slot(journal: Journal, connection: socket.socket) -> Slot | None:
+    descriptor = connection.fileno()
+    seen = Seen.of(connection)
+    pending = judge(journal.note(descriptor), seen)
+    slot = Slot(journal, descriptor, seen, pending)
+    if pending is None or not (pending.unsent or is_harmless(bytes(slot.waiting()[:_HEADER]))):
+        slot.clear()
+        return None
+    return slot
+
+
+def is_harmless(request: bytes) -> bool:
+    """Whether it may be answered by two processes, one after the other. Half a header has done nothing yet."""
+    return b"\r\n\r\n" not in request or _TWICE.match(request) is not None

@@ -1,0 +1,224 @@
+"""What must outlive a frontend that is killed: the requests it has not answered, in memory that its heir has too. Knows no HTTP.
+
+A connection is read straight into its slot, so that there is no moment at which bytes have left the kernel and are nowhere else;
+and before an answer is written, the slot says how long it is. Together with the kernel's own counts of what was read from a
+connection and written to it (tcp(7), TCP_INFO), a slot tells what is to be done with a connection that was left behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import resource
+import socket
+import struct
+import sys
+import termios
+from typing import NamedTuple
+
+_NOTE = struct.Struct("<QQQQQII")
+_HEAD_BYTES = 64
+_ROOM_BYTES = 1 << 16  # read at once
+_KEPT = 256  # slots of a page or two that stay ours when their connections end: giving one back and taking it again costs 26 µs
+_SPARSE_BYTES = 1 << 42  # of addresses, not of memory; processes have 2 ** 47
+
+_INFO = struct.Struct("=B119xQQ")  # of struct tcp_info: tcpi_state, tcpi_bytes_acked, tcpi_bytes_received
+_ESTABLISHED = 1
+
+
+class Note(NamedTuple):
+    """What stands at the head of a slot."""
+
+    read: int = 0
+    """Bytes ever read from the connection."""
+    length: int = 0
+    """Those that stand in the slot: the request that is under way, as far as it is here."""
+    before: int = 0
+    """Bytes ever written when it came."""
+    after: int = 0
+    """Bytes ever written once its answer is; as long as there is none, the same as before."""
+    kept: int = 0
+    """Bytes of the answer that stand behind the request."""
+    lives: int = 0
+    """How many heirs got it since its last byte came."""
+    broken: int = 0
+    """It cannot be asked again: a part of it is not here, or another one follows it."""
+
+
+class Seen(NamedTuple):
+    """What the kernel says of a connection."""
+
+    alive: bool
+    read: int
+    written: int
+
+    @classmethod
+    def of(cls, connection: socket.socket) -> Seen:
+        """Look. Raises OSError where there is no connection."""
+        state, acked, received = _info(connection)
+        while True:
+            queued, unread = (_ask(connection, what) for what in (termios.TIOCOUTQ, termios.FIONREAD))
+            before, (state, acked, received) = (state, acked, received), _info(connection)
+            if before == (state, acked, received):  # nothing moved meanwhile
+                return cls(state == _ESTABLISHED, received - unread, acked + queued)
+
+
+def _info(connection: socket.socket) -> tuple[int, int, int]:
+    return _INFO.unpack(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
+
+
+def _ask(connection: socket.socket, what: int) -> int:
+    return int.from_bytes(fcntl.ioctl(connection, what, bytes(4)), sys.byteorder)
+
+
+class Pending(NamedTuple):
+    """A connection that goes on: the bytes of its slot that are to be taken for read anew, and how many heirs got them before."""
+
+    length: int
+    lives: int
+    unsent: int = 0
+    """The end of an answer, which is still to be written."""
+
+
+def judge(note: Note, seen: Seen) -> Pending | None:
+    """What becomes of a connection that was left behind. None: it is in the middle of an answer, or worse; let it go."""
+    unnoted = seen.read - note.read
+    if not seen.alive or unnoted < 0:
+        return None
+    answered = note.after != note.before
+    if answered and seen.written == note.after:
+        return Pending(unnoted, 0)
+    if note.kept and note.before <= seen.written < note.after and not unnoted:
+        return Pending(note.length, 0, note.after - seen.written)
+    if seen.written != note.before or note.broken or (answered and unnoted):
+        return None
+    return Pending(note.length + unnoted, 0 if unnoted else note.lives)
+
+
+class Journal:
+    """A slot for each descriptor that this process may have; memory only where something was written."""
+
+    def __init__(self, largest: int) -> None:
+        """`largest`: bytes of a request. For Linux. Raises OSError."""
+        slots = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        size = _HEAD_BYTES + largest + 2 * _ROOM_BYTES
+        self.slot_bytes = min(_SPARSE_BYTES // slots, size) // mmap.PAGESIZE * mmap.PAGESIZE
+        self.file = os.memfd_create("hearth journal")
+        os.ftruncate(self.file, slots * self.slot_bytes)
+        self.map = mmap.mmap(self.file, slots * self.slot_bytes)
+        self.view = memoryview(self.map)
+        self.spill = memoryview(bytearray(_ROOM_BYTES))
+
+    def note(self, descriptor: int) -> Note:
+        """What stands there."""
+        return Note._make(_NOTE.unpack_from(self.map, descriptor * self.slot_bytes))
+
+
+class Slot:
+    """The place of one connection. Its state is here as well as there; what changes is written at once."""
+
+    __slots__ = (
+        *("_after", "_before", "_broken", "_first", "_journal", "_kept", "_read", "_sent", "_spilling", "_start"),
+        *("length", "lives", "unsent"),
+    )
+
+    def __init__(self, journal: Journal, descriptor: int, seen: Seen | None = None, pending: Pending | None = None) -> None:
+        """Of a new connection, or of one that was left behind."""
+        self._journal = journal
+        self._start = descriptor * journal.slot_bytes
+        self._first = self._part(0, _ROOM_BYTES)
+        self._read, self._sent = (seen.read, seen.written) if seen else (0, 0)
+        self.length, self.lives, self.unsent = (pending.length, pending.lives + 1, pending.unsent) if pending else (0, 0, 0)
+        self._before = self._after = self._sent
+        self._kept = self._broken = 0
+        self._spilling = False
+        if self.unsent:  # the note stays as it is
+            note = journal.note(descriptor)
+            self._before, self._after, self._kept, self._sent = note.before, note.after, note.kept, note.after
+        elif seen:
+            self._write()
+
+    def _part(self, start: int, length: int) -> memoryview:
+        start += self._start + _HEAD_BYTES
+        return self._journal.view[start : start + length]
+
+    def _write(self) -> None:
+        counts = (self._read, self.length, self._before, self._after, self._kept, self.lives, self._broken)
+        _NOTE.pack_into(self._journal.map, self._start, *counts)
+
+    def waiting(self) -> memoryview:
+        """The request that is under way, as far as it is here."""
+        return self._part(0, self.length)
+
+    def rest(self) -> memoryview:
+        """Of its answer, what is still to be written."""
+        return self._part(self.length + self._kept - self.unsent, self.unsent)
+
+    def _fits(self, more: int) -> bool:
+        return _HEAD_BYTES + self.length + more <= self._journal.slot_bytes
+
+    def room(self) -> memoryview:
+        """Where the next bytes are to be read into."""
+        if self._after != self._before:
+            self.settle()
+        if self.length == 0:
+            return self._first
+        self._spilling = not self._fits(_ROOM_BYTES)
+        return self._journal.spill if self._spilling else self._part(self.length, _ROOM_BYTES)
+
+    def came(self, size: int) -> memoryview:
+        """So many bytes were read into the room; they are returned."""
+        self._read += size
+        self.lives = 0
+        if self._spilling:
+            self._spilling, self._broken = False, 1
+            came = self._journal.spill[:size]
+        else:
+            came = self._part(self.length, size)
+            self.length += size
+        self._write()
+        return came
+
+    def spoil(self) -> None:
+        """What stands here cannot be asked again."""
+        if not self._broken:
+            self._broken = 1
+            self._write()
+
+    def going(self, size: int, *, last: bool, interim: bool = False) -> None:
+        """So many bytes are about to be written: the `last` ones of an answer, or those before any answer."""
+        self._sent += size
+        if last:
+            self._after = self._sent
+        elif interim:
+            self._before = self._after = self._sent
+        else:
+            return
+        self._write()
+
+    def keep(self, answer: bytes) -> None:
+        """All of an answer that may take its time, before it goes: heirs write what was not written."""
+        if self._sent == self._before and self._fits(len(answer)):
+            self._part(self.length, len(answer))[:] = answer
+            self._kept = len(answer)
+
+    def settle(self) -> None:
+        """The answer is the kernel's: nothing here is needed any more."""
+        large = self.length + self._kept > _ROOM_BYTES
+        self.length = self._kept = self._broken = 0
+        self._before = self._after
+        if large:
+            self._write()
+            self._give_back(mmap.PAGESIZE)
+
+    def clear(self) -> None:
+        """The connection is gone."""
+        _NOTE.pack_into(self._journal.map, self._start, *Note())
+        if self._start >= _KEPT * self._journal.slot_bytes:
+            self._give_back(0)
+        elif self.length + self._kept > _ROOM_BYTES:
+            self._give_back(mmap.PAGESIZE)
+
+    def _give_back(self, beginning: int) -> None:
+        self._journal.map.madvise(mmap.MADV_REMOVE, self._start + beginning, self._journal.slot_bytes - beginning)

@@ -1,0 +1,61 @@
+"""What goes wrong on purpose: a server's processes are found by their names, and killed or stopped."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import psutil
+
+
+def processes(server: int, name: str = "") -> list[psutil.Process]:
+    """Those of the supervisor `server` whose names begin with "hearth " and `name` ("http", "nursery", a model …), oldest first.
+
+    They are known by the folder in their environment: workers whose nursery was killed are nobody's children.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess):
+        ours = {folder(child) for child in psutil.Process(server).children()} - {None}
+        found = [one for one in psutil.process_iter() if _named(one, name) and folder(one) in ours]
+        return sorted(found, key=psutil.Process.create_time)
+    return []
+
+
+def _named(process: psutil.Process, name: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.name().startswith(f"hearth {name}"[:15]) and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def folder(process: psutil.Process) -> str | None:
+    """Where its metrics lie, inside the server's private folder."""
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get("PROMETHEUS_MULTIPROC_DIR")
+    return None
+
+
+def kill(server: int, name: str) -> psutil.Process | None:
+    """`kill -9` of the oldest process of this name, which is told; None where there is none."""
+    with contextlib.suppress(IndexError, psutil.NoSuchProcess):
+        victim = processes(server, name)[0]
+        victim.kill()
+        return victim
+    return None
+
+
+def stop(server: int, name: str) -> psutil.Process | None:
+    """SIGSTOP: it is there, and does nothing."""
+    with contextlib.suppress(IndexError, psutil.NoSuchProcess):
+        victim = processes(server, name)[0]
+        victim.suspend()
+        return victim
+    return None
+
+
+@contextlib.contextmanager
+def nothing_left_of(server: int, limit_s: float = 10.0) -> Iterator[None]:
+    """What happens in the block ends the server: none of its processes may outlive it for longer than the limit."""
+    children = processes(server)
+    yield
+    _, alive = psutil.wait_procs(children, timeout=limit_s)
+    if alive:
+        raise AssertionError(f"still there after {limit_s:g} s: {alive}")

@@ -1,0 +1,188 @@
+"""Does it grow? Mixed load (pictures, texts, speech), faults and tuning jobs for half an hour; what all processes hold, sampled.
+
+    python benchmarks/soak.py [--minutes 30] [--every 10] [--frontends]           make soak, make soak SOAK_MINUTES=5
+
+Every answer is compared with the known one. `--frontends`: those are killed, too. Slopes are of least squares over the samples
+after the first fifth, in which allocators and caches fill; a tuner's own memory does not count, because it comes and goes. A
+slope or a count out of its bounds (bars.py) ends the program with 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import bars
+import faults
+import httpx
+import psutil
+from bare import find
+from beside import pictures
+from callers import Callers, Question, asked
+from common import STARTERS, home, options, report, settled, started, table
+from inputs import ask, item, picture, speech
+
+SAMPLE_S = 5.0
+_SETTLING = 0.2  # of the samples: not counted
+_MOVABLE = "digits"  # loaded and unloaded
+_MOST_TOLD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the lasting processes of a server have, all together."""
+
+    memory_mib: float
+    descriptors: float
+    threads: float
+    shared_mib: float
+
+
+def held(server: int) -> Held:
+    """Now. Memory is PSS; shared is what lies in memory for several to see, and the private folder with its mapped files."""
+    ones = [one for one in faults.processes(server) if not one.name().startswith("hearth tune")]
+    pss = descriptors = threads = shared = 0.0
+    for one in [psutil.Process(server), *ones]:
+        with contextlib.suppress(psutil.Error, OSError):
+            shared += _shmem_kib(one.pid) * 1024
+            pss += one.memory_full_info().pss
+            descriptors += one.num_fds()
+            threads += one.num_threads()
+    shared += sum(_folder_bytes(Path(folder).parent) for folder in {faults.folder(one) for one in ones} if folder)
+    return Held(pss / 2**20, descriptors, threads, shared / 2**20)
+
+
+def _shmem_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("RssShmem:")), 0)
+
+
+def _folder_bytes(folder: Path) -> int:
+    found = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            found += path.lstat().st_size
+    return found
+
+
+def slope(times_s: list[float], values: list[float]) -> float:
+    """By least squares: growth an hour as a share of the mean."""
+    return statistics.linear_regression(times_s, values).slope * 3600 / statistics.mean(values)
+
+
+def questions(url: str, folder: Path) -> list[Question]:
+    """Of each starter its own sample and one more, with the answers that they get now."""
+    found = []
+    for name, more in zip(STARTERS.split(","), (picture(0.3), "a long way home in the rain", speech(3.0)), strict=True):
+        card, files = find(name, folder)
+        for call in [ask(card, one) for one in (item(card, files), more)]:
+            media = "application/octet-stream" if isinstance(call.item, bytes) else "application/json"
+            found.append(asked(url, call.path, call.body, media))
+    return found
+
+
+class Trouble(threading.Thread):
+    """One fault after the other, and one job after the other."""
+
+    def __init__(self, url: str, server: int, callers: Callers, every_s: float, *, frontends: bool) -> None:
+        super().__init__(name="trouble", daemon=True)
+        self.felt_s: list[float] = []
+        self.jobs: list[str] = []
+        self.faults = 0
+        self._callers = callers
+        self._every_s = every_s
+        self._over = threading.Event()
+        self._http = httpx.Client(base_url=url, timeout=60)
+        self._job = ""
+        names = [*STARTERS.split(","), "nursery", *(["http"] if frontends else [])]
+        self._faults: list[Callable[[], object]] = [lambda name=name: faults.kill(server, name) for name in names]  # type: ignore[misc]
+        self._faults += [lambda verb=verb: self._http.post(f"/models/{_MOVABLE}/{verb}") for verb in ("load", "unload")]  # type: ignore[misc]
+
+    def run(self) -> None:
+        chance = random.Random(0)
+        while not self._over.wait(self._every_s):
+            self.felt_s.append(self._callers.felt(chance.choice(self._faults)))
+            self.faults += 1
+            with contextlib.suppress(httpx.HTTPError):  # a frontend that was killed: the next turn looks again
+                self._tune()
+
+    def _tune(self) -> None:
+        """See how the job is, and begin the next one when it is over."""
+        state = self._http.get(f"/finetune/{self._job}").json()["state"] if self._job else "succeeded"
+        if state not in ("succeeded", "failed", "cancelled"):
+            return
+        if self._job:
+            self.jobs.append(state)
+            self._http.delete(f"/finetune/{self._job}")
+        spec = {"name": "soaked", "base": "cifar-resnet", "method": "head", "epochs": 2}
+        parts = {"spec": (None, json.dumps(spec)), "dataset": ("data.zip", pictures(60))}
+        self._job = self._http.post("/finetune", files=parts).raise_for_status().json()["id"]
+
+    def close(self) -> None:
+        """No more."""
+        self._over.set()
+        self.join()
+        self._http.close()
+
+
+@contextlib.contextmanager
+def soaking(url: str, server: int, folder: Path, wanted: Any) -> Iterator[tuple[Callers, Trouble]]:
+    with Callers(url, questions(url, folder), count=wanted.callers) as callers:
+        trouble = Trouble(url, server, callers, wanted.every, frontends=wanted.frontends)
+        trouble.start()
+        try:
+            yield callers, trouble
+        finally:
+            trouble.close()
+
+
+def main() -> None:
+    wanted = options(__doc__, minutes=30.0, every=10.0, callers=3, frontends=False, patience=600.0)
+    times_s: list[float] = []
+    samples: list[Held] = []
+    with home() as folder, started(home=str(folder), models=STARTERS) as (url, process, _):
+        for name in STARTERS.split(","):  # what is compiled at first would look like growth
+            settled(url, name, wanted.patience)
+        with soaking(url, process.pid, folder, wanted) as (callers, trouble):
+            began = time.monotonic()
+            while (now := time.monotonic() - began) < 60 * wanted.minutes:
+                times_s.append(now)
+                samples.append(held(process.pid))
+                time.sleep(SAMPLE_S)
+    counted = slice(int(_SETTLING * len(samples)), None)
+    kinds = list(asdict(samples[0]))
+    slopes = {kind: slope(times_s[counted], [getattr(one, kind) for one in samples[counted]]) for kind in kinds}
+    show(samples, slopes, callers, trouble, wanted.minutes)
+    figures = {f"{kind}, growth an hour": value for kind, value in slopes.items()}
+    bars.hold(figures | {"requests failed": callers.counts.bad, "jobs failed": trouble.jobs.count("failed")}, bars.SOAK)
+
+
+def show(samples: list[Held], slopes: dict[str, float], callers: Callers, trouble: Trouble, minutes: float) -> None:
+    rows = []
+    for kind, growth in slopes.items():
+        values = [getattr(one, kind) for one in samples]
+        rows.append([kind, *(f"{value:.0f}" for value in (values[0], values[-1], min(values), max(values))), f"{growth:+.1%}"])
+    table(["of all lasting processes", "first", "last", "least", "most", "an hour"], rows)
+    for told in callers.counts.told[:_MOST_TOLD]:
+        print(told)
+    counts = callers.counts
+    worst_s = max(trouble.felt_s, default=0.0)
+    grown = ", ".join(f"{kind} {growth:+.1%}/h" for kind, growth in slopes.items())
+    print(
+        f"soak: {minutes:g} min, {counts.right} right, {counts.bad} not, {trouble.faults} faults (felt at most {worst_s:.2f} s), "
+        f"{trouble.jobs.count('succeeded')} jobs; {grown}\n"
+    )
+    extra = {"minutes": minutes, "faults": trouble.faults, "jobs": len(trouble.jobs), "felt_s": trouble.felt_s}
+    report("soak", **extra, **counts.figures(), growth_per_hour=slopes, first=asdict(samples[0]), last=asdict(samples[-1]))
+
+
+if __name__ == "__main__":
+    main()

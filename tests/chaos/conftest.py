@@ -1,0 +1,117 @@
+"""A server under faults, callers who compare every answer, and a table of what they felt.
+
+The short form is part of every run of the tests: counts are strict, times are generous, because a machine on which other things
+run may be late by seconds. `--long` (`make chaos`) repeats each fault for longer and holds the times that are promised.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from callers import Callers, Counts, Question, asked
+from common import machine
+
+from tests.chaos import toys
+from tests.stack.conftest import Server, picture
+
+PROMISED = {"median": 1.0, "longest": 3.0}  # seconds
+GENEROUS = {"median": 20.0, "longest": 60.0}
+
+_rows: list[dict[str, Any]] = []
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """How much of it, and what came of it."""
+
+    long: bool
+
+    def times(self, short: int, long: int) -> int:
+        """How often a fault is repeated."""
+        return long if self.long else short
+
+    def note(self, fault: str, counts: Counts, felt_s: Sequence[float] = (), *, stall_s: float = 0.0) -> None:
+        """A row of the table. Nothing but right answers may have come; `stall_s`: after which the fault is noticed at all."""
+        _rows.append(row := {"fault": fault, **counts.figures()})
+        if felt_s:
+            row |= {"recovery_p50_s": statistics.median(felt_s), "recovery_max_s": max(felt_s)}
+        assert counts.right, "nobody was answered"
+        assert not counts.bad, counts
+        bars = PROMISED if self.long else GENEROUS
+        if felt_s:
+            assert statistics.median(felt_s) <= bars["median"] + stall_s, felt_s
+            assert max(felt_s) <= bars["longest"] + stall_s, felt_s
+
+    def figure(self, name: str, **values: float) -> None:
+        """A row of other figures."""
+        _rows.append({"fault": name, **values})
+
+
+@pytest.fixture(scope="session")
+def chaos(request: pytest.FixtureRequest) -> Chaos:
+    return Chaos(request.config.getoption("--long"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long form takes minutes by design; the short one may, where the machine is busy."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(1800 if config.getoption("--long") else 300))
+
+
+@pytest.fixture(scope="session")
+def frail(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with toys that can be made to fail."""
+    return toys.write(tmp_path_factory.mktemp("frail"))
+
+
+@pytest.fixture(scope="module")
+def server(frail: Path) -> Iterator[Server]:
+    with Server(frail, HEARTH_MODELS="toy,other", HEARTH_FRONTENDS="2") as server:
+        yield server
+
+
+def questions(server: Server, *models: str) -> list[Question]:
+    """Pictures for these models (none: the default), with the answers that they get now."""
+    paths = [f"/predict/image?model={model}" for model in models] or ["/predict/image"]
+    found = [asked(server.url, path, picture(n * 9, n * 5, n * 3), "image/png") for n in range(12) for path in paths]
+    assert {question.known[0]["model"] for question in found} == set(models or ["toy"])
+    return found
+
+
+@pytest.fixture
+def callers(server: Server) -> Iterator[Callers]:
+    """Four who ask the default model while the test does its worst."""
+    with Callers(server.url, questions(server)) as callers:
+        callers.more(3)
+        yield callers
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table for people, and one line for machines."""
+    if not _rows:
+        return
+    write = terminalreporter.write_line
+    terminalreporter.section("chaos")
+    write(f"{'fault':<44}{'sent':>8}{'right':>8}{'wrong':>7}{'failed':>8}{'lost':>6}{'p50 s':>8}{'max s':>8}")
+    for row in _rows:
+        counts = [f"{row.get(name, ''):>{width}}" for name, width in _WIDTHS.items()]
+        times = [f"{_told(row.get(name)):>8}" for name in ("recovery_p50_s", "recovery_max_s")]
+        others = [f"  {name} {value:.4g}" for name, value in row.items() if name not in _SHOWN]
+        write("".join([f"{row['fault']:<44}", *counts, *times, *others]))
+    write(json.dumps({"benchmark": "chaos", **machine(), "faults": _rows}))
+
+
+_WIDTHS = {"sent": 8, "right": 8, "wrong": 7, "failed": 8, "lost": 6}
+_SHOWN = {"fault", "recovery_p50_s", "recovery_max_s", *_WIDTHS}
+
+
+def _told(seconds: float | None) -> str:
+    return "" if seconds is None else "never" if math.isinf(seconds) else f"{seconds:.2f}"

@@ -1,0 +1,145 @@
+"""The machine gives way: disks, clock, descriptors, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import faults
+import httpx
+import pytest
+from callers import Callers
+
+from tests.chaos import toys
+from tests.chaos.conftest import Chaos, questions
+from tests.stack.conftest import Server, picture, saved, wait_for
+
+ONE = {"HEARTH_MODELS": "toy", "HEARTH_FRONTENDS": "1"}
+
+
+def asked_by_form(server: Server) -> int:
+    """A picture of three megabytes in a form: nothing that is kept on a disk on its way."""
+    import numpy as np
+    from PIL import Image
+
+    raw = saved(Image.fromarray(np.random.default_rng(0).integers(0, 255, (1000, 1000, 3), np.uint8)))
+    return server.http.post("/predict/image", files={"file": ("large.png", raw, "image/png")}).status_code
+
+
+def test_the_home_volume_is_full_then_read_only(small_disk: Path, chaos: Chaos):
+    home = toys.write(small_disk)
+    with Server(home, **ONE) as server, Callers(server.url, questions(server)) as callers:
+        callers.more()
+        filler = small_disk / "filler"
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            while file.write(bytes(1 << 16)):
+                file.flush()
+        assert asked_by_form(server) == 200
+        callers.felt(lambda: faults.kill(server.process.pid, "toy"))
+        callers.more()
+        assert server.http.post("/models/other/load").json()["state"] == "ready"
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+        assert asked_by_form(server) == 200
+        callers.felt(lambda: faults.kill(server.process.pid, "toy"))
+        callers.more()
+        files = {"dataset": ("a.zip", b"PK", "application/zip")}
+        answer = server.http.post("/finetune", data={"spec": '{"base": "toy", "name": "x"}'}, files=files)
+        assert answer.status_code in (413, 503) and answer.headers["content-type"] == "application/problem+json", answer.text
+    chaos.note("home volume full, then read-only", callers.counts)
+    with Server(home, **ONE) as server:
+        assert server.predict(picture(1, 2, 3)).status_code == 200, "it starts on a read-only home, too"
+    assert "Traceback" not in server.log, server.log
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A file that says by how many seconds the clock is wrong, and what makes a server believe it."""
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler here")
+    file, library = tmp_path / "ahead", tmp_path / "clock.so"
+    file.write_bytes(struct.pack("l", 0))
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("clock.c")], check=True)
+    return file, {"LD_PRELOAD": str(library), "CLOCK_AHEAD": str(file)}
+
+
+def test_the_clock_jumps(frail: Path, clock: tuple[Path, dict[str, str]], chaos: Chaos):
+    file, believe = clock
+
+    def date(server: Server) -> str:
+        return httpx.get(f"{server.url}/health/live").headers["date"][5:16]
+
+    with Server(frail, **ONE, **believe) as server, Callers(server.url, questions(server)) as callers, file.open("r+b") as ahead:
+        for days in (400, -400, 0):
+            before = date(server)
+            ahead.seek(0)
+            ahead.write(struct.pack("l", days * 24 * 3600))
+            ahead.flush()
+            wait_for(lambda before=before: date(server) != before)
+            callers.more(3)
+            assert server.http.get("/health/ready").status_code == 200
+            callers.felt(lambda: faults.kill(server.process.pid, "toy"))
+            callers.more(3)
+    chaos.note("clock forward and back by 400 days", callers.counts)
+
+
+def strangers(server: Server, count: int) -> Iterator[socket.socket]:
+    """Connections without a word."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    for _ in range(count):
+        with contextlib.suppress(OSError):
+            yield socket.create_connection((host, int(port)), timeout=10)
+
+
+def test_idle_connections_take_all_descriptors(frail: Path, chaos: Chaos):
+    with contextlib.ExitStack() as held, Server(frail, under=["prlimit", "--nofile=160"], **ONE) as server:
+        known = questions(server)
+        with Callers(server.url, known) as callers:
+            callers.more()
+            for stranger in strangers(server, chaos.times(300, 3000)):
+                held.callback(stranger.close)
+            callers.more()
+            callers.felt(lambda: faults.kill(server.process.pid, "toy"))
+            callers.more()
+            assert server.http.get("/health/ready").status_code == 200
+    chaos.note("descriptors taken by idle connections", callers.counts)
+
+
+def test_ten_thousand_idle_connections(frail: Path, chaos: Chaos):
+    """As many as this process may have."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    count = min(10_000, most // 2)
+    try:
+        with contextlib.ExitStack() as held, Server(frail, **ONE, HEARTH_SILENCE_S="600") as server:
+            with Callers(server.url, questions(server)) as callers:
+                callers.more()
+                began = time.monotonic()
+                opened = 0
+                for stranger in strangers(server, count):
+                    held.callback(stranger.close)
+                    opened += 1
+                callers.more()
+                spent_s = time.monotonic() - began
+                (frontend,) = faults.processes(server.process.pid, "http")
+                figures = {"connections": opened, "seconds": spent_s, "frontend_mib": frontend.memory_info().rss / 2**20}
+            chaos.note("ten thousand idle connections", callers.counts)
+            chaos.figure("the same", **figures)
+            assert opened == count
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+
+
+def test_when_memory_ends_the_kernel_takes_a_worker_first(server: Server):
+    def score(name: str) -> int:
+        (process, *_) = faults.processes(server.process.pid, name)
+        return int(Path(f"/proc/{process.pid}/oom_score_adj").read_text())
+
+    ours = int(Path(f"/proc/{server.process.pid}/oom_score_adj").read_text())
+    assert score("toy") > score("http") == score("nursery") == ours

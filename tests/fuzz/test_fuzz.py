@@ -1,0 +1,48 @@
+"""The short form of the fuzzers: everything that was ever found, and a few hundred new inputs for each decoder."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.__main__ import CORPUS, outcome, watched
+from tests.fuzz.targets import TARGETS, Target
+
+FOUND = sorted(CORPUS.glob("*/*"))
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name} {path.name}")
+def test_what_was_found_once_is_mended(path: Path):
+    assert outcome(TARGETS[path.parent.name], path.read_bytes())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_good_files_are_taken_and_damaged_ones_refused_in_words(name: str):
+    counts = watched(name, 3 * TARGETS[name].share, seed=2)
+    assert not [what for what in counts if what.startswith("FAILED")]
+    assert counts["ways"] > 1
+
+
+def hang(_: bytes) -> None:
+    while True:
+        pass
+
+
+def fill(_: bytes) -> None:
+    bytes(1 << 34)
+
+
+def crash(_: bytes) -> None:
+    os.kill(os.getpid(), signal.SIGTRAP)
+
+
+@pytest.mark.parametrize(("fault", "told"), [(hang, "status -9"), (fill, "MemoryError"), (crash, "status -5"), (len, "")])
+def test_the_fuzzer_sees_a_hang_a_burst_and_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault, told: str):
+    monkeypatch.setattr("tests.fuzz.__main__.CORPUS", tmp_path)
+    monkeypatch.setitem(TARGETS, "card", Target(fault, lambda: [b"x"], (), seconds=0.3))
+    counts = watched("card", 1, seed=1)
+    wrong = [what for what in counts if what.startswith("FAILED")]
+    assert (told in wrong[0] and list((tmp_path / "card").iterdir())) if told else not wrong

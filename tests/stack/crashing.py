@@ -1,0 +1,83 @@
+"""A reader that does what its file says, as native code may; and a nursery whose decoders read with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app import tasks
+from app.decoding import nursery
+from app.tasks.base import Decoded, Sample
+
+
+class Reader:
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    @staticmethod
+    def prepare() -> None:
+        pass
+
+    def decode(self, item: bytes) -> Decoded:
+        word, _, more = item.partition(b" ")
+        return Decoded(samples=(Sample(arrays={"x": np.array(getattr(self, word.decode())(more))}, cost=1.0),))
+
+    def size(self, more: bytes) -> int:
+        return len(more)
+
+    def large(self, more: bytes) -> np.ndarray:
+        return np.arange(int(more))
+
+    def crash(self, _: bytes) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def hang(self, _: bytes) -> None:
+        while True:
+            pass
+
+    def slow(self, more: bytes) -> int:
+        time.sleep(float(more))
+        return os.getpid()
+
+    def fill(self, more: bytes) -> int:
+        return len(bytearray(int(more)))
+
+    def stumble(self, _: bytes) -> None:
+        raise ValueError("over its own feet")
+
+    # What must not work: each answers whether it was refused.
+
+    def read(self, more: bytes) -> bool:
+        return refused(lambda: Path(more.decode()).read_bytes())
+
+    def write(self, more: bytes) -> bool:
+        return refused(lambda: Path(more.decode()).write_bytes(b"x"))
+
+    def connect(self, more: bytes) -> bool:
+        return refused(lambda: socket.create_connection(("127.0.0.1", int(more)), 1))
+
+    def kill(self, more: bytes) -> bool:
+        return refused(lambda: os.kill(int(more), 0))
+
+    def start(self, more: bytes) -> bool:
+        return refused(lambda: os.waitpid(os.posix_spawn(more.decode(), [more.decode()], {}), 0))
+
+
+def refused(what: Any) -> bool:
+    try:
+        what()
+    except PermissionError:
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    tasks.READERS["image-classification"] = "tests.stack.crashing:Reader"
+    nursery.live(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,172 @@
+"""What a file may do to the process that reads it, and to nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from app.decoding import client as clients
+from app.decoding.client import Decoders
+from app.decoding.link import Decoder, Died
+from app.errors import BadInput, OutOfMemory, TooLarge
+from app.tasks.base import Recipe
+from app.tasks.image.input import ImageInput
+from app.wire.line import Parcel
+from app.wire.messages import Cancel
+from tests.conftest import ROOT
+from tests.stack.conftest import wait_for
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="written for Linux")
+CODEC: Any = SimpleNamespace(recipe=Recipe(task="image-classification", input=ImageInput().model_dump_json(), limit=1))
+
+
+def begin() -> socket.socket:
+    """A nursery whose decoders do what they read."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        line = [sys.executable, "-m", "tests.stack.crashing", str(theirs.fileno())]
+        processes.append(subprocess.Popen(line, pass_fds=[theirs.fileno()], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}))
+    return ours
+
+
+processes: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture
+async def decoders(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Decoders]:
+    monkeypatch.setattr(clients.nursery, "spawn", begin)
+    decoders = Decoders(2, 256 << 20, begin())
+    yield decoders
+    decoders.close()
+    for process in processes:
+        await asyncio.to_thread(process.wait, 30)
+    processes.clear()
+
+
+async def read(decoders: Decoders, what: str) -> Any:
+    decoded = await asyncio.wait_for(decoders.decode(CODEC, what.encode(), {}), 60)
+    return decoded.samples[0].arrays["x"]
+
+
+async def until(what: Callable[[], Any]) -> Any:
+    return await asyncio.to_thread(wait_for, what)
+
+
+def children() -> dict[str, int]:
+    return {child.name(): child.pid for child in psutil.Process(processes[-1].pid).children()}
+
+
+async def test_a_file_comes_back_as_arrays_small_and_large(decoders: Decoders):
+    assert await read(decoders, "size " + "x" * 3) == 3
+    assert await read(decoders, "size " + "x" * 5_000_000) == 5_000_000
+    assert np.array_equal(await read(decoders, "large 1000000"), np.arange(1_000_000))
+    assert list(children()) == ["hearth decode 1"], "one at a time needs one decoder"
+
+
+async def test_a_file_that_ends_its_decoder_costs_its_sender_alone(decoders: Decoders):
+    slow = asyncio.create_task(read(decoders, "slow 0.3"))
+    with pytest.raises(BadInput, match="ends the process that reads it"):
+        await read(decoders, "crash")
+    assert await slow
+    assert await read(decoders, "size xx") == 2
+
+
+async def test_a_file_whose_decoder_others_kill_again_and_again_is_read_all_the_same(decoders: Decoders):
+    reading = asyncio.create_task(read(decoders, "slow 1"))
+    victims = [await kill(number) for number in (1, 2, 3)]
+    assert await reading not in victims
+
+
+async def test_a_file_that_the_system_kills_for_is_given_up(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clients, "_KILLS", 2)
+    reading = asyncio.create_task(read(decoders, "hang"))
+    for number in (1, 2):
+        await kill(number)
+    with pytest.raises(OutOfMemory):
+        await reading
+
+
+async def kill(number: int) -> int:
+    """Decoder `number`, as soon as it is there."""
+    pid: int = await until(lambda: children().get(f"hearth decode {number}"))
+    os.kill(pid, 9)
+    return pid
+
+
+async def test_a_file_that_nobody_waits_for_any_longer_loses_its_decoder(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clients, "_GRACE_S", 0.05)
+    for _ in range(3):  # more than there are decoders
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(decoders.decode(CODEC, b"hang", {}), 0.5)
+    assert await read(decoders, "size x") == 1
+    await until(lambda: len(children()) == 1)
+
+
+async def test_what_is_nearly_done_keeps_its_decoder(decoders: Decoders):
+    decoder = await read(decoders, "slow 0")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(decoders.decode(CODEC, b"slow 0.2", {}), 0.1)
+    await asyncio.sleep(clients._GRACE_S)
+    assert await read(decoders, "slow 0") == decoder
+
+
+async def test_a_decoders_end_may_be_heard_twice():
+    """On its socket, and from the nursery; in any order."""
+    ours, theirs = socket.socketpair()
+    decoder = Decoder(1, ours, free=lambda _: None)
+    asked = decoder.ask(Parcel((Cancel(1), {})))
+    theirs.close()
+    decoder.ended(-9)
+    decoder.close()
+    with pytest.raises(Died):
+        await asked
+
+
+async def test_memory_is_bounded(decoders: Decoders):
+    assert await read(decoders, f"fill {200 << 20}") == 200 << 20
+    with pytest.raises(TooLarge, match="more memory"):
+        await read(decoders, f"fill {300 << 20}")
+    assert await read(decoders, "size x") == 1
+
+
+async def test_a_mistake_of_ours_is_told_as_one(decoders: Decoders):
+    with pytest.raises(RuntimeError, match="over its own feet"):
+        await read(decoders, "stumble")
+
+
+async def test_a_nursery_that_died_is_replaced(decoders: Decoders):
+    assert await read(decoders, "size x") == 1
+    processes[-1].kill()
+    await until(lambda: len(processes) == 2)
+    assert await read(decoders, "size xx") == 2
+
+
+async def test_a_decoder_reaches_nothing(decoders: Decoders, tmp_path: Path):
+    if not landlock():
+        pytest.skip("this kernel cannot confine")
+    (tmp_path / "secret").write_text("x")
+    assert await read(decoders, f"read {tmp_path / 'secret'}")
+    assert await read(decoders, f"write {tmp_path / 'new'}")
+    assert await read(decoders, "start /bin/true")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert await read(decoders, f"connect {listener.getsockname()[1]}")
+    assert await read(decoders, f"kill {os.getpid()}")
+    assert not await read(decoders, f"read {os.__file__}"), "Python's own modules may be imported late"
+
+
+def landlock() -> bool:
+    """Version 6 or later: everything."""
+    import ctypes
+
+    return int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)) >= 6

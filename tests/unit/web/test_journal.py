@@ -1,0 +1,115 @@
+"""What a slot and the kernel's counts together say of a connection that was left behind, and how much memory slots take."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import pytest
+
+from app.web.journal import Journal, Note, Pending, Seen, Slot, judge
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the journal is Linux's")
+ASKED = Note(read=500, length=100, before=900, after=900, lives=2)
+ANSWERED = ASKED._replace(after=1200)
+LARGE = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("note", "read", "written", "verdict"),
+    [
+        (Note(), 0, 0, Pending(0, 0)),
+        (Note(), 70, 0, Pending(70, 0)),
+        (ASKED, 500, 900, Pending(100, 2)),
+        (ASKED, 530, 900, Pending(130, 0)),
+        (ASKED, 500, 901, None),
+        (ASKED, 499, 900, None),
+        (ASKED._replace(broken=1), 500, 900, None),
+        (ANSWERED, 500, 1200, Pending(0, 0)),
+        (ANSWERED, 540, 1200, Pending(40, 0)),
+        (ANSWERED, 500, 900, Pending(100, 2)),
+        (ANSWERED, 500, 1100, None),
+        (ANSWERED._replace(broken=1), 500, 1200, Pending(0, 0)),
+        (ANSWERED, 540, 900, None),
+        (ANSWERED._replace(kept=300), 500, 1100, Pending(100, 0, 100)),
+        (ANSWERED._replace(kept=300), 500, 1200, Pending(0, 0)),
+        (ANSWERED._replace(kept=300), 540, 1100, None),
+    ],
+    ids=[
+        *("new", "new, its first bytes not noted", "asked", "asked, more came", "half an answer", "less than was noted"),
+        *("a part of it is not here", "answered", "answered, the next came", "the answer never left", "half of it left"),
+        *(
+            "too large to be asked again, answered",
+            "two at once",
+            "half of a large answer",
+            "all of it",
+            "half of it, two at once",
+        ),
+    ],
+)
+def test_verdicts(note: Note, read: int, written: int, verdict: Pending | None):
+    assert judge(note, Seen(True, read, written)) == verdict
+    assert judge(note, Seen(False, read, written)) is None, "its caller has left"
+
+
+def test_the_kernel_counts_what_was_read_and_written_and_sees_that_a_caller_left():
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()) as caller:
+        ours, _ = listening.accept()
+        with ours:
+            assert Seen.of(ours) == Seen(True, 0, 0)
+            caller.sendall(b"x" * 100)
+            assert ours.recv(40) == b"x" * 40
+            ours.sendall(b"y" * 7)
+            assert Seen.of(ours) == Seen(True, 40, 7)
+            caller.shutdown(socket.SHUT_WR)
+            assert len(ours.recv(100)) == 60
+            assert ours.recv(100) == b""
+            assert not Seen.of(ours).alive
+
+
+@pytest.fixture
+def journal() -> Journal:
+    return Journal(2 * LARGE)
+
+
+def held(journal: Journal) -> int:
+    return os.fstat(journal.file).st_blocks * 512
+
+
+def read(slot: Slot, size: int) -> None:
+    while size:
+        room = slot.room()[:size]
+        room[:] = b"x" * len(room)
+        slot.came(len(room))
+        size -= len(room)
+
+
+def test_a_large_request_gives_its_memory_back_when_it_was_answered(journal: Journal):
+    slot = Slot(journal, 3)
+    read(slot, LARGE)
+    assert held(journal) > LARGE
+    slot.going(10, last=True)
+    slot.settle()
+    assert held(journal) < LARGE / 10
+    read(slot, 50)
+    assert judge(journal.note(3), Seen(True, LARGE + 50, 10)) == Pending(50, 0)
+
+
+@pytest.mark.parametrize(("descriptor", "pages"), [(3, 1), (5000, 0)])
+def test_a_connection_leaves_a_page_behind_or_nothing(journal: Journal, descriptor: int, pages: int):
+    slot = Slot(journal, descriptor)
+    read(slot, LARGE)
+    slot.clear()
+    assert held(journal) == pages * 4096
+    assert journal.note(descriptor) == Note()
+
+
+def test_what_does_not_fit_is_served_but_not_asked_again(journal: Journal):
+    slot = Slot(journal, 3)
+    read(slot, 4 * LARGE)
+    assert judge(journal.note(3), Seen(True, 4 * LARGE, 0)) is None
+    assert held(journal) < 3 * LARGE
+    slot.going(10, last=True)
+    read(slot, 50)
+    assert judge(journal.note(3), Seen(True, 4 * LARGE + 50, 10)) == Pending(50, 0)

@@ -1,0 +1,48 @@
+"""A keeper that cannot fork as it needs to, and which descriptors are callers'."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from app.web import keeper
+
+
+class Ended(BaseException):
+    """Instead of the process's end."""
+
+
+def test_where_descriptors_cannot_be_shared_the_keeper_is_the_frontend(monkeypatch: pytest.MonkeyPatch):
+    def refuse() -> int:
+        raise OSError(1, "not permitted")
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    lives: list[tuple[int, list[socket.socket]]] = []
+    monkeypatch.setattr(keeper, "fork_beside", refuse)
+    monkeypatch.setattr(keeper, "die_with_parent", lambda: None)
+    monkeypatch.setattr(os, "_exit", end)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket() as listening:
+        ours.sendall(b"3\n")
+        with pytest.raises(Ended, match="0"):
+            keeper.keep(theirs, listening, lambda number, left: lives.append((number, left)))
+        assert int(ours.recv(99)) == os.getpid()
+    assert lives == [(3, [])]
+
+
+def test_callers_are_connections_to_where_we_listen():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_server(("127.0.0.1", 0)) as other,
+        socket.create_connection(listening.getsockname()) as out,
+        listening.accept()[0] as caller,
+        socket.create_connection(other.getsockname()),
+        other.accept()[0] as others,
+        socket.socket(socket.AF_UNIX) as local,
+    ):
+        found = (caller, listening, out, others, local)
+        assert [keeper.is_caller(one, listening) for one in found] == [True, False, False, False, False]

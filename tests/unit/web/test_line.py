@@ -1,0 +1,203 @@
+"""A connection whose process is killed at every moment that there is: its caller gets every answer, whole and once."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given, settings, strategies as st
+from uvicorn.server import ServerState
+
+from app.web.connection import Connection
+from app.web.journal import Journal, Note, Pending, Seen, Slot, judge
+from app.web.line import Line
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the journal is Linux's")
+DESCRIPTOR = 7
+LARGE = b"y" * 200_000
+
+
+def request(body: bytes) -> bytes:
+    return b"POST /predict/image HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def answer(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+
+
+async def echo(_: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    """Head, then body, some turns of the loop later."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    await asyncio.sleep(0)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Kernel:
+    """A connection as the kernel has it, and its caller, who sends the next request when the last one was answered."""
+
+    def __init__(self, journal: Journal, bodies: list[bytes], fatal: list[int]) -> None:
+        """`fatal`: at which of its moments each process is killed; the ones after these live on."""
+        self.journal = journal
+        self.unread, self.sent, self.read = b"", b"", 0
+        self.dead, self.deaths = False, 0
+        self.wanted = b""
+        self._bodies, self._fatal = list(bodies), list(fatal)
+        self._left = b""
+        self._moments = 0
+
+    def talk(self) -> bool:
+        """Whether there is more to say, or to hear."""
+        if len(self.sent) == len(self.wanted) and self._bodies:
+            body = self._bodies.pop(0)
+            self.unread += request(body)
+            self.wanted += answer(body)
+        return len(self.sent) < len(self.wanted)
+
+    def moment(self) -> None:
+        self._moments += 1
+        if self._moments in self._fatal[:1] and not self.dead:
+            self.dead, self._left = True, bytes(self._slot())
+
+    def _slot(self) -> memoryview:
+        start = DESCRIPTOR * self.journal.slot_bytes
+        return self.journal.view[start : start + self.journal.slot_bytes]
+
+    @property
+    def note(self) -> Note:
+        return self.journal.note(DESCRIPTOR)
+
+    def inherited(self) -> Slot:
+        """What the dead one would have done after its death has not happened."""
+        self._slot()[:] = self._left
+        self.dead, self._moments, self._fatal = False, 0, self._fatal[1:]
+        self.deaths += 1
+        seen = Seen(True, self.read, len(self.sent))
+        pending = judge(self.note, seen)
+        assert pending is not None, "it was let go"
+        return Slot(self.journal, DESCRIPTOR, seen, pending)
+
+
+class Socket:
+    """A transport over it, of one process. The kernel takes up to 150,000 bytes at once."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.closing = False
+        self.unsent = b""
+
+    def write(self, data: bytes) -> None:
+        self.unsent += data
+        self.push()
+
+    def push(self) -> None:
+        self.kernel.moment()
+        if not self.kernel.dead:
+            self.kernel.sent, self.unsent = self.kernel.sent + self.unsent[:150_000], self.unsent[150_000:]
+        self.kernel.moment()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.unsent)
+
+    def get_extra_info(self, name: str) -> Any:
+        return self if name == "socket" else None
+
+    def fileno(self) -> int:
+        return DESCRIPTOR
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def getpeername(self) -> tuple[str, int]:
+        return "caller", 1
+
+    getsockname = getpeername
+
+
+async def live(kernel: Kernel, slot: Slot | None, piece: int) -> None:
+    """A process's life: it reads what there is, in pieces, until it is killed or all is said."""
+    connection = Connection(uvicorn.Config(echo, log_config=None, access_log=False), ServerState(), {})
+    line, transport = Line(connection, kernel.journal, slot), Socket(kernel)
+    line.connection_made(transport)  # type: ignore[arg-type]  # a fake
+    while not kernel.dead and kernel.talk():
+        if transport.unsent:
+            transport.push()
+        if kernel.unread:
+            room = line.get_buffer(-1)
+            size = min(len(room), len(kernel.unread), piece)
+            room[:size], kernel.unread = kernel.unread[:size], kernel.unread[size:]
+            kernel.read += size
+            kernel.moment()
+            if not kernel.dead:
+                line.buffer_updated(size)
+                kernel.moment()
+        await asyncio.sleep(0)
+    connection.connection_lost(RuntimeError("dead"))  # ends its tasks and timers
+    await asyncio.gather(*connection.tasks)
+
+
+async def ask(journal: Journal, bodies: list[bytes], fatal: list[int], piece: int = 1 << 20) -> int:
+    """How many processes died until all was answered, rightly."""
+    kernel, slot = Kernel(journal, bodies, fatal), None
+    Slot(journal, DESCRIPTOR).clear()
+    while await live(kernel, slot, piece) or kernel.dead:
+        slot = kernel.inherited()
+    assert kernel.sent == kernel.wanted
+    return kernel.deaths
+
+
+@pytest.fixture(scope="module")
+def journal() -> Journal:
+    return Journal(1 << 19)
+
+
+@pytest.mark.parametrize("piece", [30, 1 << 20], ids=["in pieces", "whole"])
+async def test_a_death_at_any_moment_costs_no_answer(journal: Journal, piece: int):
+    bodies = [b"", b"x" * 40, b"", b"z" * 50]
+    deaths = [await ask(journal, bodies, [fatal], piece) for fatal in range(1, 60)]
+    assert sum(deaths) > 10
+    assert deaths[-1] == 0, "each moment was tried"
+
+
+async def test_a_death_at_any_moment_of_large_requests_costs_no_answer(journal: Journal):
+    deaths = [await ask(journal, [LARGE, b"x", LARGE], [fatal]) for fatal in range(1, 40)]
+    assert sum(deaths) > 10
+    assert deaths[-1] == 0
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fatal=st.lists(st.integers(1, 12), max_size=6), piece=st.sampled_from([30, 1 << 20]))
+async def test_nor_do_many_deaths_in_a_row(journal: Journal, fatal: list[int], piece: int):
+    await ask(journal, [b"", b"x" * 40, b"z"], fatal, piece)
+
+
+async def left(journal: Journal, raw: bytes, written: bytes = b"") -> Pending | None:
+    """What becomes of a connection whose process dies when it has read `raw`, and written so much."""
+    kernel = Kernel(journal, [], [])
+    kernel.unread, kernel.wanted = raw, written
+    await live(kernel, None, 1 << 20)
+    assert kernel.sent == written
+    return judge(kernel.note, Seen(True, kernel.read, len(kernel.sent)))
+
+
+async def test_a_request_that_waits_to_be_told_to_continue_goes_on(journal: Journal):
+    head = b"POST /predict/image HTTP/1.1\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n"
+    assert await left(journal, head, b"HTTP/1.1 100 Continue\r\n\r\n") == Pending(len(head), 0)
+
+
+async def test_two_requests_at_once_are_answered_but_not_asked_again(journal: Journal):
+    both = request(b"one") + request(b"two")
+    assert await left(journal, both, answer(b"one")) is None
+    assert await left(journal, both, answer(b"one") + answer(b"two")) == Pending(0, 0)

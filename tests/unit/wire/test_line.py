@@ -1,0 +1,91 @@
+"""Letters one at a time: small ones on the socket, large ones in memory; nothing else is taken for one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from app.wire.frames import PREFIX, FrameError, pack
+from app.wire.line import Line, Parcel
+from app.wire.messages import Cancel, Run
+
+RUN = Run(7, 1.5, 99.0, ("scores",))
+LARGE = {"x": np.arange(1_000_000)}
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Line, Line]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        yield Line(ours), Line(theirs)
+
+
+@pytest.mark.parametrize("arrays", [{}, {"x": np.arange(5)}, {"x": np.arange(20_000)}, LARGE])
+def test_a_letter_arrives_as_it_was_sent_and_again(pair: tuple[Line, Line], arrays: dict[str, np.ndarray]):
+    ours, theirs = pair
+    parcel = Parcel((RUN, arrays))
+    for _ in range(2):
+        assert ours.send(parcel)
+        told = theirs.read()
+        assert told is not None
+        message, back = told
+        assert message == RUN and list(back) == list(arrays)
+        assert all(np.array_equal(back[name], array) for name, array in arrays.items())
+    parcel.close()
+    assert theirs.read() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
+def test_a_large_letter_lies_in_memory_that_nobody_can_change(pair: tuple[Line, Line]):
+    parcel = Parcel((RUN, LARGE))
+    assert parcel.memory is not None
+    with pytest.raises(PermissionError):
+        os.pwrite(parcel.memory, b"x", 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(parcel.memory, 10)
+    parcel.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
+def test_memory_that_could_be_taken_away_is_refused(pair: tuple[Line, Line]):
+    ours, theirs = pair
+    envelope = b"".join(bytes(part) for part in pack([(RUN, LARGE)]))
+    memory = os.memfd_create("open")
+    os.write(memory, envelope)
+    socket.send_fds(ours.stream, [envelope[: PREFIX.size]], [memory])
+    os.close(memory)
+    with pytest.raises(FrameError, match="not sealed"):
+        theirs.read()
+
+
+@pytest.mark.parametrize("rubbish", [PREFIX.pack(1 << 30, 0), b"GET / HTTP/1.1\r\n\r\n", PREFIX.pack(8, 0) + b"\xc1" * 8])
+def test_rubbish_is_none(pair: tuple[Line, Line], rubbish: bytes):
+    ours, theirs = pair
+    ours.stream.sendall(rubbish)
+    with pytest.raises(FrameError):
+        theirs.read()
+
+
+def test_half_a_letter_waits_for_the_rest_and_its_end_is_told(pair: tuple[Line, Line]):
+    ours, theirs = pair
+    envelope = b"".join(bytes(part) for part in pack([(Cancel(3), {})]))
+    ours.stream.sendall(envelope[:-3])
+    assert theirs.read() is None
+    ours.stream.sendall(envelope[-3:])
+    assert theirs.read() == (Cancel(3), {})
+    ours.stream.close()
+    with pytest.raises(EOFError):
+        theirs.read()
+
+
+def test_two_letters_in_one_are_none(pair: tuple[Line, Line]):
+    ours, theirs = pair
+    ours.stream.sendall(b"".join(bytes(part) for part in pack([(Cancel(3), {}), (Cancel(4), {})])))
+    with pytest.raises(FrameError, match="2 letters"):
+        theirs.read()
