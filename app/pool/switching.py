@@ -141,13 +141,13 @@ class Switching:
     def _refuse(self, change: _Change, error: HearthError) -> None:
         self._changes.remove(change)
         self._deny(change, error)
-        self._retire_later(change.model)  # it may have loaded some
 
     def _deny(self, change: _Change, error: HearthError) -> None:
         if change.asker:
             self._house.tell(Changed(change.asker[1], error.code, error.detail), to=change.asker[0])
         else:
             log.error("%s keeps its traffic: %s", change.model, error.detail)
+        self._retire_later(change.model)  # it may have loaded some
 
     def _retire(self, model: str) -> None:
         """Free what nobody needs: the processes of versions without traffic, and the folders of old ones that jobs made."""
@@ -157,8 +157,8 @@ class Switching:
             if key not in needed and self._roster.models[key].wanted:
                 self._leave(key)
         for key in versions[: -self._kept]:
-            folder = self._roster.models[key].card.folder
-            loaded = self._roster.models[key].wanted or self._loading.lives(key)  # wanted: its files may still be coming
+            served = self._roster.models[key]
+            folder, loaded = served.card.folder, served.wanted or self._loading.lives(key)  # wanted: its files may just be coming
             if key not in needed and not loaded and (folder / "tuned.json").exists():
                 log.info("%s is removed: the newest %d versions are kept", key, self._kept)
                 del self._roster.models[key]

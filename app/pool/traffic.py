@@ -98,8 +98,8 @@ class Traffic:
             history.append(before)
         if not history or history[-1] != route:
             history.append(route)
-        adopted_too = [*self._record.adopted, *([adopted] if adopted else [])]
-        self._keep(_Record(self._record.routes | {model: history[-_REMEMBERED:]}, adopted_too))
+        versions = self._record.adopted + ([adopted] if adopted else [])
+        self._keep(_Record(self._record.routes | {model: history[-_REMEMBERED:]}, versions))
 
     def before(self, model: str, keys: Collection[str]) -> Route:
         """The route before the present one. Raises Conflict if there is none."""

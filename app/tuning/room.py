@@ -50,11 +50,11 @@ def give_back(folder: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Remove all of a finished job but its log: what it was made from is no more needed, and may be gigabytes."""
-    for one in folder.iterdir() if folder.is_dir() else ():
-        if one.is_dir():
-            remove(one)
-        elif one.name not in _KEPT:
-            with suppress(OSError):
+    with suppress(OSError):  # somebody forgets the job just now; what is left, the next foreman removes
+        for one in folder.iterdir():
+            if one.is_dir():
+                remove(one)
+            elif one.name not in _KEPT:
                 one.unlink()
 
 

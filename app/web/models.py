@@ -74,15 +74,17 @@ async def rollback(request: Request, name: str) -> Response:
 
 def _whole(request: Request, name: str) -> dict[str, Any]:
     first, *others = _pool(request).versions(name)
-    known = ("version", "state", "why", "share", "shadow")
-    versions = [{field: _told(model)[field] for field in known} | _origin(model) for model in (first, *others)]
-    return _told(first) | {"meta": first.meta, "versions": versions}
+    return _told(first) | {"meta": first.meta, "versions": [_version(model) for model in (first, *others)]}
 
 
-def _origin(model: Model) -> dict[str, Any]:
-    """How good a version is and where it comes from, by which one judges whether it shall answer."""
-    told = tuned(model.card.folder)
-    return {"metrics": told.get("metrics", {}), "base": told.get("spec", {}).get("base", ""), "job": told.get("job", "")}
+def _version(model: Model) -> dict[str, Any]:
+    """How it stands, and by which one judges whether it shall answer: how good it is, and where it comes from."""
+    told, origin = _told(model), tuned(model.card.folder)
+    return {field: told[field] for field in ("version", "state", "why", "share", "shadow")} | {
+        "metrics": origin.get("metrics", {}),
+        "base": origin.get("spec", {}).get("base", ""),
+        "job": origin.get("job", ""),
+    }
 
 
 def _pool(request: Request) -> Pool:

@@ -238,6 +238,16 @@ async def test_what_a_refused_change_has_loaded_is_freed(tmp_path: Path):
     await until(lambda: stage.house.unloaded == ["m@2"])
 
 
+async def test_so_is_what_a_change_has_loaded_that_cannot_be_written_down(tmp_path: Path):
+    stage = Stage(tmp_path, 3, ready=("m@1",))
+    stage.traffic.put("m", stage.traffic.wanted("m", {"1": 1}, "", stage.roster.models), stage.roster.models)
+    (tmp_path / ".traffic.json.part").mkdir()
+    stage.switching.asked("web", Switch(1, "m", {"2": 1}, ""))
+    stage.ready("m@2")
+    assert [told.code for told in stage.house.told] == ["unavailable"]
+    await until(lambda: stage.house.unloaded == ["m@2"])
+
+
 async def test_an_old_version_whose_files_are_just_coming_stays(tmp_path: Path):
     stage = Stage(tmp_path, 4, ready=("m@4",), kept=2)
     (tmp_path / "m@1").mkdir()

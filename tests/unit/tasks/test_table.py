@@ -15,7 +15,7 @@ COLUMNS = {"file": "file", "label": "label"}
 
 
 def test_rows_beyond_what_an_archive_can_hold_are_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(table, "_MOST_ROWS", 1000, raising=False)
+    monkeypatch.setattr(table, "_MOST_ROWS", 1000)
     (tmp_path / "train.csv").write_text("file,label\n" + "a.png,cat\n" * 600)
     (tmp_path / "val.csv").write_text("file,label\n" + "a.png,cat\n" * 50_000)
     found = Findings()
