@@ -33,12 +33,14 @@ class Progress:
 
 
 def better(metrics: Mapping[str, float], than: Mapping[str, float], name: str = "") -> bool:
-    """By the one of that name, else by the first, the headline: an error or a loss shall fall, all others rise. Where it stands
-    still, as on a small held-out part, by the loss.
-    """
+    """By the one of that name, else by the first, the headline: an error or a loss shall fall, all others rise."""
     name = name or next(iter(metrics))
     if name not in than:
         return True
-    if metrics[name] == than[name] and name != "loss":
-        return "loss" in metrics and better(metrics, than, "loss")
     return metrics[name] < than[name] if name.endswith(("error_rate", "loss")) else metrics[name] > than[name]
+
+
+def surer(metrics: Mapping[str, float], than: Mapping[str, float], name: str = "") -> bool:
+    """As good by that one, which soon stands still on a small held-out part, and of a lower loss."""
+    name = name or next(iter(metrics))
+    return metrics[name] == than.get(name) and "loss" in metrics and better(metrics, than, "loss")

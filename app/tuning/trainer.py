@@ -19,7 +19,7 @@ from app.tuning import chance, optimize
 from app.tuning.average import Average
 from app.tuning.device import accelerator
 from app.tuning.pace import Pace
-from app.tuning.progress import Measured, Progress, better
+from app.tuning.progress import Measured, Progress, better, surer
 from app.tuning.recipe import Recipe
 
 __all__ = ["Progress", "Recipe", "Training", "better"]
@@ -154,8 +154,10 @@ class Training:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise self._lost(f"{name} of the held-out part", value, self._step)
-        gained = self.best is None or better(metrics, self.best["metrics"], self.recipe.metric)
-        self._patience = 0 if gained else self._patience + 1
+        name, reached = self.recipe.metric, self.best["metrics"] if self.best else {}
+        risen = better(metrics, reached, name)
+        gained = risen or surer(metrics, reached, name)
+        self._patience = 0 if risen else self._patience + 1
         if gained:
             self.best = {"epoch": epoch, "step": self._step, "metrics": metrics}
         if gained or self.recipe.keep == "last":

@@ -19,6 +19,7 @@ from app.card import Card
 from app.catalogue import read_card
 from app.errors import BadInput, Invalid, ModelFailed
 from app.tuning.command import publish, read_recipe, told, tune
+from app.tuning.progress import surer
 from app.tuning.trainer import Progress, Recipe, Training, better
 
 CARD = """task    = "image-classification"   # kept
@@ -193,10 +194,28 @@ def test_errors_shall_fall_and_all_else_rise() -> None:
 
 
 def test_where_the_headline_stands_still_the_loss_decides() -> None:
-    assert better({"accuracy": 1.0, "loss": 0.1}, {"accuracy": 1.0, "loss": 0.6})
-    assert not better({"accuracy": 1.0, "loss": 0.6}, {"accuracy": 1.0, "loss": 0.6})
-    assert better({"accuracy": 1.0, "loss": 0.1}, {"accuracy": 1.0, "loss": 0.6, "macro_f1": 1.0}, "accuracy")
-    assert not better({"loss": 0.6}, {"loss": 0.6})
+    assert surer({"accuracy": 1.0, "loss": 0.1}, {"accuracy": 1.0, "loss": 0.6})
+    assert not surer({"accuracy": 1.0, "loss": 0.6}, {"accuracy": 1.0, "loss": 0.6})
+    assert not surer({"accuracy": 0.9, "loss": 0.1}, {"accuracy": 1.0, "loss": 0.6})
+    assert surer({"accuracy": 1.0, "loss": 0.1}, {"accuracy": 1.0, "loss": 0.6, "macro_f1": 1.0}, "accuracy")
+    assert not surer({"loss": 0.6}, {"loss": 0.6})
+
+
+class Settled(Clouds):
+    """Is all right from the first epoch on, and from then on surer of it, so it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses = iter([0.5, 0.4, 0.3, 0.2, 0.1])
+
+    def score(self, module: torch.nn.Module) -> dict[str, float]:
+        return {"accuracy": 1.0, "loss": next(self.losses)}
+
+
+def test_patience_waits_for_the_headline_and_the_surest_weights_are_kept() -> None:
+    training = Training(net(), Settled(), Recipe(epochs=5, batch_size=16, patience=2))
+    assert [progress.metrics["loss"] for progress in training if progress.metrics] == [0.5, 0.4, 0.3, 0.2]
+    assert training.metrics == {"accuracy": 1.0, "loss": 0.2}
 
 
 def test_progress_counts_to_the_end_and_measures_when_asked() -> None:
