@@ -5,6 +5,7 @@ who does not read; and the idle ones make room when there is none for more.
 from __future__ import annotations
 
 import asyncio
+import select
 import sys
 from http import HTTPStatus
 from typing import ClassVar
@@ -79,12 +80,21 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def _make_room(self) -> bool:
-        """Close the connections that were idle for longest: a sixteenth of all, so that a flood looks through them seldom."""
+        """Close idle connections: those that never asked for anything first, then those that were idle for longest. A sixteenth
+        of all, so that a flood looks through them seldom.
+        """
         idle = sorted(
-            (since, id(one), one) for one in self.connections if isinstance(one, Connection) and (since := one._idle_since())
+            (one.cycle is not None, since, id(one), one)
+            for one in self.connections
+            if isinstance(one, Connection) and (since := one._idle_since())
         )
-        for _, _, one in idle[: max(1, self.most // 16)]:
-            one.transport.abort()  # what it has not read of its last answer it will not read
+        chosen = {one.transport.get_extra_info("socket").fileno(): one for *_, one in idle[: max(1, self.most // 16)]}
+        poller = select.poll()
+        for descriptor in chosen:
+            poller.register(descriptor, select.POLLIN)
+        asking = {descriptor for descriptor, _ in poller.poll(0)}  # a request has come that this loop has yet to read
+        for descriptor in chosen.keys() - asking:
+            chosen[descriptor].transport.abort()  # what it has not read of its last answer it will not read
         return bool(idle)
 
     def _idle_since(self) -> float | None:
