@@ -57,6 +57,18 @@ class Settings(BaseModel):
         30.0, description="how long a header may take, and a pause in the middle of a body"
     )
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(30.0, description="how long SIGTERM waits for what was accepted")
+    keys_file: str = Field("", description="file of keys (hearth keys add); empty: only this machine may tune, load and unload")
+    key: str = Field(
+        "",
+        exclude=True,
+        repr=False,
+        pattern="^[!-~]*$",
+        description="the key that hearth predict and hearth jobs send; no option",
+    )
+    address_rate: str = Field("", description="requests that one address may send, as 10/s or 600/min; empty: any number")
+    cors_origins: tuple[str, ...] = Field(
+        (), description="web pages that may ask, as https://example.org, comma-separated; *: all; empty: none but our own"
+    )
     database: str = Field("", description="jobs of this server alone, as SQLAlchemy writes it; empty: SQLite in HEARTH_HOME")
     tuners: Annotated[int, Field(ge=1, le=64)] = Field(1, description="jobs that are trained at once on each device")
     tuner_share: Annotated[float, Field(ge=0.01, le=1)] = Field(
