@@ -88,7 +88,7 @@ def _card(run: Run, spec: Spec, source: dict[str, Any], result: dict[str, Any]) 
         "task": run.task or card.task,
         "source": source,
         "input": {name: list(value) if isinstance(value, tuple) else value for name, value in card.input.items()},
-        "limits": card.limits.model_dump(),
+        "limits": card.limits.model_dump(exclude_none=True),
         "serving": {"precision": card.serving.precision, "resident": True},
         "about": {
             "title": f"{spec.name}, tuned from {card.name}",

@@ -118,6 +118,8 @@ class Socket:
     def close(self) -> None:
         self.closing = True
 
+    abort = close
+
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
     def getpeername(self) -> tuple[str, int]:
