@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ import torch
 from app.card import Card, FileSource, ModuleSource, PackageSource, TorchvisionSource
 from app.engine.loader import build, give_classes, load
 from app.errors import HearthError, Invalid
-from app.tasks.base import Dataset, Files
+from app.tasks.base import Dataset, Files, device_of
 from app.tasks.image.dataset import ImageDataset
 from app.tasks.image.folders import prepared
 from app.tasks.image.input import ImageInput
@@ -22,6 +24,8 @@ from app.tuning.features import features, head_training
 from app.tuning.run import Run, best, recipe
 from app.tuning.spec import Spec
 from app.tuning.trainer import Training
+
+LEAST_SIDE = 128  # below that, ImageNet's networks lose more than they save
 
 
 def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, Any], *, goes_on: bool = False) -> Run:
@@ -33,6 +37,7 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     labels: list[str] = report["classes"]
     module = load(card, files) if spec.start == "weights" else build(card)
     module.requires_grad_(True)
+    module = module.to(memory_format=torch.channels_last)
     source = _source(card) | _fitted(module, card, len(labels), fresh=spec.start == "fresh")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pixels are mapped from a file, to be read alone
@@ -51,11 +56,31 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
             pass
     train, val = ((pixels.permute(0, 3, 1, 2), targets) for pixels, targets in (parts["train"], parts["val"]))
     augment = report.get("augment", True) if spec.augment is None else spec.augment
-    dataset: Dataset = ImageDataset(train, val, labels, card, augment=augment, label_smoothing=spec.label_smoothing or 0.0)
+    chosen = recipe(spec, pictures)
+    sides = small_first(module, ImageInput(**card.input), chosen.epochs) if augment else ()
+    smoothing = spec.label_smoothing or 0.0
+    dataset: Dataset = ImageDataset(train, val, labels, card, augment=augment, sides=sides, label_smoothing=smoothing)
     if spec.start == "fresh":
         dataset.prepare(module)
-    module = module.to(memory_format=torch.channels_last)
-    return _run(card, module, Training(module, dataset, recipe(spec, pictures), head.metrics if head else None), labels, source)
+    return _run(card, module, Training(module, dataset, chosen, head.metrics if head else None), labels, source)
+
+
+@torch.no_grad()
+def small_first(module: torch.nn.Module, wanted: ImageInput, epochs: int) -> list[int]:
+    """Pictures are made smaller in the first two thirds of the epochs, to 160 pixels from 224: half the work there, and the last
+    epochs see what will be asked (progressive resizing, arXiv:2104.00298, section 4). Not where that is small already, nor for a
+    network that takes one size alone.
+    """
+    small = wanted.crop * 5 // 7 // 32 * 32
+    if small < LEAST_SIDE:
+        return []
+    with suppress(Exception):  # whatever a network raises at a size that it does not take
+        tried = deepcopy(
+            module
+        ).train()  # in training Inception has a second head, which takes less; and norms count what they see
+        tried(torch.zeros(2, channels_of(wanted), small, small, device=device_of(module)))
+        return [small] * (epochs * 2 // 3)
+    return []
 
 
 def _fitted(module: torch.nn.Module, card: Card, classes: int, *, fresh: bool) -> dict[str, Any]:
