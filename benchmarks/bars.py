@@ -43,6 +43,9 @@ TUNED = {
 }
 SOAK = LOST | {
     "jobs failed": Bar(most=0),
+    "jobs succeeded": Bar(least=1),
+    "faults a minute": Bar(least=1),
+    "a fault was felt for, s": Bar(most=3),
     "memory_mib, growth an hour": Bar(most=0.10),
     "descriptors, growth an hour": Bar(most=0.05),
     "threads, growth an hour": Bar(most=0.05),
@@ -52,8 +55,12 @@ OVERLOAD = {
     "accepted p99 over the deadline": Bar(most=1),
     "refused, p99 in ms": Bar(most=20),
     "refused without Retry-After": Bar(most=0),
+    "without an answer, or with a wrong one": Bar(most=0),
     "let in of those who came back": Bar(least=1),
     "goodput at 10 x over that at 1 x": Bar(least=0.9),
+    "single texts answered beside others": Bar(least=1),
+    "their p99 over the deadline": Bar(most=1),
+    "refused of the greedy one with a share": Bar(least=1),
 }
 BESIDE = LOST | {"p99 beside a job over alone": Bar(most=2)}
 

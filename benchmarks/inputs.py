@@ -36,10 +36,11 @@ class Call:
     body: bytes
     item: bytes | str
 
-    def raw(self, address: str) -> bytes:
+    def raw(self, address: str, key: str = "") -> bytes:
         """All its bytes on the wire."""
-        head = f"POST {self.path} HTTP/1.1\r\nHost: {urlsplit(address).netloc}\r\nContent-Length: {len(self.body)}\r\n\r\n"
-        return head.encode() + self.body
+        lines = [f"POST {self.path} HTTP/1.1", f"Host: {urlsplit(address).netloc}", f"Content-Length: {len(self.body)}"]
+        lines += [f"Authorization: Bearer {key}"] if key else []
+        return "\r\n".join([*lines, "\r\n"]).encode() + self.body
 
 
 def named(wanted: str) -> tuple[str, float]:

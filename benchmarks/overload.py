@@ -4,12 +4,15 @@
 
 First the capacity, by a closed loop. Then open loops (Poisson), each request with a deadline; latency counts from when a request
 was due. Goodput is answers 200 within the deadline, a second. One in ten of the refused asks again after just the time that it
-was told; those whose time comes when the overload is over must get in. With `--check`, a bar that is missed ends it with 1.
+was told; those whose time comes when the overload is over must get in. Last, a server with keys: one caller sends ten times the
+capacity with a key that has a quarter of the queue, and another must not feel it. With `--check`, a bar that is missed ends it
+with 1.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -20,56 +23,72 @@ from common import computed_by, home, options, report, serving, settled, table
 from inputs import Call, ask, item
 from latency import SOCKETS
 
+from app import keys
+
 TIMES = (1, 2, 10)
 _BURSTS = 3
 _BURST_S = 1.0
 _BULK = 32  # inputs in a request
-_GREEDY = 64  # sockets of one caller, beside eight callers with one each
+_GREEDY = 64  # sockets of one caller who sends again at once
+_SHARES = {"greedy": 0.25, "modest": 1.0}  # name of a key → its share of the queue
 
 
-def flood(url: str, raw: bytes, rate: float, seconds: float, deadline_ms: float) -> dict[str, Any]:
-    """What came of an open loop."""
-    answers = load.run(url, [raw], rate=rate, seconds=seconds, connections=SOCKETS, retry_every=10)
-    in_time = [one for one in answers.of(200) if 1000 * (one.done - one.due) <= deadline_ms]
-    later = [one.status == 200 for one in answers.all if one.retry and one.due >= seconds]
-    refused = answers.of(503)
-    (p99,), (no_p50, no_p99) = answers.ms(0.99), answers.ms(0.5, 0.99, statuses=(503,))
+def flood(url: str, raw: bytes, rate: float, seconds: float, deadline_ms: float, times: int = 1) -> dict[str, Any]:
+    """What came of an open loop, or of several, each after a pause as long as itself.
+
+    Accepted is what was not refused (503): one that timed out (504), failed or got no answer was never in time.
+    """
+    accepted_ms, refused, back, late, lost = [], [], [], 0, 0
+    for turn in range(times):
+        if turn:
+            time.sleep(seconds)
+        answers = load.run(url, [raw], rate=rate, seconds=seconds, connections=SOCKETS, retry_every=10, seed=turn + 1)
+        asked = [one for one in answers.all if not one.retry]
+        accepted_ms += [1000 * (one.done - one.due) if one.status == 200 else math.inf for one in asked if one.status != 503]
+        refused += [one for one in asked if one.status == 503]
+        back += [one.status == 200 for one in answers.all if one.retry and one.due >= seconds]
+        late += sum(one.status == 504 for one in asked)
+        lost += sum(one.status not in (200, 503, 504) for one in asked)
+    refused_ms = [1000 * (one.done - one.due) for one in refused]
     return {
         "offered_rps": rate,
-        "goodput_rps": len(in_time) / seconds,
-        "accepted_p99_ms": p99,
+        "goodput_rps": sum(spent <= deadline_ms for spent in accepted_ms) / (times * seconds),
+        "accepted_p99_ms": load.quantile(accepted_ms, 0.99),
         "refused": len(refused),
-        "refused_p50_ms": no_p50,
-        "refused_p99_ms": no_p99,
+        "refused_p50_ms": load.quantile(refused_ms, 0.5),
+        "refused_p99_ms": load.quantile(refused_ms, 0.99),
         "no_retry_after": sum(one.retry_after is None for one in refused),
-        "late": len(answers.of(504)),
-        "no_answer": len(answers.of(0)),
-        "came_back": len(later),
-        "let_in": sum(later),
+        "late": late,
+        "lost": lost,
+        "came_back": len(back),
+        "let_in": sum(back),
     }
-
-
-def bursts(url: str, raw: bytes, capacity: float, deadline_ms: float) -> dict[str, Any]:
-    """A second at ten times the capacity, then as long nothing."""
-    found = []
-    for _ in range(_BURSTS):
-        found.append(flood(url, raw, 10 * capacity, _BURST_S, deadline_ms))
-        time.sleep(_BURST_S)
-    return max(found, key=lambda one: one["accepted_p99_ms"])
 
 
 def beside(url: str, calls: list[Call], capacity: float, seconds: float) -> dict[str, Any]:
     """Single texts at a tenth of the capacity: alone, beside callers who send many at once, and beside one who never stops."""
     single, bulk = (call.raw(url) for call in calls)
-    found = {}
-    for name, plan in {"alone": None, "bulk": {"clients": 4}, "greedy": {"clients": _GREEDY}}.items():
-        other = load.begin(url, [bulk if name == "bulk" else single], seconds=seconds, **plan) if plan else None
-        answers = load.run(url, [single], rate=0.1 * capacity, seconds=seconds)
-        p50, p99 = answers.ms(0.5, 0.99)
-        found[name] = {"p50_ms": p50, "p99_ms": p99, "answered": 1 - answers.failed() / max(1, len(answers.all))}
-        if other is not None:
-            found[name]["other_rps"] = load.finish(other).rate()
-    return found
+    others = {"alone": None, "bulk": (bulk, 4), "greedy": (single, _GREEDY)}
+    return {name: _single(url, single, 0.1 * capacity, seconds, other) for name, other in others.items()}
+
+
+def shared(url: str, call: Call, keys: dict[str, str], capacity: float, seconds: float) -> dict[str, Any]:
+    """One caller sends ten times the capacity, with a key whose share is a quarter of the queue; another, with a key of no
+    bounds, a tenth of the capacity.
+    """
+    raw = {name: call.raw(url, key) for name, key in keys.items()}
+    greedy = load.begin(url, [raw["greedy"]], rate=10 * capacity, seconds=seconds, connections=SOCKETS)
+    found = _single(url, raw["modest"], 0.1 * capacity, seconds, None)
+    answers = load.finish(greedy)
+    return found | {"other_rps": answers.rate(), "other_refused": len(answers.of(429, 503))}
+
+
+def _single(url: str, raw: bytes, rate: float, seconds: float, other: tuple[bytes, int] | None) -> dict[str, Any]:
+    beside = load.begin(url, [other[0]], seconds=seconds, clients=other[1]) if other else None
+    answers = load.run(url, [raw], rate=rate, seconds=seconds)
+    p50, p99 = answers.ms(0.5, 0.99)
+    found = {"p50_ms": p50, "p99_ms": p99, "answered": 1 - answers.failed() / max(1, len(answers.all))}
+    return found | ({"other_rps": load.finish(beside).rate()} if beside else {})
 
 
 def bulk_of(call: Call) -> Call:
@@ -88,32 +107,42 @@ def main() -> None:
         load.run(url, [plain.raw(url)], clients=64, seconds=2)
         capacity = load.run(url, [plain.raw(url)], clients=64, seconds=wanted.seconds).rate()
         floods = {f"{n} x": flood(url, bounded, n * capacity, wanted.seconds, wanted.timeout_ms) for n in TIMES}
-        floods["bursts"] = bursts(url, bounded, capacity, wanted.timeout_ms)
+        floods["bursts"] = flood(url, bounded, 10 * capacity, _BURST_S, wanted.timeout_ms, _BURSTS)
         neighbours = beside(url, [plain, bulk_of(plain)], capacity, wanted.seconds)
+    with home() as folder:
+        file = folder / "keys"
+        made = {name: keys.add(file, name, "infer", share=share)[1] for name, share in _SHARES.items()}
+        with serving(home=str(folder), models=wanted.model, keys_file=str(file)) as url:
+            settled(url, wanted.model, wanted.patience)
+            neighbours["greedy, with a share"] = shared(url, ask(card, what, wanted.timeout_ms), made, capacity, wanted.seconds)
     show(f"{wanted.model} ({compute}): capacity {capacity:.0f} requests/s", floods, neighbours)
     report("overload", model=wanted.model, compute=compute, capacity_rps=capacity, floods=floods, beside=neighbours)
     if wanted.check:
-        bars.hold(figures(floods, wanted.timeout_ms), bars.OVERLOAD)
+        bars.hold(figures(floods, neighbours, wanted.timeout_ms), bars.OVERLOAD)
 
 
-def figures(floods: dict[str, Any], deadline_ms: float) -> dict[str, float]:
+def figures(floods: dict[str, Any], neighbours: dict[str, Any], deadline_ms: float) -> dict[str, float]:
     """What bars.py holds."""
     over = [floods[name] for name in ("2 x", "10 x", "bursts")]
     came = sum(one["came_back"] for one in over)
     return {
         "accepted p99 over the deadline": max(one["accepted_p99_ms"] for one in over) / deadline_ms,
+        "without an answer, or with a wrong one": sum(one["lost"] for one in floods.values()),
         "refused, p99 in ms": max(one["refused_p99_ms"] for one in over if one["refused"]),
         "refused without Retry-After": sum(one["no_retry_after"] for one in over),
-        "let in of those who came back": sum(one["let_in"] for one in over) / came if came else 1.0,
+        "let in of those who came back": sum(one["let_in"] for one in over) / came if came else math.nan,
         "goodput at 10 x over that at 1 x": floods["10 x"]["goodput_rps"] / floods["1 x"]["goodput_rps"],
+        "single texts answered beside others": min(one["answered"] for one in neighbours.values()),
+        "their p99 over the deadline": max(one["p99_ms"] for one in neighbours.values()) / deadline_ms,
+        "refused of the greedy one with a share": neighbours["greedy, with a share"]["other_refused"],
     }
 
 
 def show(title: str, floods: dict[str, Any], neighbours: dict[str, Any]) -> None:
     print(title)
-    keys = ("offered_rps", "goodput_rps", "accepted_p99_ms", "refused_p50_ms", "refused_p99_ms", "late", "no_answer")
+    keys = ("offered_rps", "goodput_rps", "accepted_p99_ms", "refused_p50_ms", "refused_p99_ms", "late", "lost")
     rows = [[name, *(f"{one[key]:.1f}" for key in keys), f"{one['let_in']}/{one['came_back']}"] for name, one in floods.items()]
-    heads = ["", "offered/s", "goodput/s", "p99 of 200", "p50 of 503", "p99 of 503", "504", "none", "came back, let in"]
+    heads = ["", "offered/s", "goodput/s", "p99 of accepted", "p50 of 503", "p99 of 503", "504", "lost", "came back, let in"]
     table(heads, rows)
     rows = [
         [name, f"{one['p50_ms']:.1f}", f"{one['p99_ms']:.1f}", f"{one['answered']:.1%}", f"{one.get('other_rps', 0):.0f}"]

@@ -1,21 +1,23 @@
 """Does it grow? Mixed load (pictures, texts, speech), faults and tuning jobs for half an hour; what all processes hold, sampled.
 
-    python benchmarks/soak.py [--minutes 30] [--every 10] [--frontends]           make soak, make soak SOAK_MINUTES=5
+    python benchmarks/soak.py [--minutes 30] [--every 10]           make soak, make soak SOAK_MINUTES=5
 
-Every answer is compared with the known one. `--frontends`: those are killed, too. Slopes are of least squares over the samples
-after the first fifth, in which allocators and caches fill; a tuner's own memory does not count, because it comes and goes. A
-slope or a count out of its bounds (bars.py) ends the program with 1.
+Every answer is compared with the known one. Workers, nursery and frontends are killed, a model is loaded and unloaded. Slopes are
+of least squares over the samples after the first fifth, in which allocators and caches fill; a tuner's own memory does not count,
+because it comes and goes. A slope or a count out of its bounds (bars.py) ends the program with 1.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,30 +91,28 @@ def questions(url: str, folder: Path) -> list[Question]:
     return found
 
 
-class Trouble(threading.Thread):
+class Trouble:
     """One fault after the other, and one job after the other."""
 
-    def __init__(self, url: str, server: int, callers: Callers, every_s: float, *, frontends: bool) -> None:
-        super().__init__(name="trouble", daemon=True)
+    def __init__(self, url: str, server: int, callers: Callers, every_s: float) -> None:
         self.felt_s: list[float] = []
         self.jobs: list[str] = []
-        self.faults = 0
         self._callers = callers
         self._every_s = every_s
         self._over = threading.Event()
         self._http = httpx.Client(base_url=url, timeout=60)
         self._job = ""
-        names = [*STARTERS.split(","), "nursery", *(["http"] if frontends else [])]
+        names = [*STARTERS.split(","), "nursery", "http"]
         self._faults: list[Callable[[], object]] = [lambda name=name: faults.kill(server, name) for name in names]  # type: ignore[misc]
         self._faults += [lambda verb=verb: self._http.post(f"/models/{_MOVABLE}/{verb}") for verb in ("load", "unload")]  # type: ignore[misc]
+        self._work = ThreadPoolExecutor(1).submit(self._run)
 
-    def run(self) -> None:
+    def _run(self) -> None:
         chance = random.Random(0)
         while not self._over.wait(self._every_s):
-            self.felt_s.append(self._callers.felt(chance.choice(self._faults)))
-            self.faults += 1
-            with contextlib.suppress(httpx.HTTPError):  # a frontend that was killed: the next turn looks again
-                self._tune()
+            with contextlib.suppress(faults.NoVictim):  # it is just being replaced, or unloaded
+                self.felt_s.append(self._callers.felt(chance.choice(self._faults)))
+            self._tune()
 
     def _tune(self) -> None:
         """See how the job is, and begin the next one when it is over."""
@@ -126,18 +126,24 @@ class Trouble(threading.Thread):
         parts = {"spec": (None, json.dumps(spec)), "dataset": ("data.zip", pictures(60))}
         self._job = self._http.post("/finetune", files=parts).raise_for_status().json()["id"]
 
+    def wait(self, seconds: float) -> None:
+        """So long. Raises what ended it before that."""
+        if self._work in wait([self._work], seconds).done:
+            self._work.result()
+
     def close(self) -> None:
         """No more."""
         self._over.set()
-        self.join()
-        self._http.close()
+        try:
+            self._work.result()
+        finally:
+            self._http.close()
 
 
 @contextlib.contextmanager
 def soaking(url: str, server: int, folder: Path, wanted: Any) -> Iterator[tuple[Callers, Trouble]]:
     with Callers(url, questions(url, folder), count=wanted.callers) as callers:
-        trouble = Trouble(url, server, callers, wanted.every, frontends=wanted.frontends)
-        trouble.start()
+        trouble = Trouble(url, server, callers, wanted.every)
         try:
             yield callers, trouble
         finally:
@@ -145,7 +151,7 @@ def soaking(url: str, server: int, folder: Path, wanted: Any) -> Iterator[tuple[
 
 
 def main() -> None:
-    wanted = options(__doc__, minutes=30.0, every=10.0, callers=3, frontends=False, patience=600.0)
+    wanted = options(__doc__, minutes=30.0, every=10.0, callers=3, patience=600.0)
     times_s: list[float] = []
     samples: list[Held] = []
     with home() as folder, started(home=str(folder), models=STARTERS) as (url, process, _):
@@ -156,13 +162,15 @@ def main() -> None:
             while (now := time.monotonic() - began) < 60 * wanted.minutes:
                 times_s.append(now)
                 samples.append(held(process.pid))
-                time.sleep(SAMPLE_S)
+                trouble.wait(SAMPLE_S)
     counted = slice(int(_SETTLING * len(samples)), None)
     kinds = list(asdict(samples[0]))
     slopes = {kind: slope(times_s[counted], [getattr(one, kind) for one in samples[counted]]) for kind in kinds}
     show(samples, slopes, callers, trouble, wanted.minutes)
     figures = {f"{kind}, growth an hour": value for kind, value in slopes.items()}
-    bars.hold(figures | {"requests failed": callers.counts.bad, "jobs failed": trouble.jobs.count("failed")}, bars.SOAK)
+    figures |= {"requests failed": callers.counts.bad, "a fault was felt for, s": max(trouble.felt_s, default=math.inf)}
+    figures |= {f"jobs {state}": trouble.jobs.count(state) for state in ("succeeded", "failed")}
+    bars.hold(figures | {"faults a minute": len(trouble.felt_s) / wanted.minutes}, bars.SOAK)
 
 
 def show(samples: list[Held], slopes: dict[str, float], callers: Callers, trouble: Trouble, minutes: float) -> None:
@@ -177,10 +185,10 @@ def show(samples: list[Held], slopes: dict[str, float], callers: Callers, troubl
     worst_s = max(trouble.felt_s, default=0.0)
     grown = ", ".join(f"{kind} {growth:+.1%}/h" for kind, growth in slopes.items())
     print(
-        f"soak: {minutes:g} min, {counts.right} right, {counts.bad} not, {trouble.faults} faults (felt at most {worst_s:.2f} s), "
-        f"{trouble.jobs.count('succeeded')} jobs; {grown}\n"
+        f"soak: {minutes:g} min, {counts.right} right, {counts.bad} not, {len(trouble.felt_s)} faults (felt at most "
+        f"{worst_s:.2f} s), {trouble.jobs.count('succeeded')} jobs; {grown}\n"
     )
-    extra = {"minutes": minutes, "faults": trouble.faults, "jobs": len(trouble.jobs), "felt_s": trouble.felt_s}
+    extra = {"minutes": minutes, "faults": len(trouble.felt_s), "jobs": len(trouble.jobs), "felt_s": trouble.felt_s}
     report("soak", **extra, **counts.figures(), growth_per_hour=slopes, first=asdict(samples[0]), last=asdict(samples[-1]))
 
 
