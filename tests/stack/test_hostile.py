@@ -217,7 +217,7 @@ def test_a_job_with_a_name_of_another_kind_is_refused(server: Server):
         spec = f'{{"name": {name!r}, "base": "toy"}}'.replace("'", '"')
         answer = server.http.post("/finetune", data={"spec": spec}, files={"dataset": ("../../x", b"x")})
         assert clear(answer) in ("invalid", "bad_input")
-    assert not list((server.home / "jobs").glob("*")) if (server.home / "jobs").exists() else True
+    assert not [path for path in server.home.glob("jobs/*") if path.is_dir()]
 
 
 # Archives, which a job unpacks: `app/tuning/archive.py`, where it is called.
