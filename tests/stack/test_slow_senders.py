@@ -14,7 +14,7 @@ from tests.stack.conftest import Server, picture, wait_for
 
 PNG = picture(1, 2, 3)
 FORM = b'--b\r\nContent-Disposition: form-data; name="spec"\r\n\r\n{}\r\n--b--\r\n'
-HEAD = "{call} HTTP/1.1\r\nHost: x\r\nContent-Type: {media}\r\nContent-Length: {length}\r\n\r\n"
+HEAD = "{call} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media}\r\nContent-Length: {length}\r\n\r\n"
 MEDIA = {
     "POST /predict/image": "image/png",
     "POST /finetune": "multipart/form-data; boundary=b",
