@@ -119,6 +119,16 @@ def ours(server: Server, name: str) -> list[psutil.Process]:
     return found
 
 
+def test_no_decoder_has_the_requests_of_others(server: Server):
+    """They are in memory that outlives a frontend, and may hold keys."""
+    assert send(server, IMAGE, hostile.small("JPEG")).status_code == 200
+    readers = [*ours(server, "hearth decoders"), *ours(server, "hearth decode ")]
+    assert len(readers) > 1
+    for reader in readers:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            assert "journal" not in Path(f"/proc/{reader.pid}/maps").read_text()
+
+
 def test_decoders_that_somebody_kills_lose_nothing(server: Server):
     """Beside the neighbours, whose answers are compared."""
     body = hostile.small("JPEG")
