@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import traceback
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from app.wire.line import Line, Parcel, Told
 from app.wire.messages import Failed, Message
 
 OURS = "internal"  # the code of what should not have been raised; its detail is a traceback
+_LEAST_S = 2.0
 _TOO_DEAR = "to read it takes more memory than one file may have; send a smaller one, or convert it to another format"
 
 
@@ -54,4 +56,10 @@ def _parcel(told: Told) -> Parcel:
 
 def _decoded(message: Message, arrays: Mapping[str, np.ndarray]) -> Decoded:
     recipe, item = ordered(message, arrays)
-    return make_reader(recipe).decode(item)
+    reader = make_reader(recipe)
+    # Of the processor, so that a busy machine refuses nothing. SIGPROF ends this process, whatever its native code is at.
+    signal.setitimer(signal.ITIMER_PROF, _LEAST_S + recipe.limit * reader.seconds_each)
+    try:
+        return reader.decode(item)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)

@@ -18,6 +18,8 @@ from app.tasks.base import Decoded, Sample
 
 
 class Reader:
+    seconds_each = 60.0
+
     def __init__(self, *_: Any) -> None:
         pass
 
@@ -41,6 +43,12 @@ class Reader:
     def hang(self, _: bytes) -> None:
         while True:
             pass
+
+    def spin(self, more: bytes) -> int:
+        end = time.process_time() + float(more)
+        while time.process_time() < end:
+            pass
+        return os.getpid()
 
     def slow(self, more: bytes) -> int:
         time.sleep(float(more))

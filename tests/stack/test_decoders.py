@@ -29,6 +29,7 @@ from tests.stack.conftest import wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="written for Linux")
 CODEC: Any = SimpleNamespace(recipe=Recipe(task="image-classification", input=ImageInput().model_dump_json(), limit=1))
+HASTY: Any = SimpleNamespace(recipe=Recipe(task="image-classification", input=ImageInput().model_dump_json(), limit=0))
 
 
 def begin() -> socket.socket:
@@ -111,6 +112,16 @@ async def test_a_file_that_nobody_waits_for_any_longer_loses_its_decoder(decoder
             await asyncio.wait_for(decoders.decode(CODEC, b"hang", {}), 0.5)
     assert await read(decoders, "size x") == 1
     await until(lambda: len(children()) == 1)
+
+
+async def test_a_file_may_take_its_time_of_the_processor_and_no_more(decoders: Decoders):
+    """It holds its turn no longer, however long somebody would wait for it; and what only waits is not ended."""
+    slow = asyncio.create_task(decoders.decode(HASTY, b"slow 2.5", {}))
+    with pytest.raises(BadInput, match="convert it anew"):
+        await asyncio.wait_for(decoders.decode(HASTY, b"hang", {}), 60)
+    assert await slow
+    for _ in range(3):  # each has the whole of it
+        assert await asyncio.wait_for(decoders.decode(HASTY, b"spin 0.9", {}), 60)
 
 
 async def test_what_is_nearly_done_keeps_its_decoder(decoders: Decoders):

@@ -100,16 +100,6 @@ def test_a_recording_that_is_also_something_else_is_taken_as_a_recording(server:
     assert send(server, SOUND, hostile.RECORDINGS_TAKEN[name]).status_code == 200
 
 
-def test_a_picture_that_takes_for_ever_ends_with_its_deadline_and_its_decoder_with_it(server: Server):
-    raw = hostile.many_scans()
-    started = time.monotonic()
-    before = {decoder.pid for decoder in ours(server, "hearth decode ")}
-    answers = [send(server, f"{IMAGE}&timeout_ms=1000", raw) for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [504] * 3
-    assert time.monotonic() - started < 60
-    wait_for(lambda: not before & {decoder.pid for decoder in ours(server, "hearth decode ")})
-
-
 def ours(server: Server, name: str) -> list[psutil.Process]:
     """The server's processes whose names begin so, for as long as they live."""
     found = []
