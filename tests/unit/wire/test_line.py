@@ -53,6 +53,16 @@ def test_a_large_letter_lies_in_memory_that_nobody_can_change(pair: tuple[Line, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
+def test_a_letter_that_nobody_has_any_more_keeps_no_memory():
+    parcel = Parcel((RUN, LARGE))
+    memory = parcel.memory
+    assert memory is not None and os.fstat(memory)
+    del parcel
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memory)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
 def test_memory_that_could_be_taken_away_is_refused(pair: tuple[Line, Line]):
     ours, theirs = pair
     envelope = b"".join(bytes(part) for part in pack([(RUN, LARGE)]))
