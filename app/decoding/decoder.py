@@ -10,7 +10,6 @@ from contextlib import suppress
 
 import numpy as np
 
-from app.decoding.confine import confine
 from app.decoding.letters import answer, ordered
 from app.errors import HearthError, TooLarge
 from app.tasks import READERS, make_reader, resolve
@@ -29,9 +28,8 @@ def prepare() -> None:
         resolve(reader).prepare()
 
 
-def live(stream: socket.socket, room: int) -> None:
-    """Decode what comes until the frontend goes, with `room` bytes of memory."""
-    confine(room)
+def live(stream: socket.socket) -> None:
+    """Decode what comes until the frontend goes."""
     line = Line(stream)
     with suppress(EOFError):
         while told := line.read():

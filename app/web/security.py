@@ -132,7 +132,7 @@ class Guard:
 
 
 def _network(scope: Scope) -> str:
-    """Whose address it is. Who has one IPv6 address has a /64 of them; to a socket for both kinds, IPv4's come as `::ffff:1.2.3.4`."""
+    """Whose address it is. Who has one IPv6 address has a /64 of them; one of IPv4 may come as `::ffff:1.2.3.4`."""
     address: str = scope["client"][0] if scope.get("client") else ""
     if ":" not in address:
         return address

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,13 @@ class Reader:
     def stumble(self, _: bytes) -> None:
         raise ValueError("over its own feet")
 
+    def thread(self, _: bytes) -> bool:
+        done: list[bool] = []
+        thread = threading.Thread(target=lambda: done.append(True))
+        thread.start()
+        thread.join()
+        return done[0]
+
     # What must not work: each answers whether it was refused.
 
     def read(self, more: bytes) -> bool:
@@ -70,6 +78,18 @@ class Reader:
 
     def connect(self, more: bytes) -> bool:
         return refused(lambda: socket.create_connection(("127.0.0.1", int(more)), 1))
+
+    def knock(self, more: bytes) -> bool:
+        return refused(lambda: socket.socket(socket.AF_UNIX).connect(more.decode()))
+
+    def post(self, more: bytes) -> bool:
+        return refused(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", int(more))))
+
+    def smuggle(self, more: bytes) -> bool:
+        return refused(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b"x", more.decode()))
+
+    def fork(self, _: bytes) -> bool:
+        return refused(lambda: os.waitpid(os.fork() or os._exit(0), 0))
 
     def kill(self, more: bytes) -> bool:
         return refused(lambda: os.kill(int(more), 0))

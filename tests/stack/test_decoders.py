@@ -172,6 +172,15 @@ async def test_a_decoder_reaches_nothing(decoders: Decoders, tmp_path: Path):
     assert await read(decoders, "start /bin/true")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert await read(decoders, f"connect {listener.getsockname()[1]}")
+        assert await read(decoders, f"post {listener.getsockname()[1]}")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as box:
+        for end, name in ((listener, "door"), (box, "box")):
+            end.bind(str(tmp_path / name))
+        listener.listen()
+        assert await read(decoders, f"knock {tmp_path / 'door'}")
+        assert await read(decoders, f"smuggle {tmp_path / 'box'}")
+    assert await read(decoders, "fork")
+    assert await read(decoders, "thread"), "libraries may have some"
     assert await read(decoders, f"kill {os.getpid()}")
     assert not await read(decoders, f"read {os.__file__}"), "Python's own modules may be imported late"
 

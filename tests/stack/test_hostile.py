@@ -8,7 +8,6 @@ import lzma
 import random
 import socket
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,7 +22,7 @@ import pytest
 from app.errors import HearthError, TooLarge
 from app.tuning.archive import Bounds, unpack
 from tests.stack import hostile
-from tests.stack.conftest import Clients, Server, picture, wait_for, wave
+from tests.stack.conftest import Clients, Server, picture, wave
 
 CLEAR = {"bad_input": 400, "too_large": 413, "unsupported_media": 415, "invalid": 422}
 IMAGE, SOUND = "/predict/image?model=toy", "/transcribe?model=toy-speech"
