@@ -22,8 +22,8 @@ from app.errors import BadInput, OutOfMemory, TooBusy, from_code
 from app.logs import log
 from app.settings import Settings
 from app.tasks.base import Codec, Decoded
-from app.wire.line import Parcel, Told
 from app.wire.messages import Failed, Message, Samples
+from app.wire.parcels import Parcel, Told
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from app.decoding.letters import answer, ordered
 from app.errors import HearthError, TooLarge
 from app.tasks import READERS, make_reader, resolve
 from app.tasks.base import Decoded
-from app.wire.line import Line, Parcel, Told
 from app.wire.messages import Failed, Message
+from app.wire.parcels import Parcel, ParcelStream, Told
 
 OURS = "internal"  # the code of what should not have been raised; its detail is a traceback
 _LEAST_S = 2.0
@@ -30,12 +30,12 @@ def prepare() -> None:
 
 def live(stream: socket.socket) -> None:
     """Decode what comes until the frontend goes."""
-    line = Line(stream)
+    parcels = ParcelStream(stream)
     with suppress(EOFError):
-        while told := line.read():
+        while told := parcels.read():
             parcel = _parcel(told)
             del told  # it may have megabytes, and the next one may be long in coming
-            line.send(parcel)
+            parcels.send(parcel)
             parcel.close()
             del parcel
 

@@ -63,7 +63,11 @@ def broken(dockerfile: str) -> list[str]:
 def only_for_development(lock: str) -> set[str]:
     """What the lock installs on Linux that nothing of `dependencies` or the other extras draws in; it says what draws in what."""
     project = PROJECT["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["openvino"], *project["optional-dependencies"]["postgres"]]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["openvino"],
+        *project["optional-dependencies"]["postgres"],
+    ]
     needed = {canonicalize_name(Requirement(one).name) for one in wanted}
     installed = {pin.name for pin in pins(lock) if pin.holds(PLACES[0])}
     parts = re.findall(r"^([a-z0-9][\w.-]*)==.*\n(?: .*\n)*", lock, re.MULTILINE)

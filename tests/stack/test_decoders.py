@@ -22,8 +22,8 @@ from app.decoding.link import Decoder, Died
 from app.errors import BadInput, OutOfMemory, TooLarge
 from app.tasks.base import Recipe
 from app.tasks.image.input import ImageInput
-from app.wire.line import Parcel
 from app.wire.messages import Cancel
+from app.wire.parcels import Parcel
 from tests.conftest import ROOT
 from tests.stack.conftest import wait_for
 

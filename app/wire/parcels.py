@@ -58,7 +58,7 @@ class Parcel:
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK if _MEMORY else 0
 
 
-class Line:
+class ParcelStream:
     """One end. Blocks if its socket does."""
 
     def __init__(self, stream: socket.socket) -> None:
