@@ -21,8 +21,11 @@ RUN /opt/hearth/bin/pip wheel --disable-pip-version-check --no-deps --no-build-i
 
 # runtime: the tools of development stay out of the image.
 FROM builder AS runtime
-RUN /opt/hearth/bin/pip uninstall -y -q hatchling trove-classifiers hypothesis mypy ruff uv coverage \
-      pytest pytest-asyncio pytest-cov pytest-timeout pytest-xdist execnet
+RUN /opt/hearth/bin/pip uninstall -y -q \
+      ast-serialize charset-normalizer coverage execnet graphql-core harfile hatchling hypothesis hypothesis-graphql \
+      iniconfig jsonschema-rs librt mypy mypy-extensions pathspec pluggy pyrate-limiter pytest pytest-asyncio \
+      pytest-cov pytest-timeout pytest-xdist requests ruff schemathesis sortedcontainers tomlkit trove-classifiers \
+      urllib3 uv werkzeug
 
 FROM ${BASE}
 # A fixed number, so that volumes and Kubernetes' runAsUser can name it.

@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 URL = "https://api.osv.dev"
 PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)(?:\[.*?\])?==([^\s;\\]+)", re.MULTILINE)
+IN_BETWEEN = (403, 407, 429)  # what proxies and overload answer
 AT_ONCE = 1000  # what the service takes
 
 
@@ -55,7 +56,7 @@ def main() -> int:
         for start in range(0, len(packages), AT_ONCE):
             known |= ask(url, packages[start : start + AT_ONCE])
     except (OSError, ValueError) as error:
-        if isinstance(error, urllib.error.HTTPError) and error.code == 400:
+        if isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in IN_BETWEEN:
             raise  # it was reached, and did not understand us
         print(f"NOT AUDITED: {url} gave no answer ({error}); run make check where there is a network", file=sys.stderr)
         return 0

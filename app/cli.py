@@ -191,7 +191,7 @@ def add(
     burst: Annotated[int, typer.Option(help="how many of them at once; 0: all of that time's")] = 0,
     share: Annotated[float, typer.Option(help="largest part of a model's queue that it may hold, up to 1")] = 1.0,
 ) -> None:
-    """Make a key and print it, this once. A server that runs knows it within a second."""
+    """Make a key and print it, this once. A server that runs knows it within two seconds."""
     from app.keys import add as make
 
     key, text = make(_keys_file(), name, role, rate, burst, share)
@@ -213,7 +213,7 @@ def all_keys() -> None:
 
 @keys.command()
 def revoke(which: Annotated[str, typer.Argument(help="its id or name")]) -> None:
-    """Take a key away. A server that runs refuses it within a second; the audit log remembers its id."""
+    """Take a key away. A server that runs refuses it within two seconds; the audit log remembers its id."""
     from app.keys import revoke as take
 
     key = take(_keys_file(), which)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,16 +32,17 @@ _PREFIX = "hearth_"  # by which people, and programs that look for lost secrets,
 _ID = slice(len(_PREFIX), len(_PREFIX) + 8)
 _LENGTH = len(_PREFIX) + 8 + 1 + 43  # 32 random bytes are 43 letters
 _MOST_BYTES = 1 << 20
+_SECRET = re.compile(rf"{_PREFIX}[\w-]+|[\w-]{{20,}}")  # a key, or what may be a piece of one
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One line of the file."""
 
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{8}$")]
+    id: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}\Z")]
     """Stands in the key too, and in the audit log."""
-    name: Annotated[str, Meta(pattern=r"^[\w.@-]{1,64}$")]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.@-]{1,64}\Z")]
     role: Role
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     created: date
     rate: str = ""
     """Requests in a time, as `app/rates.py` writes it; empty: any number."""
@@ -70,18 +72,20 @@ class Keys:
 
     @classmethod
     def parse(cls, text: str, file: str = "keys") -> Keys:
-        """Raises Invalid with file and line, and never with what stands there."""
+        """Raises Invalid with file and line, and never with a key that stands where it should not."""
         found: dict[str, Key] = {}
+        names: set[str] = set()
         for number, line in enumerate(text.splitlines(), 1):
             if not line.strip():
                 continue
             try:
                 key = msgspec.json.decode(line, type=Key)
             except msgspec.MsgspecError as error:
-                raise Invalid(f"{file}:{number}: {error}") from None
-            if key.id in found or any(key.name == other.name for other in found.values()):
+                raise Invalid(f"{file}:{number}: {_SECRET.sub('…', str(error))}") from None
+            if key.id in found or key.name in names:
                 raise Invalid(f"{file}:{number}: there is another key of this id or name; take one of them away")
             found[key.id] = key
+            names.add(key.name)
         return cls(found.values())
 
     def find(self, given: bytes) -> Key | None:

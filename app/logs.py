@@ -18,8 +18,16 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         tag = f" [{request_id.get()}]" if request_id.get() else ""
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{stamp} {record.levelname.lower():8}{tag} {record.getMessage()}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{stamp} {record.levelname.lower():8}{tag} {_visible(record.getMessage())}"
+        more = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        return "\n".join([line, *(f"  {_visible(one)}" for one in more)])
+
+
+def _visible(text: str) -> str:
+    """Without what could begin a line of its own or command a terminal: callers choose paths, names and parts of errors."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class _Json(logging.Formatter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ class Rate:
             raise ValueError(f"{text!r} is no rate; write it as 10/s, 600/min or 1000/h")
         count = int(found[1])
         return cls(count, _WINDOWS[found[2]], burst or count)
+
+    def part(self, parts: int) -> tuple[int, int]:
+        """Requests, and in how many seconds, for one of `parts` processes."""
+        count = max(1, self.count // parts)
+        return count, math.ceil(count * parts * self.window_s / self.count)
 
 
 class Bucket:

@@ -22,8 +22,8 @@ from app.errors import BadInput, OutOfMemory, TooBusy, from_code
 from app.logs import log
 from app.settings import Settings
 from app.tasks.base import Codec, Decoded
-from app.wire.line import Parcel, Told
 from app.wire.messages import Failed, Message, Samples
+from app.wire.parcels import Parcel, Told
 
 T = TypeVar("T")
 
@@ -91,6 +91,8 @@ class Decoders:
                 return await asked
             except Died as died:
                 log.warning("decoder %d ended (%s) while it read %d bytes", decoder.number, _said(died.status), size)
+                if died.status == -signal.SIGPROF:  # a good one does not take that long, and would again
+                    raise BadInput("to read this file takes far longer than a file of its size should; convert it anew") from None
                 crashes, kills = (crashes, kills + 1) if died.status == -signal.SIGKILL else (crashes + 1, kills)
             except asyncio.CancelledError:
                 asyncio.get_running_loop().call_later(_GRACE_S, self._end, decoder, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import traceback
 from collections.abc import Mapping
@@ -9,15 +10,15 @@ from contextlib import suppress
 
 import numpy as np
 
-from app.decoding.confine import confine
 from app.decoding.letters import answer, ordered
 from app.errors import HearthError, TooLarge
 from app.tasks import READERS, make_reader, resolve
 from app.tasks.base import Decoded
-from app.wire.line import Line, Parcel, Told
 from app.wire.messages import Failed, Message
+from app.wire.parcels import Parcel, ParcelStream, Told
 
 OURS = "internal"  # the code of what should not have been raised; its detail is a traceback
+_LEAST_S = 2.0
 _TOO_DEAR = "to read it takes more memory than one file may have; send a smaller one, or convert it to another format"
 
 
@@ -27,15 +28,14 @@ def prepare() -> None:
         resolve(reader).prepare()
 
 
-def live(stream: socket.socket, room: int) -> None:
-    """Decode what comes until the frontend goes, with `room` bytes of memory."""
-    confine(room)
-    line = Line(stream)
+def live(stream: socket.socket) -> None:
+    """Decode what comes until the frontend goes."""
+    parcels = ParcelStream(stream)
     with suppress(EOFError):
-        while told := line.read():
+        while told := parcels.read():
             parcel = _parcel(told)
             del told  # it may have megabytes, and the next one may be long in coming
-            line.send(parcel)
+            parcels.send(parcel)
             parcel.close()
             del parcel
 
@@ -54,4 +54,10 @@ def _parcel(told: Told) -> Parcel:
 
 def _decoded(message: Message, arrays: Mapping[str, np.ndarray]) -> Decoded:
     recipe, item = ordered(message, arrays)
-    return make_reader(recipe).decode(item)
+    reader = make_reader(recipe)
+    # Of the processor, so that a busy machine refuses nothing. SIGPROF ends this process, whatever its native code is at.
+    signal.setitimer(signal.ITIMER_PROF, _LEAST_S + recipe.limit * reader.seconds_each)
+    try:
+        return reader.decode(item)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)

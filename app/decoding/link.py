@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 
 from app.wire.frames import FrameError
-from app.wire.line import Line, Parcel, Told
+from app.wire.parcels import Parcel, ParcelStream, Told
 
 
 class Died(Exception):
@@ -26,7 +26,7 @@ class Decoder:
         self.number = number
         self.asked: asyncio.Future[Told] | None = None
         stream.setblocking(False)
-        self._line = Line(stream)
+        self._parcels = ParcelStream(stream)
         self._free = free
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(stream, self._read)
@@ -34,17 +34,17 @@ class Decoder:
     def ask(self, parcel: Parcel) -> asyncio.Future[Told]:
         """Its answer. Raises Died."""
         self.asked = self._loop.create_future()
-        if not self._line.send(parcel):
-            self._loop.add_writer(self._line.stream, self._push)
+        if not self._parcels.send(parcel):
+            self._loop.add_writer(self._parcels.stream, self._push)
         return self.asked
 
     def _push(self) -> None:
-        if self._line.push():
-            self._loop.remove_writer(self._line.stream)
+        if self._parcels.push():
+            self._loop.remove_writer(self._parcels.stream)
 
     def _read(self) -> None:
         try:
-            if told := self._line.read():
+            if told := self._parcels.read():
                 self._answered(told)
         except (EOFError, FrameError):
             self.close()
@@ -59,7 +59,7 @@ class Decoder:
 
     def ended(self, status: int) -> None:
         """It is gone. What it said before counts."""
-        if self._line.stream.fileno() >= 0:
+        if self._parcels.stream.fileno() >= 0:
             self._read()
         self.close()
         if self.asked is not None and not self.asked.done():
@@ -67,8 +67,8 @@ class Decoder:
 
     def close(self) -> None:
         """Hear no more of it, if that has not been said before. It ends if it can."""
-        if self._line.stream.fileno() < 0:
+        if self._parcels.stream.fileno() < 0:
             return
-        self._loop.remove_reader(self._line.stream)
-        self._loop.remove_writer(self._line.stream)
-        self._line.stream.close()
+        self._loop.remove_reader(self._parcels.stream)
+        self._loop.remove_writer(self._parcels.stream)
+        self._parcels.stream.close()

@@ -19,6 +19,8 @@ import traceback
 from struct import Struct
 
 from app.decoding import decoder
+from app.decoding.confine import confine
+from app.logs import log
 from app.process import command, die_with_parent, set_name
 
 ORDER = Struct("<qqq")  # what to do, which decoder, bytes that it may allocate
@@ -128,7 +130,10 @@ def _child(number: int, room: int, descriptor: int) -> None:
         set_name(f"hearth decode {number}")
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        decoder.live(socket.socket(fileno=descriptor), room)
+        missing = confine(room)
+        if missing and number == 1:
+            log.warning("files are read without %s, which this system does not grant", " and ".join(missing))
+        decoder.live(socket.socket(fileno=descriptor))
         status = 0
     except BaseException:  # noqa: BLE001  the child must never return into the nursery's loop
         traceback.print_exc()

@@ -79,9 +79,9 @@ class Keyring:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes with the file; its mode comes last."""
+    """What changes with the file, its owner and its rights, of which the mode comes last."""
     try:
         told = path.stat()
     except OSError:
         return (0,)
-    return told.st_mtime_ns, told.st_ino, told.st_size, told.st_mode
+    return told.st_mtime_ns, told.st_ctime_ns, told.st_ino, told.st_size, told.st_mode

@@ -59,6 +59,11 @@ class Recipe(Struct, frozen=True):
 class Reader(Protocol):
     """The part of a codec that touches the bytes of strangers with native code. Built as `Reader(input, limit)`."""
 
+    seconds_each: float
+    """Of the processor, which reading may take for each pixel, or second of sound, that the limit allows: four times what the
+    dearest of good files took.
+    """
+
     @staticmethod
     def prepare() -> None:
         """Import all that `decode` may need: where it runs, files are out of reach."""

@@ -1,5 +1,5 @@
 """One connection: uvicorn's, which in addition waits for ever neither for a request that has not wholly begun nor for a reader
-who does not read; and the idle ones make room when there is none for more.
+who does not read, and reads headers up to a limit; and the idle ones make room when there is none for more.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.errors import HearthError, TooBusy
+from app.errors import HearthError, TooBusy, TooLarge
 from app.web.intake import silent
 from app.web.problems import from_error
+
+_MOST_HEADER = 1 << 16  # bytes; of small fields, each takes twenty times as much memory
 
 
 class Connection(HttpToolsProtocol):
@@ -29,6 +31,8 @@ class Connection(HttpToolsProtocol):
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # as uvicorn has it: none before the first header
     _late: asyncio.TimerHandle | None = None
     _reader: asyncio.TimerHandle | None = None
+    _unread = 0
+    """Bytes since the last header's end, or part of a body: those of a header, or of what follows a body in chunks."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """It may stay silent no longer than a header may take."""
@@ -40,7 +44,10 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """A timer runs while a header is half here, and only then: most come whole."""
+        self._unread += len(data)
         super().data_received(data)
+        if self._unread > _MOST_HEADER:
+            self._refuse_header()
         if self.cycle is None or self.cycle.scope is not self.scope:
             if self._late is None:
                 self._late = self.loop.call_later(self.silence_s, self._end)
@@ -51,6 +58,24 @@ class Connection(HttpToolsProtocol):
         # The rest of a body whose request was answered early. uvicorn has stopped its timer, and would start it no more.
         if self.cycle.response_complete and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def on_headers_complete(self) -> None:
+        """It was not too large."""
+        self._unread = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """What came before this was only its length."""
+        self._unread = 0
+        super().on_body(body)
+
+    def _refuse_header(self) -> None:
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or (cycle.scope is self.scope and not cycle.response_started):
+            why = f"the header is larger than {_MOST_HEADER >> 10} KiB, the limit; send fewer and shorter fields"
+            self.give_up(TooLarge(why))
+        else:  # the answer that is under way is another one
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""

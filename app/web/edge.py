@@ -36,7 +36,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 _WRITE_S = 0.2
 _BORNE = 1 << 16  # bytes of a refused body that are read so that the connection can be used again
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-_SANE_ID = re.compile(r"^[\w.:/+=-]{1,128}$")
+_NOTHING_WAS_TRIED = (*range(300, 400), 405)  # the caller is sent elsewhere, or used a method that is none
+_SANE_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 
 
 class Edge:
@@ -65,7 +66,7 @@ class Edge:
         started = time.monotonic()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        id = given if given and _SANE_ID.match(given) else next(self._ids)
+        id = given if given and _SANE_ID.fullmatch(given) else next(self._ids)
         token = request_id.set(id)
         scope["state"] = {
             **scope.get("state", {}),
@@ -93,7 +94,7 @@ class Edge:
                     *_timing(state["timing"]),
                     *state["heads"],
                 ]
-                if state["audit"] is not None:
+                if state["audit"] is not None and status not in _NOTHING_WAS_TRIED:
                     await self._audit(scope, status)
             await send(message)
 
@@ -128,7 +129,7 @@ class Edge:
     async def _audit(self, scope: Scope, status: int) -> None:
         """Before the caller hears of it."""
         state, client = scope["state"], scope.get("client")
-        outcome = state.get("code") or ("done" if status < 400 else "refused")
+        outcome = state.get("code") or ("done" if status < 300 else "refused")
         key, address = state["key"], client[0] if client else ""
         what = f"{scope['method']} {scope['path'][:200]}"
         more = {"status": status, **state["audit"]}

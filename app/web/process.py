@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import mmap
 import os
 import resource
 import socket
@@ -75,6 +76,8 @@ def serve(
 ) -> None:
     """Be frontend `number` until SIGTERM; then finish what was accepted. `left`: what the one before has left behind."""
     set_name(f"hearth http {number}")
+    if journal is not None:  # callers' requests are nothing for those who read strangers' files
+        journal.map.madvise(mmap.MADV_DONTFORK)
     # The decoders' nursery first: it is a copy of this process, which has no thread yet.
     decoders = Decoders(decoder_count(cores(), settings.frontend_count()), room_for(settings), nursery.begin())
     client = Client(settings, folder, number)

@@ -25,6 +25,7 @@ from app.web.origins import Headers, Pairs, stranger
 
 _OPEN = frozenset(["/health/live", "/health/ready", "/", "/docs", "/openapi.json"])
 _READS = ("GET", "HEAD")
+_CHANGES_NOTHING = (*_READS, "OPTIONS")
 _ADDRESSES = 65_536  # buckets of addresses that are kept: 10 MB
 
 
@@ -88,7 +89,7 @@ class Guard:
         elif need.near and (why := stranger(scope, headers, self._hosts)):
             remedy = "set HEARTH_KEYS_FILE (hearth keys add NAME --role ROLE), and send a key"
             raise Forbidden(f"without keys this is for callers at this machine alone: {why}; or {remedy}")
-        if need in (_TUNE, _RULE) and scope["method"] not in _READS:
+        if need in (_TUNE, _RULE) and scope["method"] not in _CHANGES_NOTHING:
             state["audit"] = {}
 
     def _needed(self, method: str, path: str) -> Need | None:
@@ -116,20 +117,23 @@ class Guard:
             raise Unauthorised(f"{why}; send Authorization: Bearer KEY (hearth's own commands send HEARTH_KEY)")
         return key
 
-    @staticmethod
-    def _spend(name: str, bucket: Bucket, now: float, heads: Pairs) -> None:
-        """Take a token, and say so as draft-ietf-httpapi-ratelimit-headers-11 has it."""
+    def _spend(self, name: str, bucket: Bucket, now: float, heads: Pairs) -> None:
+        """Take a token, and say so as draft-ietf-httpapi-ratelimit-headers-11 has it: what holds is this frontend's part."""
         wait_s = bucket.take(now)
         left, more_s = bucket.left()
-        rate = bucket.rate
-        heads.append((b"ratelimit-policy", f'"{name}";q={rate.count};w={rate.window_s}'.encode()))
+        count, window_s = bucket.rate.part(self._parts)
+        heads.append((b"ratelimit-policy", f'"{name}";q={count};w={window_s}'.encode()))
         heads.append((b"ratelimit", f'"{name}";r={left};t={math.ceil(more_s)}'.encode()))
         if wait_s:
-            often = f"{rate.count} requests in {rate.window_s} s"
-            raise RateLimited(f"more than {often}, the limit for this {name}; come back in {wait_s:.1f} s", retry_after_s=wait_s)
+            often = f"{count} request{'s' * (count > 1)} in {window_s} s"
+            where = f" on each of {self._parts} frontends" if self._parts > 1 else ""
+            why = f"more than {often}, the limit for this {name}{where}; come back in {wait_s:.1f} s"
+            raise RateLimited(why, retry_after_s=wait_s)
 
 
 def _network(scope: Scope) -> str:
-    """Whose address it is. Who has one IPv6 address has a /64 of them."""
+    """Whose address it is. Who has one IPv6 address has a /64 of them; one of IPv4 may come as `::ffff:1.2.3.4`."""
     address: str = scope["client"][0] if scope.get("client") else ""
-    return str(ipaddress.ip_network((address, 64), strict=False)) if ":" in address else address
+    if ":" not in address:
+        return address
+    return str(ipaddress.IPv6Address(address).ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))

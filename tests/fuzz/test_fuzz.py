@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from app.wire import parcels
 from tests.fuzz.__main__ import CORPUS, outcome, watched
 from tests.fuzz.targets import TARGETS, Target
 
@@ -24,6 +26,14 @@ def test_good_files_are_taken_and_damaged_ones_refused_in_words(name: str):
     counts = watched(name, 3 * TARGETS[name].share, seed=2)
     assert not [what for what in counts if what.startswith("FAILED")]
     assert counts["ways"] > 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
+def test_what_comes_in_memory_is_fuzzed_too(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(parcels, "_the_one", lambda envelope: seen.append(bytes(envelope)))
+    TARGETS["parcels"].run(b"x" * 31)
+    assert seen == [b"x" * 31]
 
 
 def hang(_: bytes) -> None:

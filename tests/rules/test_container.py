@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from app.settings import Settings
 from tests.rules.source import ROOT
+from tests.rules.test_lock import LOCK, PLACES, PROJECT, pins
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -55,6 +58,31 @@ def broken(dockerfile: str) -> list[str]:
         "no shell between Docker's signal and the server": told(dockerfile, "CMD") == '["hearth", "serve"]',
     }
     return [promise for promise, kept in promises.items() if not kept]
+
+
+def only_for_development(lock: str) -> set[str]:
+    """What the lock installs on Linux that nothing of `dependencies` or the other extras draws in; it says what draws in what."""
+    project = PROJECT["project"]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["openvino"],
+        *project["optional-dependencies"]["postgres"],
+    ]
+    needed = {canonicalize_name(Requirement(one).name) for one in wanted}
+    installed = {pin.name for pin in pins(lock) if pin.holds(PLACES[0])}
+    parts = re.findall(r"^([a-z0-9][\w.-]*)==.*\n(?: .*\n)*", lock, re.MULTILINE)
+    bodies = dict(zip(parts, re.split(r"^[a-z0-9][\w.-]*==", lock, flags=re.MULTILINE)[1:], strict=True))
+    drawn = {name: set(re.findall(r"# +(?:via )?([a-z0-9][\w.-]*)$", body, re.MULTILINE)) for name, body in bodies.items()}
+    while more := {name for name, by in drawn.items() if by & needed} - needed:
+        needed |= more
+    return installed - needed
+
+
+def test_the_image_has_nothing_that_only_development_needs() -> None:
+    (rest,) = re.findall(r"pip uninstall -y -q (.*)", "\n".join(rest for _, rest in instructions(DOCKERFILE)))
+    removed = set(rest.split())
+    assert {"pytest", "werkzeug", "hypothesis"} <= only_for_development(LOCK)
+    assert removed == only_for_development(LOCK)
 
 
 def let_in(ignored: str) -> set[str]:

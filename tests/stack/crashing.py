@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from app.tasks.base import Decoded, Sample
 
 
 class Reader:
+    seconds_each = 60.0
+
     def __init__(self, *_: Any) -> None:
         pass
 
@@ -42,6 +45,12 @@ class Reader:
         while True:
             pass
 
+    def spin(self, more: bytes) -> int:
+        end = time.process_time() + float(more)
+        while time.process_time() < end:
+            pass
+        return os.getpid()
+
     def slow(self, more: bytes) -> int:
         time.sleep(float(more))
         return os.getpid()
@@ -51,6 +60,13 @@ class Reader:
 
     def stumble(self, _: bytes) -> None:
         raise ValueError("over its own feet")
+
+    def thread(self, _: bytes) -> bool:
+        done: list[bool] = []
+        thread = threading.Thread(target=lambda: done.append(True))
+        thread.start()
+        thread.join()
+        return done[0]
 
     # What must not work: each answers whether it was refused.
 
@@ -62,6 +78,18 @@ class Reader:
 
     def connect(self, more: bytes) -> bool:
         return refused(lambda: socket.create_connection(("127.0.0.1", int(more)), 1))
+
+    def knock(self, more: bytes) -> bool:
+        return refused(lambda: socket.socket(socket.AF_UNIX).connect(more.decode()))
+
+    def post(self, more: bytes) -> bool:
+        return refused(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", int(more))))
+
+    def smuggle(self, more: bytes) -> bool:
+        return refused(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b"x", more.decode()))
+
+    def fork(self, _: bytes) -> bool:
+        return refused(lambda: os.waitpid(os.fork() or os._exit(0), 0))
 
     def kill(self, more: bytes) -> bool:
         return refused(lambda: os.kill(int(more), 0))

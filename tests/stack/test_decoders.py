@@ -22,13 +22,14 @@ from app.decoding.link import Decoder, Died
 from app.errors import BadInput, OutOfMemory, TooLarge
 from app.tasks.base import Recipe
 from app.tasks.image.input import ImageInput
-from app.wire.line import Parcel
 from app.wire.messages import Cancel
+from app.wire.parcels import Parcel
 from tests.conftest import ROOT
 from tests.stack.conftest import wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="written for Linux")
 CODEC: Any = SimpleNamespace(recipe=Recipe(task="image-classification", input=ImageInput().model_dump_json(), limit=1))
+HASTY: Any = SimpleNamespace(recipe=Recipe(task="image-classification", input=ImageInput().model_dump_json(), limit=0))
 
 
 def begin() -> socket.socket:
@@ -113,6 +114,16 @@ async def test_a_file_that_nobody_waits_for_any_longer_loses_its_decoder(decoder
     await until(lambda: len(children()) == 1)
 
 
+async def test_a_file_may_take_its_time_of_the_processor_and_no_more(decoders: Decoders):
+    """It holds its turn no longer, however long somebody would wait for it; and what only waits is not ended."""
+    slow = asyncio.create_task(decoders.decode(HASTY, b"slow 2.5", {}))
+    with pytest.raises(BadInput, match="convert it anew"):
+        await asyncio.wait_for(decoders.decode(HASTY, b"hang", {}), 60)
+    assert await slow
+    for _ in range(3):  # each has the whole of it
+        assert await asyncio.wait_for(decoders.decode(HASTY, b"spin 0.9", {}), 60)
+
+
 async def test_what_is_nearly_done_keeps_its_decoder(decoders: Decoders):
     decoder = await read(decoders, "slow 0")
     with pytest.raises(TimeoutError):
@@ -161,6 +172,15 @@ async def test_a_decoder_reaches_nothing(decoders: Decoders, tmp_path: Path):
     assert await read(decoders, "start /bin/true")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert await read(decoders, f"connect {listener.getsockname()[1]}")
+        assert await read(decoders, f"post {listener.getsockname()[1]}")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as box:
+        for end, name in ((listener, "door"), (box, "box")):
+            end.bind(str(tmp_path / name))
+        listener.listen()
+        assert await read(decoders, f"knock {tmp_path / 'door'}")
+        assert await read(decoders, f"smuggle {tmp_path / 'box'}")
+    assert await read(decoders, "fork")
+    assert await read(decoders, "thread"), "libraries may have some"
     assert await read(decoders, f"kill {os.getpid()}")
     assert not await read(decoders, f"read {os.__file__}"), "Python's own modules may be imported late"
 

@@ -208,10 +208,10 @@ def test_a_rate_holds_over_all_frontends_and_comes_back_when_it_says(server: Ser
     _, secret = keys.add(locked.file, "slow", "infer", "4/h")
     wait_for(lambda: status(server, secret) != 401)
     answers = [httpx.get(f"{server.url}/models", headers=bearer(secret), timeout=30) for _ in range(30)]
-    assert 1 <= [answer.status_code for answer in answers].count(200) + 1 <= 4 + 1
-    refused = answers[-1]
-    assert refused.status_code == 429 and 0 < int(refused.headers["retry-after"]) <= 1800
-    assert refused.headers["ratelimit-policy"] == '"key";q=4;w=3600'
+    assert 1 <= [answer.status_code for answer in answers].count(200) <= 3, "one of the four was asked above"
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert 0 < int(refused.headers["retry-after"]) <= 1800
+    assert refused.headers["ratelimit-policy"] == '"key";q=2;w=3600', "half of it, at each of two frontends"
 
 
 def test_our_commands_send_the_key(server: Server, locked: Locked):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPResponse
 from pathlib import Path
 
@@ -128,3 +129,14 @@ def test_an_answer_may_take_longer_than_the_silence(caller: socket.socket):
     cyan = picture(0, 255, 255)  # 4 s
     caller.sendall(head(length=len(cyan)) + cyan)
     assert status_of(caller) == 200
+
+
+def test_a_header_without_end_is_refused_before_it_takes_memory(server: Server, caller: socket.socket):
+    (frontend,) = (child for name, child in server.children().items() if name.startswith("hearth http"))
+    before = frontend.memory_info().rss
+    caller.sendall(b"GET / HTTP/1.1\r\n")
+    with suppress(ConnectionError):  # it stops reading
+        for _ in range(300):
+            caller.sendall(b"a: b\r\n" * 16_000)
+    assert frontend.memory_info().rss - before < 32 << 20
+    assert server.http.get("/health/live").status_code == 200

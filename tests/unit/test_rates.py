@@ -35,6 +35,14 @@ def test_over_a_long_time_it_is_the_rate_however_eagerly_one_asks():
     assert taken == pytest.approx(1000, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("rate", "parts", "part"),
+    [("10/s", 1, (10, 1)), ("4/h", 2, (2, 3600)), ("1/h", 2, (1, 7200)), ("5/h", 2, (2, 2880)), ("10/s", 3, (3, 1))],
+)
+def test_a_part_is_told_in_whole_numbers_and_never_as_more(rate: str, parts: int, part: tuple[int, int]):
+    assert Rate.parse(rate).part(parts) == part
+
+
 def test_several_processes_hold_a_part_each():
     parts = [Bucket(Rate.parse("8/s"), 4, now=0.0) for _ in range(4)]
     at_once = sum(part.take(0.0) == 0.0 for part in parts for _ in range(10))

@@ -40,6 +40,8 @@ _16_BIT = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 class PictureReader:
     """Picture bytes → pixels; `max_pixels` bounds what the header may claim."""
 
+    seconds_each = 0.2e-6  # 49 megapixels: WebP without loss 2.3 s, PNG 1.8, AVIF 1.7, progressive JPEG 1.4
+
     def __init__(self, input: ImageInput, max_pixels: float) -> None:
         self._input = input
         self._max_pixels = max_pixels

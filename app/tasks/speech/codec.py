@@ -35,6 +35,8 @@ class _Window:
 class SoundReader:
     """Recording → windows; `max_seconds` bounds it."""
 
+    seconds_each = 0.02  # half an hour of Opus in stereo: 9.5 s
+
     def __init__(self, input: SpeechInput, max_seconds: float) -> None:
         self._input = input
         self._max_seconds = max_seconds

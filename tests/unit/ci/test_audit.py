@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import threading
+import urllib.error
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -81,11 +82,18 @@ def test_what_is_known_fails_and_is_named_but_for_what_is_accepted(audit, servic
     assert capsys.readouterr().err == "two 2.0: https://osv.dev/GHSA-news\n"
 
 
-@pytest.mark.parametrize("status", [0, 403, 503])
+@pytest.mark.parametrize("status", [0, 403, 407, 429, 503])
 def test_where_nobody_answers_that_is_said_and_is_no_failure(audit, service, monkeypatch, capsys, status: int):
     service.status = status
     assert run(audit, service.server_port if status else 9, monkeypatch) == 0
     assert re.match("NOT AUDITED: http://127", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("status", [400, 404, 410, 422])
+def test_a_service_that_does_not_understand_the_question_fails(audit, service, monkeypatch, status: int):
+    service.status = status
+    with pytest.raises(urllib.error.HTTPError):
+        run(audit, service.server_port, monkeypatch)
 
 
 def test_all_pins_of_the_lock_are_asked_about(audit: ModuleType):

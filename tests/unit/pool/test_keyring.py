@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app import keys
+from app.errors import Invalid
 from app.pool import keyring
 from app.pool.keyring import Keyring
 from app.settings import Settings
@@ -70,6 +72,23 @@ async def test_a_broken_file_changes_nothing_and_is_told_loudly_but_once(
         assert len(caplog.records) == 2, "whoever asks hears it again"
     file.unlink(missing_ok=True)
     keys.add(file, "mended", "admin")
+    assert ring._look(file) and ring.text == file.read_text()
+
+
+async def test_a_file_that_could_not_be_read_is_read_when_its_owner_changes(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(path: Path) -> str:
+        raise Invalid("Permission denied")
+
+    ring, _ = ring_of(file, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(keyring, "read", refuse)
+        assert not ring._look(file)
+    assert not ring._look(file), "it is as it was"
+    before = file.stat().st_ctime_ns
+    while file.stat().st_ctime_ns == before:  # until the next tick of the disk's clock
+        os.chown(file, os.getuid(), os.getgid())
     assert ring._look(file) and ring.text == file.read_text()
 
 

@@ -32,8 +32,20 @@ def scope(path: str, headers: list[tuple[bytes, bytes]] | None = None) -> dict[s
 
 async def test_a_sane_request_id_is_taken_and_another_made(client):
     assert (await client.get("/health/live", headers={"x-request-id": "abc-1"})).headers["x-request-id"] == "abc-1"
-    made = (await client.get("/health/live", headers={"x-request-id": "a b\tc"})).headers["x-request-id"]
-    assert len(made) == 32
+    for given in (b"a b\tc", b"\xe9", b"x" * 129):
+        made = (await client.get("/health/live", headers={b"x-request-id": given})).headers["x-request-id"]
+        assert len(made) == 32
+
+
+@pytest.mark.parametrize("given", [b"abc\n", b"\xb2"])
+async def test_no_id_holds_what_could_stand_for_something_else(app, given: bytes):
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope("/secret", [(b"x-request-id", given)]), send, send)
+    assert len(dict(sent[0]["headers"])[b"x-request-id"]) == 32
 
 
 async def test_a_chunked_body_without_a_length_is_cut_off_at_the_limit(app):

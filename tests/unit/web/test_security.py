@@ -142,12 +142,13 @@ async def test_how_a_key_is_sent(lock: Lock, heads: dict[str, str], good: bool):
 
 async def test_a_key_stands_in_no_answer_and_no_log(lock: Lock, caplog: pytest.LogCaptureFixture, tmp_path: Path):
     wrong = lock.secrets["admin"][:-1] + "!"
+    bad = {"authorization": f"Bearer {wrong}"}
     with caplog.at_level(logging.DEBUG, "hearth"):
         async with lock.client("admin") as client:
             texts = [
                 (await client.request("POST", path)).text for path in ("/models/toy/load", "/models/none/load", "/predict/text")
             ]
-            texts += [(await client.get("/metrics")).text, (await client.get("/models", headers={"authorization": wrong})).text]
+            texts += [(await client.get("/metrics")).text, (await client.get("/models", headers=bad)).text]
     texts += [caplog.text, (tmp_path / "audit.jsonl").read_text()]
     for secret in (
         lock.secrets["admin"][16:-1],
@@ -231,6 +232,18 @@ async def test_a_rate_of_addresses_counts_each_and_an_ipv6_network_once(pool: An
     assert await asked("2001:db8::1") == [200, 200, 429]
     assert await asked("2001:db8::2") == [429, 429, 429]
     assert await asked("2001:db8:0:1::2") == [200, 200, 429]
+    assert await asked("::ffff:10.0.0.3") == await asked("::ffff:10.0.0.4") == [200, 200, 429], "IPv4 through a socket for both"
+    assert await asked("::ffff:10.0.0.1") == [429, 429, 429]
+    assert await asked("fe80::1%eth0") == [200, 200, 429]
+
+
+async def test_each_of_several_frontends_tells_what_it_enforces_itself(pool: Any, tmp_path: Path):
+    app = make_app(pool, Settings(home=tmp_path, address_rate="4/h", frontends=2))
+    async with client_of(app) as client:
+        answers = [await client.get("/models") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert {answer.headers["ratelimit-policy"] for answer in answers} == {'"address";q=2;w=3600'}
+    assert "2 requests in 3600 s, the limit for this address on each of 2 frontends" in answers[-1].json()["detail"]
 
 
 async def test_changes_are_audited_and_what_changes_nothing_is_not(lock: Lock, tmp_path: Path):
@@ -244,6 +257,10 @@ async def test_changes_are_audited_and_what_changes_nothing_is_not(lock: Lock, t
         await nobody.post("/models/toy/load")
         await admin.get("/models")
         await admin.post("/predict/image", content=b"xyz")
+        assert (await admin.post("/finetune/")).status_code == 307
+        assert (await admin.patch("/models/toy/load")).status_code == 405
+        await admin.options("/models/toy/load")
+        await admin.options("/nowhere")
         spec = json.dumps({"name": "photos", "base": "toy"})
         job = (await admin.post("/finetune", files={"spec": (None, spec), "dataset": ("d.zip", b"x")})).json()["id"]
         for what in ("cancel", "resume", "cancel"):

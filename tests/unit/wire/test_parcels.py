@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 
 from app.wire.frames import PREFIX, FrameError, pack
-from app.wire.line import Line, Parcel
 from app.wire.messages import Cancel, Run
+from app.wire.parcels import Parcel, ParcelStream
 
 RUN = Run(7, 1.5, 99.0, ("scores",))
 LARGE = {"x": np.arange(1_000_000)}
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Line, Line]]:
+def pair() -> Iterator[tuple[ParcelStream, ParcelStream]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.setblocking(False)
-        yield Line(ours), Line(theirs)
+        yield ParcelStream(ours), ParcelStream(theirs)
 
 
 @pytest.mark.parametrize("arrays", [{}, {"x": np.arange(5)}, {"x": np.arange(20_000)}, LARGE])
-def test_a_letter_arrives_as_it_was_sent_and_again(pair: tuple[Line, Line], arrays: dict[str, np.ndarray]):
+def test_a_letter_arrives_as_it_was_sent_and_again(pair: tuple[ParcelStream, ParcelStream], arrays: dict[str, np.ndarray]):
     ours, theirs = pair
     parcel = Parcel((RUN, arrays))
     for _ in range(2):
@@ -42,7 +42,7 @@ def test_a_letter_arrives_as_it_was_sent_and_again(pair: tuple[Line, Line], arra
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
-def test_a_large_letter_lies_in_memory_that_nobody_can_change(pair: tuple[Line, Line]):
+def test_a_large_letter_lies_in_memory_that_nobody_can_change(pair: tuple[ParcelStream, ParcelStream]):
     parcel = Parcel((RUN, LARGE))
     assert parcel.memory is not None
     with pytest.raises(PermissionError):
@@ -53,7 +53,17 @@ def test_a_large_letter_lies_in_memory_that_nobody_can_change(pair: tuple[Line, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
-def test_memory_that_could_be_taken_away_is_refused(pair: tuple[Line, Line]):
+def test_a_letter_that_nobody_has_any_more_keeps_no_memory():
+    parcel = Parcel((RUN, LARGE))
+    memory = parcel.memory
+    assert memory is not None and os.fstat(memory)
+    del parcel
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memory)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
+def test_memory_that_could_be_taken_away_is_refused(pair: tuple[ParcelStream, ParcelStream]):
     ours, theirs = pair
     envelope = b"".join(bytes(part) for part in pack([(RUN, LARGE)]))
     memory = os.memfd_create("open")
@@ -65,14 +75,14 @@ def test_memory_that_could_be_taken_away_is_refused(pair: tuple[Line, Line]):
 
 
 @pytest.mark.parametrize("rubbish", [PREFIX.pack(1 << 30, 0), b"GET / HTTP/1.1\r\n\r\n", PREFIX.pack(8, 0) + b"\xc1" * 8])
-def test_rubbish_is_none(pair: tuple[Line, Line], rubbish: bytes):
+def test_rubbish_is_none(pair: tuple[ParcelStream, ParcelStream], rubbish: bytes):
     ours, theirs = pair
     ours.stream.sendall(rubbish)
     with pytest.raises(FrameError):
         theirs.read()
 
 
-def test_half_a_letter_waits_for_the_rest_and_its_end_is_told(pair: tuple[Line, Line]):
+def test_half_a_letter_waits_for_the_rest_and_its_end_is_told(pair: tuple[ParcelStream, ParcelStream]):
     ours, theirs = pair
     envelope = b"".join(bytes(part) for part in pack([(Cancel(3), {})]))
     ours.stream.sendall(envelope[:-3])
@@ -84,7 +94,7 @@ def test_half_a_letter_waits_for_the_rest_and_its_end_is_told(pair: tuple[Line, 
         theirs.read()
 
 
-def test_two_letters_in_one_are_none(pair: tuple[Line, Line]):
+def test_two_letters_in_one_are_none(pair: tuple[ParcelStream, ParcelStream]):
     ours, theirs = pair
     ours.stream.sendall(b"".join(bytes(part) for part in pack([(Cancel(3), {}), (Cancel(4), {})])))
     with pytest.raises(FrameError, match="2 letters"):

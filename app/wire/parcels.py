@@ -29,15 +29,11 @@ class Parcel:
     """A letter, ready to be sent, more than once if need be. To pack a large one takes a millisecond per 2 MB."""
 
     def __init__(self, letter: Letter) -> None:
-        self.parts: Sequence[Buffer] = pack([letter])
         self.memory: int | None = None
+        self.parts: Sequence[Buffer] = pack([letter])
         if _MEMORY and sum(len(part) for part in self.parts) > _SMALL:
             self.memory = os.memfd_create("letter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            try:
-                self._write(self.memory)
-            except BaseException:
-                self.close()
-                raise
+            self._write(self.memory)
 
     def _write(self, memory: int) -> None:
         with open(memory, "wb", buffering=0, closefd=False) as file:
@@ -54,11 +50,15 @@ class Parcel:
             os.close(self.memory)
             self.memory = None
 
+    def __del__(self) -> None:
+        """Whoever had it packed in a thread may have been cancelled meanwhile, and never have had it."""
+        self.close()
+
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK if _MEMORY else 0
 
 
-class Line:
+class ParcelStream:
     """One end. Blocks if its socket does."""
 
     def __init__(self, stream: socket.socket) -> None:

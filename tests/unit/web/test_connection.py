@@ -1,0 +1,103 @@
+"""What a connection reads of a header, and of what follows a body in chunks: up to a limit, however it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from app.web.connection import _MOST_HEADER, Connection
+from tests.unit.web.test_line import echo
+
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n"
+SMALL = b"a: b\r\n"
+PIECE = 1000
+
+
+class Transport:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.sent, self.closed, self.aborted = b"", False, False
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_extra_info(self, _: str) -> Any:
+        return None
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+async def held(_: Any, receive: Callable[..., Any], __: Callable[..., Any]) -> None:
+    """Answers nothing until the caller has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def feed(data: bytes, app: Any = echo, piece: int = PIECE) -> tuple[Transport, int]:
+    """What a connection says to it, and how much of it is read."""
+    transport = Transport()
+    connection = Connection(uvicorn.Config(app, log_config=None, access_log=False), ServerState(), {})
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    read = 0
+    while read < len(data) and not transport.closed:
+        connection.data_received(data[read : read + piece])
+        read += piece
+        for _ in range(5):
+            await asyncio.sleep(0)
+    connection.connection_lost(None)
+    await asyncio.gather(*connection.tasks)
+    return transport, read
+
+
+@pytest.mark.parametrize("fields", [SMALL * 90_000, b"a: " + b"x" * 500_000], ids=["many fields", "one field"])
+async def test_a_header_is_read_up_to_its_limit(fields: bytes):
+    transport, read = await feed(GET + fields)
+    assert transport.sent.startswith(b"HTTP/1.1 413 ") and b"64 KiB" in transport.sent
+    assert b"connection: close" in transport.sent.lower()
+    assert _MOST_HEADER < read <= _MOST_HEADER + PIECE
+
+
+async def test_neither_a_request_line_nor_empty_lines_are_read_without_end():
+    for endless in (b"GET /" + b"a" * 500_000, b"\r\n" * 250_000):
+        transport, read = await feed(endless)
+        assert transport.sent.startswith(b"HTTP/1.1 413 ")
+        assert read <= _MOST_HEADER + PIECE
+
+
+@pytest.mark.parametrize("rest", [b"0\r\n" + SMALL * 90_000, b"2;" + b"x" * 500_000], ids=["trailers", "extension"])
+async def test_what_surrounds_a_body_in_chunks_is_read_up_to_the_limit(rest: bytes):
+    transport, read = await feed(CHUNKED + rest)
+    assert transport.sent.startswith(b"HTTP/1.1 413 ")
+    assert read <= _MOST_HEADER + 2 * PIECE
+
+
+async def test_a_header_too_large_behind_a_request_that_waits_for_its_answer_ends_the_connection():
+    transport, read = await feed(GET + b"\r\n" + GET + SMALL * 90_000, held)
+    assert transport.aborted and not transport.sent
+    assert read <= _MOST_HEADER + 2 * PIECE
+
+
+@pytest.mark.parametrize("piece", [PIECE, 1 << 16, 1 << 22])
+async def test_bodies_and_many_requests_are_not_taken_for_headers(piece: int):
+    large = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 300000\r\n\r\n" + bytes(300_000)
+    chunks = CHUNKED + b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"
+    for wanted in (large + GET + SMALL * 10_000 + b"\r\n", chunks + large, (GET + b"\r\n") * 5000):
+        transport, read = await feed(wanted, piece=piece)
+        assert read >= len(wanted) and b" 413 " not in transport.sent
