@@ -57,7 +57,7 @@ def main() -> None:
     listening, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     journal = _journal(settings)
     uvicorn.Config("", log_config=None).get_loop_factory()  # imports uvloop, for all
-    keep(control, listening, lambda number, left: serve(settings, sys.argv[3], number, listening, journal, left))
+    keep(control, listening, partial(serve, settings, sys.argv[3], journal))
 
 
 def _journal(settings: Settings) -> Journal | None:
@@ -71,9 +71,14 @@ def _journal(settings: Settings) -> Journal | None:
 
 
 def serve(
-    settings: Settings, folder: str, number: int, listening: socket.socket, journal: Journal | None, left: list[socket.socket]
+    settings: Settings,
+    folder: str,
+    journal: Journal | None,
+    number: int,
+    listening: socket.socket | None,
+    left: list[socket.socket],
 ) -> None:
-    """Be frontend `number` until SIGTERM; then finish what was accepted. `left`: what the one before has left behind."""
+    """Be frontend `number` until SIGTERM; then finish what was accepted. `listening`, `left`: see `keeper.Live`."""
     set_name(f"hearth http {number}")
     # The decoders' nursery first: it is a copy of this process, which has no thread yet.
     decoders = Decoders(decoder_count(cores(), settings.frontend_count()), room_for(settings), nursery.begin())
@@ -106,7 +111,8 @@ def serve(
         backlog=2048,
     )
     server = _Server(config, journal, left)
-    server.run(sockets=[listening])
+    server.should_exit = listening is None
+    server.run(sockets=[listening] if listening else [])
 
 
 class _Server(uvicorn.Server):
