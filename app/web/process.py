@@ -32,7 +32,7 @@ from app.web.connection import Connection, most_connections
 from app.web.heirs import take_over
 from app.web.journal import Journal, Slot
 from app.web.keeper import keep
-from app.web.line import Line
+from app.web.line import Line, Noted
 from app.web.server import make_app
 from app.wire.blackbox import BlackBox
 
@@ -125,7 +125,7 @@ class _Server(uvicorn.Server):
             config.http = lambda **_: self._line(journal)  # type: ignore[assignment]  # it is called as a class is
 
     def _line(self, journal: Journal, slot: Slot | None = None) -> Line:
-        return Line(Connection(self.config, self.server_state, self.lifespan.state), journal, slot)
+        return Line(Noted(self.config, self.server_state, self.lifespan.state), journal, slot)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept, and take over."""
