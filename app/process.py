@@ -27,10 +27,15 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl(2)
 _F_SETSIG = 10  # fcntl(2)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, so that nothing is ever orphaned."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when its parent dies, so that nothing is ever orphaned.
+
+    `parent`: its pid, where it may have died before this was asked; then this process ends at once.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)
 
 
 def can_fork_beside() -> bool:
@@ -39,7 +44,7 @@ def can_fork_beside() -> bool:
 
 
 def fork_beside() -> int:
-    """Fork as `os.fork` does, but a sibling that has this process's table of descriptors, not a copy of it (clone(2)).
+    """Fork as `os.fork` does, but a sibling (it has our parent) with this process's table of descriptors, not a copy (clone(2)).
 
     What either opens both have, until one of them closes it; what one leaves behind when it is killed, the other still has.
     For processes with one thread, because locks of other threads would stay taken. Raises OSError.

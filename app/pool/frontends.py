@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.logs import log
 from app.pool.processes import Exited, kill, os_environment
@@ -19,6 +20,7 @@ from app.process import command
 from app.wire.blackbox import BlackBox
 
 _SLOWEST_S = 5.0
+_NO_MORE = 0  # web/keeper.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,16 @@ class _Keeper:
     async def fork(self, number: int) -> int:
         """The pid of frontend `number`; 0: this keeper is gone, or cannot."""
         kill(self.pid, signal.SIGCONT)  # it may have been stopped, and nobody would have noticed before now
-        with contextlib.suppress(ConnectionError):
-            self.control.send(b"%d\n" % number)
+        self.say(number)
         answer = asyncio.create_task(self._answer())
         # Not by the socket alone: frontends hold its other end too, and may outlive their keeper.
         await asyncio.wait({answer, self.gone}, return_when=asyncio.FIRST_COMPLETED)
         return answer.result() if answer.done() else answer.cancel() and 0
+
+    def say(self, number: int) -> None:
+        """What it does with it is told in `web/keeper.py`."""
+        with contextlib.suppress(ConnectionError):
+            self.control.send(b"%d\n" % number)
 
     async def _answer(self) -> int:
         with contextlib.suppress(ConnectionError):
@@ -51,7 +57,7 @@ class _Frontend:
 
 
 class Frontends:
-    """All inherit the listening socket. What ends is replaced until `close`."""
+    """All inherit the listening socket. What ends is replaced until `close`; then, what did not finish."""
 
     def __init__(self, environment: Mapping[str, str], listening: socket.socket, folder: str) -> None:
         self._environment = environment
@@ -61,19 +67,22 @@ class Frontends:
         self._closing = False
         self._keepers: set[_Keeper] = set()
         self._living: dict[str, _Frontend] = {}
+        self._runs: set[asyncio.Task[Any] | None] = set()
 
     async def run_one(self, exited: Exited) -> None:
         """Keep one frontend alive; `exited` hears of each end that was not asked for."""
-        failures = 0
+        failures = status = 0
+        self._runs.add(asyncio.current_task())
         while not self._closing:
             keeper = await self._start_keeper()
             self._keepers.add(keeper)
-            while not keeper.gone.done() and not self._closing:
-                failed = await self._run_under(keeper, exited)
-                failures = failures + 1 if failed else 0
-                await asyncio.sleep(min(0.1 * 2**failures, _SLOWEST_S) if failed else 0)  # a broken install must not spin
+            while not keeper.gone.done() and (status or not self._closing):
+                status = await self._run_under(keeper, exited)
+                failures = failures + 1 if status > 0 else 0
+                await asyncio.sleep(min(0.1 * 2**failures, _SLOWEST_S) if failures else 0)  # a broken install must not spin
             self._keepers.discard(keeper)
             keeper.control.close()
+        self._runs.discard(asyncio.current_task())
 
     async def _start_keeper(self) -> _Keeper:
         ours, theirs = socket.socketpair()
@@ -88,8 +97,9 @@ class Frontends:
         theirs.close()
         return _Keeper(process.pid, asyncio.ensure_future(process.wait()), ours)
 
-    async def _run_under(self, keeper: _Keeper, exited: Exited) -> bool:
-        """From a frontend's birth to its end, or its keeper's. Whether something is wrong with it."""
+    async def _run_under(self, keeper: _Keeper, exited: Exited) -> int:
+        """From a frontend's birth to its end, or its keeper's. Its exit status; 1, if it could not be started."""
+        accepts = not self._closing
         self._born += 1
         name = f"frontend.{self._born}"
         box = BlackBox(self._box(name), create=True)
@@ -98,17 +108,19 @@ class Frontends:
             self._box(name).unlink(missing_ok=True)
             if not self._closing:
                 log.error("%s could not be started; its keeper is asked again, or replaced", name)
-            return True
+            return 1
         box.beat(time.monotonic(), 0)
         end = keeper.gone if pid == keeper.pid else _end_of(pid)
         frontend = self._living[name] = _Frontend(pid, end, box)
         end.add_done_callback(lambda _: self._bury(name, exited))
+        if accepts and self._closing:
+            kill(pid, signal.SIGTERM)
         await asyncio.wait({end, keeper.gone}, return_when=asyncio.FIRST_COMPLETED)
         if end.done():
-            return end.result() > 0
+            return end.result()
         log.warning("the keeper of %s died; it finishes what it has accepted, and another one takes its place", name)
         kill(frontend.pid, signal.SIGTERM)
-        return False
+        return 0
 
     def _bury(self, name: str, exited: Exited) -> None:
         frontend = self._living.pop(name)
@@ -130,16 +142,20 @@ class Frontends:
     async def close(self, timeout_s: float) -> None:
         """Stop accepting, let them finish, end what is left after `timeout_s`."""
         self._closing = True
-        living = list(self._living.values())
-        for frontend in living:
+        for keeper in self._keepers:
+            keeper.say(_NO_MORE)
+        for frontend in self._living.values():
             kill(frontend.pid, signal.SIGTERM)
-        ends = [frontend.end for frontend in living]
-        if ends:
-            await asyncio.wait(ends, timeout=timeout_s)
-        for pid in (*(frontend.pid for frontend in self._living.values()), *(keeper.pid for keeper in self._keepers)):
-            kill(pid)
-        if everything := [*ends, *(keeper.gone for keeper in self._keepers)]:
+        if drained := [*filter(None, self._runs), *self._ends()]:
+            await asyncio.wait(drained, timeout=timeout_s)
+        everything = [*self._ends(), *(keeper.gone for keeper in self._keepers)]
+        for pid in (*(keeper.pid for keeper in self._keepers), *(frontend.pid for frontend in self._living.values())):
+            kill(pid)  # keepers first: there shall be no heirs
+        if everything:
             await asyncio.wait(everything)
+
+    def _ends(self) -> list[asyncio.Future[int]]:
+        return [frontend.end for frontend in self._living.values()]
 
 
 def _end_of(pid: int) -> asyncio.Future[int]:

@@ -17,10 +17,11 @@ from app.logs import log
 from app.web.journal import Journal, Seen, Slot, judge
 from app.web.line import Line
 
-_HEADER = 1 << 16
+_HEADER_BYTES = 1 << 16
 _TWICE = re.compile(  # what may be done twice: it changes nothing, or the second time nothing more
     rb"(?:GET|HEAD|OPTIONS|PUT) |POST /(?:(?:predict|embed)/\w+|transcribe|models/[^/? ]+/(?:un)?load)[? ]"
 )
+_UPLOAD, _STATED = re.compile(rb"POST /finetune[? ]"), re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 async def take_over(left: Sequence[socket.socket], journal: Journal, line: Callable[[Slot], Line]) -> None:
@@ -43,13 +44,22 @@ def _slot(journal: Journal, connection: socket.socket) -> Slot | None:
     descriptor = connection.fileno()
     seen = Seen.of(connection)
     pending = judge(journal.note(descriptor), seen)
+    if pending and not journal.fits(pending.length):
+        pending = None
     slot = Slot(journal, descriptor, seen, pending)
-    if pending is None or not (pending.unsent or is_harmless(bytes(slot.waiting()[:_HEADER]))):
+    if pending is None or not (pending.unsent or is_harmless(bytes(slot.waiting()[:_HEADER_BYTES]), slot.length)):
         slot.clear()
         return None
     return slot
 
 
-def is_harmless(request: bytes) -> bool:
-    """Whether it may be answered by two processes, one after the other. Half a header has done nothing yet."""
-    return b"\r\n\r\n" not in request or _TWICE.match(request) is not None
+def is_harmless(request: bytes, length: int) -> bool:
+    """Whether it may be answered by two processes, in turn. Half a header has done nothing yet, nor has half a data set.
+
+    `request` is its beginning, `length` how much of it is here.
+    """
+    head, end, _ = request.lstrip(b"\r\n").partition(b"\r\n\r\n")
+    if not end:
+        return len(request) < _HEADER_BYTES
+    stated = _STATED.search(head) if _UPLOAD.match(head) else None
+    return _TWICE.match(head) is not None or (stated is not None and length < len(head + end) + int(stated[1]))

@@ -17,7 +17,7 @@ import sys
 import termios
 from typing import NamedTuple
 
-_NOTE = struct.Struct("<QQQQQII")
+_NOTE = struct.Struct("<QQQQQIII")
 _HEAD_BYTES = 64
 _ROOM_BYTES = 1 << 16  # read at once
 _KEPT = 256  # slots of a page or two that stay ours when their connections end: giving one back and taking it again costs 26 µs
@@ -25,6 +25,8 @@ _SPARSE_BYTES = 1 << 42  # of addresses, not of memory; processes have 2 ** 47
 
 _INFO = struct.Struct("=B119xQQ")  # of struct tcp_info: tcpi_state, tcpi_bytes_acked, tcpi_bytes_received
 _ESTABLISHED = 1
+
+GONE, EARLY = 1, 2
 
 
 class Note(NamedTuple):
@@ -43,7 +45,9 @@ class Note(NamedTuple):
     lives: int = 0
     """How many heirs got it since its last byte came."""
     broken: int = 0
-    """It cannot be asked again: a part of it is not here, or another one follows it."""
+    """GONE: it cannot be asked again; a part of it is not here, or another one follows. EARLY: it was answered before its end."""
+    interim: int = 0
+    """Of the bytes before, those of a 100 Continue, which may not have been written."""
 
 
 class Seen(NamedTuple):
@@ -88,10 +92,11 @@ def judge(note: Note, seen: Seen) -> Pending | None:
         return None
     answered = note.after != note.before
     if answered and seen.written == note.after:
-        return Pending(unnoted, 0)
+        return None if note.broken & EARLY else Pending(unnoted, 0)
     if note.kept and note.before <= seen.written < note.after and not unnoted:
         return Pending(note.length, 0, note.after - seen.written)
-    if seen.written != note.before or note.broken or (answered and unnoted):
+    silent = seen.written in (note.before, note.before - note.interim)
+    if not silent or note.broken & GONE or (answered and unnoted):
         return None
     return Pending(note.length + unnoted, 0 if unnoted else note.lives)
 
@@ -110,6 +115,10 @@ class Journal:
         self.view = memoryview(self.map)
         self.spill = memoryview(bytearray(_ROOM_BYTES))
 
+    def fits(self, length: int) -> bool:
+        """Whether a request of so many bytes can stand in a slot."""
+        return _HEAD_BYTES + length <= self.slot_bytes
+
     def note(self, descriptor: int) -> Note:
         """What stands there."""
         return Note._make(_NOTE.unpack_from(self.map, descriptor * self.slot_bytes))
@@ -119,7 +128,7 @@ class Slot:
     """The place of one connection. Its state is here as well as there; what changes is written at once."""
 
     __slots__ = (
-        *("_after", "_before", "_broken", "_first", "_journal", "_kept", "_read", "_sent", "_spilling", "_start"),
+        *("_after", "_before", "_broken", "_first", "_interim", "_journal", "_kept", "_read", "_sent", "_spilling", "_start"),
         *("length", "lives", "unsent"),
     )
 
@@ -130,8 +139,10 @@ class Slot:
         self._first = self._part(0, _ROOM_BYTES)
         self._read, self._sent = (seen.read, seen.written) if seen else (0, 0)
         self.length, self.lives, self.unsent = (pending.length, pending.lives + 1, pending.unsent) if pending else (0, 0, 0)
+        if not self.length:  # nobody can have died of it
+            self.lives = 0
         self._before = self._after = self._sent
-        self._kept = self._broken = 0
+        self._kept = self._broken = self._interim = 0
         self._spilling = False
         if self.unsent:  # the note stays as it is
             note = journal.note(descriptor)
@@ -144,7 +155,7 @@ class Slot:
         return self._journal.view[start : start + length]
 
     def _write(self) -> None:
-        counts = (self._read, self.length, self._before, self._after, self._kept, self.lives, self._broken)
+        counts = (self._read, self.length, self._before, self._after, self._kept, self.lives, self._broken, self._interim)
         _NOTE.pack_into(self._journal.map, self._start, *counts)
 
     def waiting(self) -> memoryview:
@@ -156,23 +167,26 @@ class Slot:
         return self._part(self.length + self._kept - self.unsent, self.unsent)
 
     def _fits(self, more: int) -> bool:
-        return _HEAD_BYTES + self.length + more <= self._journal.slot_bytes
+        return self._journal.fits(self.length + more)
 
     def room(self) -> memoryview:
         """Where the next bytes are to be read into."""
         if self._after != self._before:
             self.settle()
+        self._spilling = self.length > 0 and not self._fits(_ROOM_BYTES)
         if self.length == 0:
             return self._first
-        self._spilling = not self._fits(_ROOM_BYTES)
-        return self._journal.spill if self._spilling else self._part(self.length, _ROOM_BYTES)
+        if self._spilling:
+            self.spoil()  # before it is read: whoever comes after us has no part of that
+            return self._journal.spill
+        return self._part(self.length, _ROOM_BYTES)
 
     def came(self, size: int) -> memoryview:
         """So many bytes were read into the room; they are returned."""
         self._read += size
         self.lives = 0
         if self._spilling:
-            self._spilling, self._broken = False, 1
+            self._spilling = False
             came = self._journal.spill[:size]
         else:
             came = self._part(self.length, size)
@@ -182,17 +196,19 @@ class Slot:
 
     def spoil(self) -> None:
         """What stands here cannot be asked again."""
-        if not self._broken:
-            self._broken = 1
+        if not self._broken & GONE:
+            self._broken |= GONE
             self._write()
 
-    def going(self, size: int, *, last: bool, interim: bool = False) -> None:
-        """So many bytes are about to be written: the `last` ones of an answer, or those before any answer."""
+    def going(self, size: int, *, last: bool, early: bool = False, interim: bool = False) -> None:
+        """So many bytes are about to be written: those before any answer, or its last ones (`early`: the request goes on)."""
         self._sent += size
         if last:
             self._after = self._sent
+            self._broken |= EARLY if early else 0
         elif interim:
             self._before = self._after = self._sent
+            self._interim = size
         else:
             return
         self._write()
@@ -206,11 +222,18 @@ class Slot:
     def settle(self) -> None:
         """The answer is the kernel's: nothing here is needed any more."""
         large = self.length + self._kept > _ROOM_BYTES
-        self.length = self._kept = self._broken = 0
+        self._broken = GONE if self._broken & EARLY else 0  # the rest of it comes: no request can be told from that
+        self.length = self._kept = self._interim = 0
         self._before = self._after
         if large:
             self._write()
             self._give_back(mmap.PAGESIZE)
+
+    def forget(self) -> None:
+        """What stands here was the end of a request that was answered before it was whole."""
+        self._broken = 0
+        self.settle()
+        self._write()
 
     def clear(self) -> None:
         """The connection is gone."""

@@ -16,13 +16,18 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from app.logs import log
 from app.process import can_fork_beside, die_with_parent, fork_beside
 
-Live = Callable[[int, list[socket.socket]], None]
-"""A frontend's life: its number, and the connections that the one before it has left behind."""
+NO_MORE = 0
+"""Instead of a frontend's number: nobody is accepted any more."""
+
+Live = Callable[[int, socket.socket | None, list[socket.socket]], None]
+"""A frontend's life: its number, where it listens (None: it finishes what was accepted, and ends), and the connections that the
+one before it has left behind.
+"""
 
 
 def keep(control: socket.socket, listening: socket.socket, live: Live) -> None:
@@ -30,25 +35,43 @@ def keep(control: socket.socket, listening: socket.socket, live: Live) -> None:
     gc.collect()
     gc.freeze()  # a child's collections then leave the shared pages alone
     ours = _descriptors() if can_fork_beside() else set()
+    supervisor, home, accepting = os.getppid(), listening.getsockname(), True
+
+    def begin(number: int, *, shared: bool) -> NoReturn:
+        """Be a frontend. It closes what it listens on when it is told to end: not ours, which the next one needs."""
+
+        def life() -> None:
+            left = _left(ours, home)  # first: it closes whatever is not ours
+            live(number, (listening.dup() if shared else listening) if accepting else None, left)
+
+        _live(life, supervisor)
+
     with control.makefile("rb") as numbers:
         for line in numbers:
+            if int(line) == NO_MORE:
+                accepting = False
+                listening.close()
+                continue
+            if accepting and not is_listening(listening):
+                log.error("what the keeper listens on was closed; the next keeper has it")
+                return
             try:
                 pid = fork_beside()
             except OSError as error:
                 log.warning("frontends have no keeper here (%s): one that dies takes its connections along", error.strerror)
                 control.sendall(b"%d\n" % os.getpid())
-                _live(live, int(line), [])
+                begin(int(line), shared=False)
             if pid == 0:
-                _live(live, int(line), _left(ours, listening))
+                begin(int(line), shared=True)
             control.sendall(b"%d\n" % pid)
 
 
-def _live(live: Live, number: int, left: list[socket.socket]) -> NoReturn:
+def _live(life: Callable[[], None], supervisor: int) -> NoReturn:
     """The child's whole life."""
     status = 1
     try:
-        die_with_parent()
-        live(number, left)
+        die_with_parent(supervisor)
+        life()
         status = 0
     except BaseException:  # noqa: BLE001  the child must never return into the keeper's loop
         traceback.print_exc()
@@ -62,9 +85,11 @@ def _descriptors() -> set[int]:
     return {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
 
 
-def _left(ours: set[int], listening: socket.socket) -> list[socket.socket]:
-    """The connections that a frontend has left behind. Whatever else it had is closed."""
-    left = []
+def _left(ours: set[int], home: Any) -> list[socket.socket]:
+    """The connections to `home` that a frontend has left behind. Whatever else it had is closed."""
+    left: list[socket.socket] = []
+    if not ours:  # nothing can be left
+        return left
     for descriptor in _descriptors() - ours:
         try:
             found = socket.socket(fileno=descriptor)
@@ -72,17 +97,26 @@ def _left(ours: set[int], listening: socket.socket) -> list[socket.socket]:
             with suppress(OSError):  # it was what listed the others
                 os.close(descriptor)
             continue
-        if is_caller(found, listening):
+        if is_caller(found, home):
             left.append(found)
         else:
             found.close()
     return left
 
 
-def is_caller(found: socket.socket, listening: socket.socket) -> bool:
-    """Whether it is a connection to where we listen."""
+def is_listening(found: socket.socket) -> bool:
+    """Whether it still is what it was: a frontend may have closed its number, and that may be another one's since."""
+    try:
+        return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
+
+
+def is_caller(found: socket.socket, home: Any) -> bool:
+    """Whether it is a connection to this address."""
     try:
         found.getpeername()
-        return found.family == listening.family and found.getsockname()[1] == listening.getsockname()[1]
+        ours = found.getsockname()
+        return len(ours) == len(home) and ours[1] == home[1]
     except OSError:
         return False

@@ -18,10 +18,20 @@ _BULK_BYTES = 1 << 16  # whoever answers more waits until this is on its way
 _LIVES = 6  # of heirs that a request gets: more would try one that kills them all for longer than its neighbours should bear
 
 
+class Noted(Connection):
+    """It knows the end even of a request that was answered before that came; uvicorn does not look."""
+
+    def on_message_complete(self) -> None:
+        """It has come."""
+        super().on_message_complete()
+        if self.cycle is not None:
+            self.cycle.more_body = False
+
+
 class Line(asyncio.BufferedProtocol):
     """One connection's."""
 
-    def __init__(self, connection: Connection, journal: Journal, slot: Slot | None = None) -> None:
+    def __init__(self, connection: Noted, journal: Journal, slot: Slot | None = None) -> None:
         """`slot`: of a connection that was left behind."""
         self._connection = connection
         self._journal = journal
@@ -102,8 +112,13 @@ class Line(asyncio.BufferedProtocol):
         connection = self._connection
         connection.data_received(data)  # type: ignore[arg-type]  # any buffer will do
         cycle = connection.cycle
-        if cycle is not None and not cycle.response_complete and (cycle.scope is not connection.scope or connection.pipeline):
-            self._slot.spoil()  # a request came before the one before it was answered
+        if cycle is None:
+            return
+        if not cycle.response_complete:
+            if cycle.scope is not connection.scope or connection.pipeline:
+                self._slot.spoil()  # a request came before the one before it was answered
+        elif cycle.scope is connection.scope and not cycle.more_body:
+            self._slot.forget()
 
     def _flush(self) -> None:
         parts, size = self._parts, self._size
@@ -111,12 +126,13 @@ class Line(asyncio.BufferedProtocol):
             return
         self._parts, self._size = [], 0
         connection, cycle, slot, data = self._connection, self._connection.cycle, self._slot, b"".join(parts)
-        last = cycle is not None and cycle.response_complete and not cycle.more_body and cycle.scope is connection.scope
+        last = cycle is not None and cycle.response_complete and cycle.scope is connection.scope
+        early = last and cycle is not None and cycle.more_body
         if size > _BULK_BYTES:
             connection.resume_writing()
-            if last:
+            if last and not early:
                 slot.keep(data)
-        slot.going(size, last=last, interim=cycle is not None and not cycle.response_started)  # 100 Continue
+        slot.going(size, last=last, early=early, interim=cycle is not None and not cycle.response_started)  # 100 Continue
         self._transport.write(data)
         if last and not self._transport.get_write_buffer_size():
             slot.settle()

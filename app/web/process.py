@@ -33,7 +33,7 @@ from app.web.connection import Connection, most_connections
 from app.web.heirs import take_over
 from app.web.journal import Journal, Slot
 from app.web.keeper import keep
-from app.web.line import Line
+from app.web.line import Line, Noted
 from app.web.server import make_app
 from app.wire.blackbox import BlackBox
 
@@ -58,7 +58,7 @@ def main() -> None:
     listening, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     journal = _journal(settings)
     uvicorn.Config("", log_config=None).get_loop_factory()  # imports uvloop, for all
-    keep(control, listening, lambda number, left: serve(settings, sys.argv[3], number, listening, journal, left))
+    keep(control, listening, partial(serve, settings, sys.argv[3], journal))
 
 
 def _journal(settings: Settings) -> Journal | None:
@@ -72,9 +72,14 @@ def _journal(settings: Settings) -> Journal | None:
 
 
 def serve(
-    settings: Settings, folder: str, number: int, listening: socket.socket, journal: Journal | None, left: list[socket.socket]
+    settings: Settings,
+    folder: str,
+    journal: Journal | None,
+    number: int,
+    listening: socket.socket | None,
+    left: list[socket.socket],
 ) -> None:
-    """Be frontend `number` until SIGTERM; then finish what was accepted. `left`: what the one before has left behind."""
+    """Be frontend `number` until SIGTERM; then finish what was accepted. `listening`, `left`: see `keeper.Live`."""
     set_name(f"hearth http {number}")
     if journal is not None:  # callers' requests are nothing for those who read strangers' files
         journal.map.madvise(mmap.MADV_DONTFORK)
@@ -109,7 +114,8 @@ def serve(
         backlog=2048,
     )
     server = _Server(config, journal, left)
-    server.run(sockets=[listening])
+    server.should_exit = listening is None
+    server.run(sockets=[listening] if listening else [])
 
 
 class _Server(uvicorn.Server):
@@ -122,7 +128,7 @@ class _Server(uvicorn.Server):
             config.http = lambda **_: self._line(journal)  # type: ignore[assignment]  # it is called as a class is
 
     def _line(self, journal: Journal, slot: Slot | None = None) -> Line:
-        return Line(Connection(self.config, self.server_state, self.lifespan.state), journal, slot)
+        return Line(Noted(self.config, self.server_state, self.lifespan.state), journal, slot)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept, and take over."""

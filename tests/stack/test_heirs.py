@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 import socket
 import statistics
 import time
@@ -242,6 +243,34 @@ def test_a_caller_that_leaves_is_noticed_by_the_heir(server: Server, caller: soc
     assert is_held()
     caller.close()
     wait_for(lambda: not is_held(), 5)
+
+
+def test_a_frontend_that_is_told_to_end_is_replaced(server: Server, caller: socket.socket):
+    caller.sendall(head(length=len(CYAN)) + CYAN)
+    in_flight(server, 1)
+    (old,) = named(server, "hearth http")
+    old.terminate()
+    assert next_answer(caller).status == 200, "it finishes what it has accepted"
+    taken_over(server, old)
+    killed(server)
+
+
+def test_what_was_accepted_before_the_end_is_answered_whoever_is_killed_then(toys: Path):
+    with Server(toys, HEARTH_MODELS="toy", HEARTH_FRONTENDS="1") as server, called(server) as caller:
+        caller.sendall(head(length=len(CYAN)) + CYAN)
+        in_flight(server, 1)
+        (old,) = named(server, "hearth http")
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: is_refused(server))
+        old.kill()
+        assert next_answer(caller).status == 200
+        assert server.process.wait(30) == 0
+
+
+def is_refused(server: Server) -> bool:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as late:
+        return late.connect_ex((host, int(port))) != 0
 
 
 def test_a_killed_keeper_costs_no_request_under_way_and_is_replaced(server: Server, caller: socket.socket):

@@ -78,6 +78,13 @@ def test_a_sibling_that_was_killed_leaves_its_descriptors():
     assert told.stdout.split("\n")[:2] == ["last words", "-9 0"], told
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's prctl")
+def test_who_lost_its_parent_before_it_asked_ends_at_once():
+    run("process.die_with_parent(os.getppid())")
+    with pytest.raises(subprocess.CalledProcessError, match="status 1"):
+        run("process.die_with_parent(os.getppid() + 1)")
+
+
 def test_elsewhere_nothing_is_forked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(process.platform, "machine", lambda: "riscv128")
     with pytest.raises(OSError, match="not implemented"):

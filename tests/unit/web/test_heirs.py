@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+
 import pytest
 
-from app.web.heirs import is_harmless
+from app.web import heirs
+from app.web.journal import Journal, Note, Slot
+
+
+def is_harmless(request: bytes) -> bool:
+    return heirs.is_harmless(request[: 1 << 16], len(request))
 
 
 @pytest.mark.parametrize(
@@ -23,11 +31,44 @@ def test_what_changes_nothing_more_the_second_time_is_asked_again(line: str):
     [
         *("POST /finetune", "POST /finetune/1/cancel", "POST /finetune/1/resume", "DELETE /finetune/1"),
         *("POST /models/toy/rollback", "POST /models/toy/%72ollback", "POST /models/load/rollback", "nonsense"),
-        *("POST http://x/finetune", "POST //finetune"),
+        *("POST http://x/finetune", "POST //finetune", "\r\nPOST /finetune", "\r\n\r\nPOST /finetune"),
     ],
 )
 def test_the_others_are_not(line: str):
     assert not is_harmless(f"{line} HTTP/1.1\r\nhost: x\r\n\r\nbody".encode())
+
+
+def test_empty_lines_before_a_request_change_nothing():
+    assert is_harmless(b"\r\n\r\nGET /models HTTP/1.1\r\nhost: x\r\n\r\n")
+
+
+def test_half_a_data_set_has_done_nothing_yet_and_a_whole_one_has():
+    head = b"POST /finetune HTTP/1.1\r\nhost: x\r\nContent-Length: 9\r\n\r\n"
+    assert is_harmless(head + b"12345678")
+    assert not is_harmless(head + b"123456789")
+    assert not is_harmless(head.replace(b"/finetune", b"/finetune/1/cancel") + b"1")
+
+
+def test_a_header_whose_end_is_out_of_sight_may_have_done_something():
+    header = b"POST /finetune/1/cancel HTTP/1.1\r\nhost: x\r\n" + b"x-padding: " + b"x" * (1 << 16) + b"\r\n\r\n"
+    assert not is_harmless(header)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the journal is Linux's")
+def test_a_note_that_reaches_into_anothers_slot_is_not_believed():
+    journal = Journal(1 << 16)
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()) as caller:
+        ours, _ = listening.accept()
+        with ours:
+            caller.sendall(request := b"GET / HTTP/1.1\r\n\r\n")
+            slot = Slot(journal, ours.fileno())
+            slot.came(ours.recv_into(slot.room()))
+            assert bytes(slot.waiting()) == request
+            assert heirs._slot(journal, ours) is not None
+            slot.length = journal.slot_bytes
+            slot._write()
+            assert heirs._slot(journal, ours) is None
+            assert journal.note(ours.fileno()) == Note()
 
 
 @pytest.mark.parametrize("begun", [b"", b"P", b"POST /finetune HTTP/1.1\r\nhost: x\r\n"])

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from app.web.journal import Journal, Note, Pending, Seen, Slot, judge
+from app.web.journal import EARLY, GONE, Journal, Note, Pending, Seen, Slot, judge
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the journal is Linux's")
 ASKED = Note(read=500, length=100, before=900, after=900, lives=2)
@@ -35,6 +35,11 @@ LARGE = 1 << 20
         (ANSWERED._replace(kept=300), 500, 1100, Pending(100, 0, 100)),
         (ANSWERED._replace(kept=300), 500, 1200, Pending(0, 0)),
         (ANSWERED._replace(kept=300), 540, 1100, None),
+        (ASKED._replace(interim=25), 500, 875, Pending(100, 2)),
+        (ASKED._replace(interim=25), 500, 880, None),
+        (ANSWERED._replace(broken=EARLY), 500, 1200, None),
+        (ANSWERED._replace(broken=EARLY), 500, 900, Pending(100, 2)),
+        (ANSWERED._replace(broken=EARLY | GONE), 500, 900, None),
     ],
     ids=[
         *("new", "new, its first bytes not noted", "asked", "asked, more came", "half an answer", "less than was noted"),
@@ -45,6 +50,11 @@ LARGE = 1 << 20
             "half of a large answer",
             "all of it",
             "half of it, two at once",
+            "told to continue, which never left",
+            "half of that left",
+            "answered before its end",
+            "that never left",
+            "that never left, and a part is not here",
         ),
     ],
 )
@@ -103,6 +113,22 @@ def test_a_connection_leaves_a_page_behind_or_nothing(journal: Journal, descript
     slot.clear()
     assert held(journal) == pages * 4096
     assert journal.note(descriptor) == Note()
+
+
+def test_what_does_not_fit_is_not_asked_again_from_the_moment_that_it_is_read(journal: Journal):
+    slot = Slot(journal, 3)
+    while slot.room() is not journal.spill:
+        read(slot, 1 << 16)
+    assert judge(journal.note(3), Seen(True, journal.note(3).read + 1, 0)) is None
+
+
+def test_room_that_was_not_used_changes_nothing(journal: Journal):
+    slot = Slot(journal, 3)
+    while slot.room() is not journal.spill:
+        read(slot, 1 << 16)
+    slot.going(10, last=True)
+    slot.room()[:4] = b"next"
+    assert bytes(slot.came(4)) == b"next"
 
 
 def test_what_does_not_fit_is_served_but_not_asked_again(journal: Journal):

@@ -21,17 +21,38 @@ def test_where_descriptors_cannot_be_shared_the_keeper_is_the_frontend(monkeypat
     def end(status: int) -> None:
         raise Ended(status)
 
-    lives: list[tuple[int, list[socket.socket]]] = []
+    lives: list[tuple[int, int]] = []
+
+    def live(number: int, accepting: socket.socket | None, left: list[socket.socket]) -> None:
+        assert accepting is listening
+        lives.append((number, len(left)))
+        for one in left:
+            one.close()
+
     monkeypatch.setattr(keeper, "fork_beside", refuse)
-    monkeypatch.setattr(keeper, "die_with_parent", lambda: None)
+    monkeypatch.setattr(keeper, "die_with_parent", lambda _: None)
     monkeypatch.setattr(os, "_exit", end)
     ours, theirs = socket.socketpair()
-    with ours, theirs, socket.socket() as listening:
-        ours.sendall(b"3\n")
-        with pytest.raises(Ended, match="0"):
-            keeper.keep(theirs, listening, lambda number, left: lives.append((number, left)))
+    with ours, theirs, socket.create_server(("127.0.0.1", 0)) as listening:
+        before = keeper._descriptors()
+        monkeypatch.setattr(keeper, "_descriptors", lambda: next(found))
+        with socket.create_connection(listening.getsockname()):
+            caller, _ = listening.accept()  # of a frontend that the keeper could still fork
+            found = iter([before, before | {caller.detach()}])
+            ours.sendall(b"3\n")
+            with pytest.raises(Ended, match="0"):
+                keeper.keep(theirs, listening, live)
         assert int(ours.recv(99)) == os.getpid()
-    assert lives == [(3, [])]
+    assert lives == [(3, 1)]
+
+
+def test_a_keeper_whose_frontend_closed_what_all_listen_on_ends(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(keeper, "fork_beside", lambda: pytest.fail("a frontend that nobody can reach"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as other:
+        os.dup2(other.fileno(), listening.fileno())  # another one has its number since
+        ours.sendall(b"3\n")
+        keeper.keep(theirs, listening, lambda *_: None)
 
 
 def test_callers_are_connections_to_where_we_listen():
@@ -45,4 +66,4 @@ def test_callers_are_connections_to_where_we_listen():
         socket.socket(socket.AF_UNIX) as local,
     ):
         found = (caller, listening, out, others, local)
-        assert [keeper.is_caller(one, listening) for one in found] == [True, False, False, False, False]
+        assert [keeper.is_caller(one, listening.getsockname()) for one in found] == [True, False, False, False, False]

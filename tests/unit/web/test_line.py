@@ -12,25 +12,29 @@ import uvicorn
 from hypothesis import HealthCheck, given, settings, strategies as st
 from uvicorn.server import ServerState
 
-from app.web.connection import Connection
 from app.web.journal import Journal, Note, Pending, Seen, Slot, judge
-from app.web.line import Line
+from app.web.line import Line, Noted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the journal is Linux's")
 DESCRIPTOR = 7
 LARGE = b"y" * 200_000
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def request(body: bytes) -> bytes:
-    return b"POST /predict/image HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+def request(body: bytes, path: bytes = b"/predict/image") -> bytes:
+    return b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (path, len(body), body)
 
 
 def answer(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
 
 
-async def echo(_: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
-    """Head, then body, some turns of the loop later."""
+async def echo(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    """Head, then body, some turns of the loop later; a refusal comes at once."""
+    if scope["path"] == "/refused":
+        await send({"type": "http.response.start", "status": 429, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+        return
     body, more = b"", True
     while more:
         message = await receive()
@@ -41,30 +45,39 @@ async def echo(_: Any, receive: Callable[..., Any], send: Callable[..., Any]) ->
 
 
 class Kernel:
-    """A connection as the kernel has it, and its caller, who sends the next request when the last one was answered."""
+    """A connection as the kernel has it, and its caller, who says the next thing when the last one was answered."""
 
-    def __init__(self, journal: Journal, bodies: list[bytes], fatal: list[int]) -> None:
-        """`fatal`: at which of its moments each process is killed; the ones after these live on."""
+    def __init__(self, journal: Journal, script: list[tuple[bytes, bytes]], fatal: list[int]) -> None:
+        """`script`: what is sent, and what is to be the answer. `fatal`: at which of its moments each process is killed; the ones
+        after these live on.
+        """
         self.journal = journal
         self.unread, self.sent, self.read = b"", b"", 0
         self.dead, self.deaths = False, 0
         self.wanted = b""
-        self._bodies, self._fatal = list(bodies), list(fatal)
+        self._script, self._fatal = list(script), list(fatal)
         self._left = b""
         self._moments = 0
 
     def talk(self) -> bool:
         """Whether there is more to say, or to hear."""
-        if len(self.sent) == len(self.wanted) and self._bodies:
-            body = self._bodies.pop(0)
-            self.unread += request(body)
-            self.wanted += answer(body)
-        return len(self.sent) < len(self.wanted)
+        if self.heard() == self.wanted and self._script:
+            said, answer = self._script.pop(0)
+            self.unread += said
+            self.wanted += answer
+        return bool(self.unread or self._script) or self.heard() != self.wanted
+
+    def heard(self) -> bytes:
+        """Whether to continue may be told again by an heir."""
+        return self.sent.replace(CONTINUE * 2, CONTINUE)
 
     def moment(self) -> None:
         self._moments += 1
         if self._moments in self._fatal[:1] and not self.dead:
-            self.dead, self._left = True, bytes(self._slot())
+            self.die()
+
+    def die(self) -> None:
+        self.dead, self._left = True, bytes(self._slot())
 
     def _slot(self) -> memoryview:
         start = DESCRIPTOR * self.journal.slot_bytes
@@ -130,7 +143,7 @@ class Socket:
 
 async def live(kernel: Kernel, slot: Slot | None, piece: int) -> None:
     """A process's life: it reads what there is, in pieces, until it is killed or all is said."""
-    connection = Connection(uvicorn.Config(echo, log_config=None, access_log=False), ServerState(), {})
+    connection = Noted(uvicorn.Config(echo, log_config=None, access_log=False), ServerState(), {})
     line, transport = Line(connection, kernel.journal, slot), Socket(kernel)
     line.connection_made(transport)  # type: ignore[arg-type]  # a fake
     while not kernel.dead and kernel.talk():
@@ -152,11 +165,15 @@ async def live(kernel: Kernel, slot: Slot | None, piece: int) -> None:
 
 async def ask(journal: Journal, bodies: list[bytes], fatal: list[int], piece: int = 1 << 20) -> int:
     """How many processes died until all was answered, rightly."""
-    kernel, slot = Kernel(journal, bodies, fatal), None
+    return await perform(journal, [(request(body), answer(body)) for body in bodies], fatal, piece)
+
+
+async def perform(journal: Journal, script: list[tuple[bytes, bytes]], fatal: list[int], piece: int = 1 << 20) -> int:
+    kernel, slot = Kernel(journal, script, fatal), None
     Slot(journal, DESCRIPTOR).clear()
     while await live(kernel, slot, piece) or kernel.dead:
         slot = kernel.inherited()
-    assert kernel.sent == kernel.wanted
+    assert kernel.heard() == kernel.wanted
     return kernel.deaths
 
 
@@ -196,7 +213,48 @@ async def left(journal: Journal, raw: bytes, written: bytes = b"") -> Pending | 
 
 async def test_a_request_that_waits_to_be_told_to_continue_goes_on(journal: Journal):
     head = b"POST /predict/image HTTP/1.1\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n"
-    assert await left(journal, head, b"HTTP/1.1 100 Continue\r\n\r\n") == Pending(len(head), 0)
+    assert await left(journal, head, CONTINUE) == Pending(len(head), 0)
+
+
+async def test_a_death_at_any_moment_costs_no_answer_of_those_who_wait_to_be_told_to_continue(journal: Journal):
+    head = b"POST /predict/image HTTP/1.1\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n"
+    script = [(head, CONTINUE), (b"first", answer(b"first")), (head, CONTINUE), (b"other", answer(b"other"))]
+    deaths = [await perform(journal, script, [fatal]) for fatal in range(1, 60)]
+    assert sum(deaths) > 10
+    assert deaths[-1] == 0
+
+
+async def test_an_idle_connection_outlives_any_number_of_processes(journal: Journal):
+    kernel, slot = Kernel(journal, [], []), None
+    Slot(journal, DESCRIPTOR).clear()
+    for _ in range(8):
+        await live(kernel, slot, 1 << 20)
+        kernel.die()
+        slot = kernel.inherited()
+    assert kernel.sent == b""
+    kernel.unread, kernel.wanted = request(b"one"), answer(b"one")
+    await live(kernel, slot, 1 << 20)
+    assert kernel.sent == answer(b"one")
+
+
+@pytest.mark.parametrize("early", [0, 1], ids=["none of it", "a part of it"])
+async def test_a_refusal_that_does_not_wait_for_the_body_costs_the_next_request_nothing(journal: Journal, early: int):
+    refused, refusal = request(b"body", b"/refused"), b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n"
+    begun, rest = refused[: early - 4], refused[early - 4 :]
+    Slot(journal, DESCRIPTOR).clear()
+    for script, verdict in [
+        ([(begun, refusal)], None),
+        ([(begun, refusal), (rest, b"")], Pending(0, 0)),
+        ([(begun, refusal), (rest, b""), (request(b"one"), b"")], Pending(len(request(b"one")), 0)),
+        ([(begun, refusal), (rest, b""), (request(b"one"), answer(b"one"))], Pending(0, 0)),
+        ([(begun, refusal), (rest + request(b"one"), b"")], None),
+        ([(begun, refusal), (rest + request(b"one"), answer(b"one"))], Pending(0, 0)),
+    ]:
+        kernel = Kernel(journal, script, [])
+        await live(kernel, None, 1 << 20)
+        assert kernel.sent == kernel.wanted
+        assert judge(kernel.note, Seen(True, kernel.read, len(kernel.sent))) == verdict
+        Slot(journal, DESCRIPTOR).clear()
 
 
 async def test_two_requests_at_once_are_answered_but_not_asked_again(journal: Journal):
