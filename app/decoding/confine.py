@@ -77,7 +77,7 @@ def _lock(libc: ctypes.CDLL) -> bool:
         allowed = Struct("<Qi").pack(_READ_FILE | _READ_DIR, descriptor)
         libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, allowed, 0)
         os.close(descriptor)
-    held = libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0
+    held = bool(libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
     os.close(ruleset)
     return held
 
