@@ -54,7 +54,7 @@ async def unload(request: Request, name: str) -> Response:
     "/models/{name}/traffic",
     response_model=ModelAnswer,
     openapi_extra=json_body(Traffic),
-    responses=problems(404, 409, 422),
+    responses=problems(400, 404, 408, 409, 413, 415, 422),
     summary="Share traffic among versions",
 )
 async def traffic(request: Request, name: str) -> Response:
