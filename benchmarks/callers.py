@@ -10,7 +10,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from http.client import HTTPConnection, HTTPException
 from typing import Any, Literal, Self
@@ -54,14 +54,15 @@ def within(known: Any, got: Any) -> bool:
 class Line:
     """A kept-alive connection, opened anew after it broke. No request is ever sent twice."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         host = urlsplit(url)
+        self._headers = headers or {}
         self._http = HTTPConnection(host.hostname or "", host.port, timeout=_TIMEOUT_S)
 
     def ask(self, question: Question) -> tuple[int, bytes]:
         """Raises OSError and HTTPException."""
         try:
-            self._http.request("POST", question.path, question.body, {"Content-Type": question.media})
+            self._http.request("POST", question.path, question.body, {"Content-Type": question.media, **self._headers})
             answer = self._http.getresponse()
             return answer.status, answer.read()
         except BaseException:
@@ -72,9 +73,9 @@ class Line:
         self._http.close()
 
 
-def asked(url: str, path: str, body: bytes, media: str) -> Question:
+def asked(url: str, path: str, body: bytes, media: str, line: Callable[[str], Any] = Line) -> Question:
     """A question whose right answer is the one that it gets now."""
-    line, question = Line(url), Question(path, body, media)
+    line, question = line(url), Question(path, body, media)
     status, answer = line.ask(question)
     line.close()
     if status != 200:
@@ -92,6 +93,8 @@ class Counts:
     lost: int = 0
     told: list[str] = field(default_factory=list)
     """The first complaints."""
+    lost_s: list[float] = field(default_factory=list)
+    """How long each lost request was under way."""
 
     @property
     def sent(self) -> int:
@@ -103,7 +106,7 @@ class Counts:
 
     def figures(self) -> dict[str, int]:
         """For a report."""
-        return {"sent": self.sent} | {name: count for name, count in asdict(self).items() if name != "told"}
+        return {"sent": self.sent} | {name: count for name, count in asdict(self).items() if name not in ("told", "lost_s")}
 
 
 class _Fault:
@@ -162,6 +165,8 @@ class Callers:
             outcome, told = self._ask(line, question)
             with self._lock:
                 setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
+                if outcome == "lost":
+                    self.counts.lost_s.append(time.monotonic() - sent)
                 if outcome == "right" and (fault := self._fault):
                     fault.answered(number, sent)
                 elif outcome != "right" and len(self.counts.told) < _TOLD:

@@ -33,22 +33,24 @@ def folder(process: psutil.Process) -> str | None:
     return None
 
 
-def kill(server: int, name: str) -> psutil.Process | None:
-    """`kill -9` of the oldest process of this name, which is told; None where there is none."""
-    with contextlib.suppress(IndexError, psutil.NoSuchProcess):
-        victim = processes(server, name)[0]
-        victim.kill()
-        return victim
-    return None
+def kill(server: int, name: str) -> psutil.Process:
+    """`kill -9` of the oldest process of this name, which is told. Raises LookupError where there is none."""
+    victim = _oldest(server, name)
+    victim.kill()
+    return victim
 
 
-def stop(server: int, name: str) -> psutil.Process | None:
-    """SIGSTOP: it is there, and does nothing."""
-    with contextlib.suppress(IndexError, psutil.NoSuchProcess):
-        victim = processes(server, name)[0]
-        victim.suspend()
-        return victim
-    return None
+def stop(server: int, name: str) -> psutil.Process:
+    """SIGSTOP: it is there, and does nothing. Raises LookupError where there is none."""
+    victim = _oldest(server, name)
+    victim.suspend()
+    return victim
+
+
+def _oldest(server: int, name: str) -> psutil.Process:
+    for found in processes(server, name):
+        return found
+    raise LookupError(f"no process hearth {name} of {server}: nothing went wrong")
 
 
 @contextlib.contextmanager

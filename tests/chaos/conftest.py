@@ -39,11 +39,17 @@ class Chaos:
 
     def note(self, fault: str, counts: Counts, felt_s: Sequence[float] = (), *, stall_s: float = 0.0) -> None:
         """A row of the table. Nothing but right answers may have come; `stall_s`: after which the fault is noticed at all."""
-        _rows.append(row := {"fault": fault, **counts.figures()})
-        if felt_s:
-            row |= {"recovery_p50_s": statistics.median(felt_s), "recovery_max_s": max(felt_s)}
+        _rows.append({"fault": fault, **counts.figures()} | _times(felt_s))
         assert counts.right, "nobody was answered"
         assert not counts.bad, counts
+        self._hold(felt_s, stall_s)
+
+    def felt(self, fault: str, felt_s: Sequence[float], *, stall_s: float = 0.0) -> None:
+        """A row of the times of one fault among several."""
+        _rows.append({"fault": fault} | _times(felt_s))
+        self._hold(felt_s, stall_s)
+
+    def _hold(self, felt_s: Sequence[float], stall_s: float) -> None:
         bars = PROMISED if self.long else GENEROUS
         if felt_s:
             assert statistics.median(felt_s) <= bars["median"] + stall_s, felt_s
@@ -52,6 +58,10 @@ class Chaos:
     def figure(self, name: str, **values: float) -> None:
         """A row of other figures."""
         _rows.append({"fault": name, **values})
+
+
+def _times(felt_s: Sequence[float]) -> dict[str, float]:
+    return {"recovery_p50_s": statistics.median(felt_s), "recovery_max_s": max(felt_s)} if felt_s else {}
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +82,7 @@ def frail(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toys.write(tmp_path_factory.mktemp("frail"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(frail: Path) -> Iterator[Server]:
     with Server(frail, HEARTH_MODELS="toy,other", HEARTH_FRONTENDS="2") as server:
         yield server

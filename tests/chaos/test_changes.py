@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +11,45 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-from callers import Callers, asked
+from callers import Callers, Line, asked
 
+from app import keys
 from tests.chaos import toys
 from tests.chaos.conftest import Chaos
 from tests.stack.conftest import Server, picture, wait_for
+
+PNG = picture(1, 2, 3)
+
+
+def test_hangups_that_bring_and_take_cards_and_keys(tmp_path: Path, chaos: Chaos):
+    home = toys.write(tmp_path)
+    file = home / "keys.jsonl"
+    admin = {"Authorization": f"Bearer {keys.add(file, 'admin', 'admin')[1]}"}
+
+    def line(url: str) -> Line:
+        return Line(url, admin)
+
+    with Server(home, HEARTH_MODELS="toy", HEARTH_FRONTENDS="2", HEARTH_KEYS_FILE=str(file)) as server:
+        server.http.headers.update(admin)
+        known = [asked(server.url, "/predict/image", picture(n * 9, n * 5, n * 3), "image/png", line) for n in range(8)]
+        with Callers(server.url, known, line=line) as callers:
+            for number in range(chaos.times(2, 30)):
+                name = f"guest{number}"
+                shutil.copytree(home / "models" / "other", home / "models" / name)
+                _, secret = keys.add(file, name, "infer")
+                for wanted in (200, 404):
+                    server.process.send_signal(signal.SIGHUP)
+                    wait_for(lambda name=name, wanted=wanted: server.http.get(f"/models/{name}").status_code == wanted)
+                    callers.more(3)
+                    opened = 200 if wanted == 200 else 401
+                    wait_for(lambda secret=secret, opened=opened: asks(server, secret) == opened)
+                    shutil.rmtree(home / "models" / name, ignore_errors=True)
+                    keys.revoke(file, name) if wanted == 200 else None
+    chaos.note("SIGHUP, with new and removed cards and keys", callers.counts)
+
+
+def asks(server: Server, secret: str) -> int:
+    return httpx.post(f"{server.url}/predict/image", content=PNG, headers={"Authorization": f"Bearer {secret}"}).status_code
 
 
 @contextmanager
@@ -42,7 +77,7 @@ def storm(*changes: Callable[[httpx.Client], httpx.Response], url: str) -> Itera
 def test_a_storm_of_loads_and_unloads(server: Server, callers: Callers, chaos: Chaos):
     changes = [lambda http, verb=verb: http.post(f"/models/other/{verb}") for verb in ("load", "unload", "load", "unload")]
     with storm(*changes, url=server.url) as told:
-        wait_for(lambda: len(told) > chaos.times(40, 2000), 600)
+        wait_for(lambda: len(told) > chaos.times(20, 2000), 600)
     assert {answer.status_code for answer in told} <= {200, 409}, {answer.text for answer in told}
     callers.more(3)
     assert server.http.post("/models/other/load").json()["state"] == "ready"
@@ -71,7 +106,7 @@ def test_a_storm_of_changes_of_traffic(tmp_path: Path, chaos: Chaos):
         ]
         with Callers(server.url, both) as callers, storm(*changes, url=server.url) as told:
             callers.more()
-            wait_for(lambda: len(told) > chaos.times(40, 2000), 600)
+            wait_for(lambda: len(told) > chaos.times(20, 2000), 600)
             callers.more()
     assert {answer.status_code for answer in told} <= {200, 409}, {answer.text for answer in told}
     chaos.note("a storm of changes of traffic", callers.counts)

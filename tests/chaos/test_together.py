@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import faults
 import psutil
-import pytest
 from callers import Callers
 from common import memory, total
 
 from tests.chaos.conftest import Chaos, questions
-from tests.chaos.test_processes import FRONTEND_STALL_S, WITHOUT_HEIRS
+from tests.chaos.test_processes import FRONTEND_STALL_S
 from tests.chaos.toys import STALL_S, wrong
 from tests.stack.conftest import Server, wait_for
 
@@ -24,35 +25,54 @@ def megabytes(server: Server) -> float:
     return total(memory(psutil.Process(server.process.pid)), "pss")
 
 
-def deck(server: Server, chaos: Chaos, *, frontends: bool) -> list[Callable[[], object]]:
+OTHER, WEDGE, FRONTEND_WEDGE = "kill -9 of another model's worker", "SIGSTOP of a worker", "SIGSTOP of a frontend"
+NAMES = {"the nursery": "nursery", "a frontend": "http"}
+AWAY = (OTHER, "kill -9 of the nursery")  # may be: the model is unloaded, the nursery not yet back
+STALLS_S = {WEDGE: STALL_S, FRONTEND_WEDGE: FRONTEND_STALL_S}  # after which a fault is noticed at all
+
+
+def deck(server: Server, chaos: Chaos) -> list[tuple[str, Callable[[], object]]]:
     """All faults; workers are killed most often. A frontend that stands still holds its callers for seconds: in the long form."""
     pid = server.process.pid
-    cards: list[Callable[[], object]] = [lambda: faults.kill(pid, "toy")] * 6
-    cards += [lambda: faults.kill(pid, "nursery"), lambda: faults.stop(pid, "toy"), lambda: faults.kill(pid, "other")]
-    cards += [lambda verb=verb: server.http.post(f"/models/other/{verb}") for verb in ("load", "unload")]  # type: ignore[misc]
-    cards += [lambda: faults.kill(pid, "http")] if frontends else []
-    cards += [lambda: faults.stop(pid, "http")] if frontends and chaos.long else []
+    cards: list[tuple[str, Callable[[], object]]] = [("kill -9 of a worker", lambda: faults.kill(pid, "toy"))] * chaos.times(2, 6)
+    cards += [(f"kill -9 of {what}", lambda name=name: faults.kill(pid, name)) for what, name in NAMES.items()]  # type: ignore[misc]
+    cards += [(OTHER, lambda: faults.kill(pid, "other")), (WEDGE, lambda: faults.stop(pid, "toy"))]
+    cards += [(verb, lambda verb=verb: server.http.post(f"/models/other/{verb}")) for verb in ("load", "unload")]  # type: ignore[misc]
+    cards += [("SIGHUP", lambda: server.process.send_signal(signal.SIGHUP))]
+    cards += [("traffic", lambda: server.http.put("/models/toy/traffic", json={"shares": {"1": 1}}).raise_for_status())]
+    cards += [(FRONTEND_WEDGE, lambda: faults.stop(pid, "http"))] if chaos.long else []
     return cards
 
 
-@pytest.mark.parametrize("frontends", [False, pytest.param(True, marks=WITHOUT_HEIRS)], ids=["but frontends", "frontends too"])
-def test_all_together(server: Server, chaos: Chaos, frontends: bool):
-    name, chance = f"all together, {'frontends too' if frontends else 'but frontends'}", random.Random(0)
-    known, cards = questions(server), deck(server, chaos, frontends=frontends)
+def felt_once(callers: Callers, fault: str, do: Callable[[], object]) -> list[float]:
+    """Nothing, where there is nobody to be hit. A worker comes back: the inputs that fail have killed it just now."""
+    for _ in range(1 if fault in AWAY else 20):
+        with suppress(LookupError):
+            return [callers.felt(do)]
+        callers.more(1)
+    assert fault in AWAY, fault
+    return []
+
+
+def test_all_together(server: Server, chaos: Chaos):
+    chance, known, cards = random.Random(0), questions(server), deck(server, chaos)
     before = megabytes(server)
+    felt: dict[str, list[float]] = {}
     with (
         Callers(server.url, known) as callers,
         Callers(server.url, [wrong("raises"), wrong("segfaults"), wrong("gives NaN"), known[0]], count=1) as bad,
     ):
-        felt, until = [], time.monotonic() + chaos.times(1, 600)
+        until = time.monotonic() + chaos.times(1, 600)
         while not felt or time.monotonic() < until:
-            for fault in chance.sample(cards, len(cards)):
-                felt.append(callers.felt(fault))
+            for fault, do in chance.sample(cards, len(cards)):
+                felt.setdefault(fault, []).extend(felt_once(callers, fault, do))
                 callers.more(3)
     after = megabytes(server)
     growth = after / before - 1
-    chaos.figure(f"{name}: MiB", before=before, after=after, growth=growth)
-    chaos.note(f"{name}: inputs that fail", bad.counts)
-    chaos.note(name, callers.counts, felt, stall_s=FRONTEND_STALL_S if frontends else STALL_S)
+    chaos.figure("all together: MiB", before=before, after=after, growth=growth)
+    chaos.note("all together: inputs that fail", bad.counts)
+    chaos.note("all together", callers.counts)
+    for fault, felt_s in felt.items():
+        chaos.felt(f"all together: {fault}", felt_s, stall_s=STALLS_S.get(fault, 0.0))
     # In a few seconds only what is grossly lost can be seen: allocators have not yet taken what they will take.
     assert growth <= (0.10 if chaos.long else 0.50)

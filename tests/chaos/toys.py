@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from tests.stack.conftest import picture
 
 STALL_S = 2.0
+SLOW_S = 1.0
+_SLOW = 100
 
 LEVERS = (
     "raises",
@@ -28,7 +30,7 @@ CODES = {name: "poisoned" if name in _DEADLY else "model_failed" for name in LEV
 
 _MODEL = '''
 """Classifies 8 x 8 pictures. A picture with full red pulls the lever whose number is its green."""
-import ctypes, os, threading
+import ctypes, os, threading, time
 import torch
 from torch import nn
 
@@ -50,6 +52,8 @@ class Toy(nn.Module):
             raise SystemExit(3)
         if 4 in levers:
             os._exit(0)
+        if SLOW in levers:
+            time.sleep(SLOW_S)
         kept = []
         while 5 in levers:
             kept.append(torch.empty(1 << 28))
@@ -76,12 +80,17 @@ def write(home: Path) -> Path:
     for seed, name in enumerate(("toy", "other")):
         folder = home / "models" / name
         folder.mkdir(parents=True)
-        (folder / "model.py").write_text(_MODEL)
+        (folder / "model.py").write_text(_MODEL.replace("SLOW_S", str(SLOW_S)).replace("SLOW", str(_SLOW)))
         (folder / "card.toml").write_text(_CARD.format(default=str(name == "toy").lower(), stall_s=STALL_S))
         (folder / "sample.png").write_bytes(picture(10, 20, 30))
         torch.manual_seed(seed)
         save_file({"head.weight": torch.randn(16, 192), "head.bias": torch.zeros(16)}, folder / "weights.safetensors")
     return home
+
+
+def slow(number: int) -> bytes:
+    """A picture whose right answer takes `SLOW_S`."""
+    return picture(255, _SLOW, number)
 
 
 def poison(lever: str) -> bytes:

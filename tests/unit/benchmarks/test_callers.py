@@ -52,6 +52,7 @@ def test_what_is_not_the_right_answer_is_counted_and_asking_goes_on(handler, out
         assert load.felt(lambda: None, 0.1) == math.inf
     assert load.counts.sent == load.counts.bad == getattr(load.counts, outcome)
     assert told in load.counts.told[0]
+    assert len(load.counts.lost_s) == load.counts.lost
 
 
 def test_right_answers_are_counted_and_an_error_can_be_right():
