@@ -110,7 +110,7 @@ class Trouble:
     def _run(self) -> None:
         chance = random.Random(0)
         while not self._over.wait(self._every_s):
-            with contextlib.suppress(faults.NoVictim):  # it is just being replaced, or unloaded
+            with contextlib.suppress(LookupError):  # it is just being replaced, or unloaded
                 self.felt_s.append(self._callers.felt(chance.choice(self._faults)))
             self._tune()
 
