@@ -22,12 +22,13 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.audit import note
-from app.errors import HearthError
+from app.errors import HearthError, TooBusy
 from app.logs import log, request_id
 from app.metrics import tally
 from app.settings import Settings
 from app.web.intake import Intake, too_large
 from app.web.origins import Origins
+from app.web.overrun import Overrun
 from app.web.problems import LEFT, from_error, on_error
 from app.web.security import Guard
 
@@ -37,6 +38,7 @@ _WRITE_S = 0.2
 _BORNE = 1 << 16  # bytes of a refused body that are read so that the connection can be used again
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _NOTHING_WAS_TRIED = (*range(300, 400), 405)  # the caller is sent elsewhere, or used a method that is none
+_COUNTED = ("too_busy", "rate_limited")  # by metrics; a line for each would make an overload worse
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 
 
@@ -55,6 +57,7 @@ class Edge:
         self._max_body_bytes = int(settings.max_body_mb * 2**20)
         self._larger = larger or {}
         self._intake = Intake(settings.silence_s)
+        self._overrun = Overrun()
         self._ids = _ids()
         self._writing = False
 
@@ -112,9 +115,13 @@ class Edge:
         """What is answered from the head alone; None: the request is to be read."""
         stated, limit = headers.get(b"content-length", b"0"), self._limit(scope)
         size = int(stated) if stated.isdigit() else 0
+        overrun = self._overrun.came()
         if self._origins and (answer := self._origins.preflight(scope, headers)):
             return answer
         try:
+            if overrun and scope["path"] in self._direct:  # health, metrics and changes are few
+                scope["state"]["endpoint"] = scope["path"]
+                raise TooBusy("more is asked than this server can read; come back in 1 s", retry_after_s=1)
             self.guard.check(scope, headers)
             if size > limit:
                 raise too_large(limit)
@@ -168,7 +175,8 @@ class Edge:
         state = scope["state"]
         endpoint = state["endpoint"] or getattr(scope.get("route"), "path", "other")
         tally().request(endpoint, state["model"], status, seconds, state.get("code", ""))
-        level = logging.INFO if status >= 400 else logging.DEBUG
+        told = status >= 400 and state.get("code") not in _COUNTED
+        level = logging.INFO if told else logging.DEBUG
         if log.isEnabledFor(level):
             log.log(level, "%s %s %d %.1f ms", scope["method"], scope["path"], status, seconds * 1000)
 

@@ -201,3 +201,23 @@ async def test_the_documentation_needs_no_network(client):
     schema = (await client.get("/openapi.json")).json()
     assert "image/webp" in schema["paths"]["/predict/image"]["post"]["requestBody"]["content"]
     assert "ProblemAnswer" in schema["components"]["schemas"]
+
+
+async def test_what_comes_while_more_is_asked_than_can_be_read_is_refused_before_its_body(app):
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("it is read")
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    app._overrun.on = True
+    await app(scope("/predict/image"), receive, send)
+    assert sent[0]["status"] == 503 and dict(sent[0]["headers"])[b"retry-after"] == b"1"
+    assert json.loads(sent[1]["body"])["code"] == "too_busy"
+
+
+async def test_health_is_told_while_more_is_asked_than_can_be_read(app, client):
+    app._overrun.on = True
+    assert (await client.get("/health/live")).status_code == 200

@@ -1,0 +1,46 @@
+"""Whether this process keeps up with what it is asked. Where more comes than it can read, requests wait in their sockets, where
+nobody sees them: each is let in when its caller has long given up, and nothing is answered in time any more.
+
+What tells it is the event loop, which comes round late; and that requests are why, their number: another process that holds the
+core makes it late, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from app.logs import log
+
+LOOK_S = 0.05
+LATE_S = 0.1  # on two busy cores the loop is late by up to 50 ms though little is asked
+MANY = 20  # requests between two looks
+
+
+class Overrun:
+    """One process's. While it is `on`, a new request should be refused as cheaply as can be."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self._came = 0
+        self._due = 0.0
+
+    def came(self) -> bool:
+        """A request is here; whether it is one too many."""
+        self._came += 1
+        if not self._due:
+            self._look_again()
+        return self.on
+
+    def _look_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + LOOK_S
+        loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        late_s, came = asyncio.get_running_loop().time() - self._due, self._came
+        before, self.on = self.on, late_s > LATE_S and came > MANY
+        if self.on and not before:
+            log.warning("more is asked than can be read: %d requests came in %.1f s, new ones are refused", came, LOOK_S + late_s)
+        self._came, self._due = 0, 0.0
+        if came:
+            self._look_again()

@@ -1,0 +1,42 @@
+"""Loops that come round late: by requests, and by others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from app.web.overrun import LATE_S, LOOK_S, MANY, Overrun
+
+
+def busy(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+async def looked(overrun: Overrun, requests: int, busy_s: float) -> bool:
+    """So many requests come while the loop is held; what the next look finds."""
+    for _ in range(requests):
+        overrun.came()
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    loop.call_at(loop.time() + LOOK_S, over.set)  # behind the look, which is due no later
+    busy(LOOK_S + busy_s)
+    await over.wait()
+    return overrun.on
+
+
+async def test_a_loop_that_requests_make_late_is_overrun_until_it_is_in_time(caplog: pytest.LogCaptureFixture):
+    overrun = Overrun()
+    assert not overrun.came()
+    assert await looked(overrun, MANY + 1, 2 * LATE_S)
+    assert await looked(overrun, MANY + 1, 2 * LATE_S), "it goes on"
+    assert overrun.came()
+    assert "new ones are refused" in caplog.text and len(caplog.records) == 1
+    assert not await looked(overrun, 0, 0.0)
+
+
+@pytest.mark.parametrize(("requests", "busy_s"), [(2, 2 * LATE_S), (10 * MANY, 0.0)], ids=["few requests", "in time"])
+async def test_it_is_not_overrun_by(requests: int, busy_s: float):
+    assert not await looked(Overrun(), requests, busy_s)
