@@ -5,10 +5,10 @@
 First the capacity, by a closed loop. Then open loops (Poisson), each request with a deadline; latency counts from when a request
 was due. Goodput is answers 200 within the deadline, a second. One in ten of the refused asks again after just the time that it
 was told; those whose time comes when the overload is over must get in. Last, a server with keys: one caller sends ten times the
-capacity with a key that has a quarter of the queue, and another must not feel it. The load comes from the same cores: small
-requests, at ten times the capacity, are more than two cores can read, whatever they answer (all-minilm-l6-v2 without a size: 3,400
-a second). With `--check`, a bar that is missed ends it
-with 1.
+capacity with a key that has a quarter of the queue, and another must not feel it.
+
+The load comes from the same cores. Small requests, ten times as many as a small model answers, are more than two cores can read,
+whatever they answer: `--model all-minilm-l6-v2` sends 3,400 a second. With `--check`, a missed bar ends it with 1.
 """
 
 from __future__ import annotations
