@@ -66,19 +66,22 @@ class Admission:
             why = f"{before} inputs wait, this one would be answered in {expected_s:.1f} s and may take {allowed_s:.1f} s"
         raise TooBusy(f"{self.model}: {why}; come back in {wait_s:.0f} s", retry_after_s=wait_s)
 
-    def place(self, key: Key, inputs: int, *, room: int, workers: float) -> Place:
+    def place(self, key: Key, inputs: int, *, room: int, allowed_s: float, workers: float) -> Place:
         """The place of a key whose share has room for so many more. Raises RateLimited, with the seconds until it should
         have; TooLarge for what is more than the share.
 
-        What a key may hold is less than what the queue holds, so others find room, whatever one asks for. A recording that was
-        let in may yet turn out to be many samples; then its key waits longer for the next one.
+        What a key may hold is less than what the queue holds, and than what is answered in the time allowed, so others find room
+        and time, whatever one asks for. A recording that was let in may yet turn out to be many samples; then its key waits
+        longer for the next one.
         """
-        most = max(1, int(key.share * room))
-        if inputs > most:
-            raise TooLarge(f"{self.model}: {inputs} inputs at once; the share of {key.name} is {most}: send less in a request")
+        whole = max(1, int(key.share * room))
+        if inputs > whole:
+            raise TooLarge(f"{self.model}: {inputs} inputs at once; the share of {key.name} is {whole}: send less in a request")
+        in_time = int(key.share * _MARGIN * allowed_s * workers / self.pace_s) if self.pace_s else whole
+        most = min(whole, max(1, in_time))
         place = self.places.get(key.id) or Place()
         before = max(place.held, place.sent)
-        if before + inputs > most:
+        if before and before + inputs > most:
             # Between two of its own, samples of others are answered too.
             each_s = self.pace_s / workers * max(self.held, self.sent) / before
             wait_s = max(1.0, (before + inputs - most) * each_s)

@@ -111,8 +111,10 @@ class Directory:
         queue = known.queue
         room = max(1, known.card.limits.max_queue // self._frontends)
         workers = max(1, len(known.entry.workers)) / self._frontends
-        place = queue.place(key, inputs, room=room, workers=workers) if key and key.share < 1 else None
-        queue.check(inputs, room=room, allowed_s=deadline - time.monotonic(), workers=workers)
+        allowed_s, place = deadline - time.monotonic(), None
+        if key and key.share < 1:
+            place = queue.place(key, inputs, room=room, allowed_s=allowed_s, workers=workers)
+        queue.check(inputs, room=room, allowed_s=allowed_s, workers=workers)
         queue.held += inputs
         try:
             if place is None or key is None:

@@ -99,9 +99,9 @@ GREEDY = Key(id="00000000", name="greedy", role="infer", sha256="0" * 64, create
 def test_a_key_finds_room_in_its_share_alone():
     admission = queue(60)
     admission.places[GREEDY.id] = Place(held=20)
-    assert admission.place(GREEDY, 5, room=100, workers=1.0).held == 20
+    assert admission.place(GREEDY, 5, room=100, allowed_s=1e6, workers=1.0).held == 20
     with pytest.raises(RateLimited, match="greedy has 20 inputs in the queue and its share is 25") as caught:
-        admission.place(GREEDY, 6, room=100, workers=1.0)
+        admission.place(GREEDY, 6, room=100, allowed_s=1e6, workers=1.0)
     assert caught.value.retry_after_s == pytest.approx(1.0)
     admission.check(1, room=100, allowed_s=30.0, workers=1.0)
 
@@ -110,7 +110,7 @@ def test_its_wait_is_told_by_what_stands_between_its_own():
     admission = queue(100)
     admission.places[GREEDY.id] = Place(held=25)
     with pytest.raises(RateLimited) as caught:
-        admission.place(GREEDY, 10, room=100, workers=1.0)
+        admission.place(GREEDY, 10, room=100, allowed_s=1e6, workers=1.0)
     assert caught.value.retry_after_s == pytest.approx(10 * 0.1 * 4), "three of others between two of its own"
 
 
@@ -118,9 +118,21 @@ def test_what_a_recording_became_counts_for_its_key():
     admission = queue(2)
     admission.places[GREEDY.id] = Place(held=1, sent=60)
     with pytest.raises(RateLimited, match="60 inputs"):
-        admission.place(GREEDY, 1, room=100, workers=1.0)
+        admission.place(GREEDY, 1, room=100, allowed_s=1e6, workers=1.0)
 
 
 def test_what_is_more_than_the_share_is_told_so_because_waiting_would_not_help():
     with pytest.raises(TooLarge, match="the share of greedy is 25"):
-        queue(0).place(GREEDY, 26, room=100, workers=1.0)
+        queue(0).place(GREEDY, 26, room=100, allowed_s=1e6, workers=1.0)
+
+
+def test_a_share_is_one_of_the_time_too_or_others_would_find_room_and_no_time():
+    admission = queue(12, pace_s=0.1)
+    admission.places[GREEDY.id] = Place(held=4)
+    with pytest.raises(RateLimited, match="greedy has 4 inputs in the queue and its share is 3"):  # a quarter of 1.5 s
+        admission.place(GREEDY, 1, room=100, allowed_s=2.0, workers=1.0)
+    admission.check(1, room=100, allowed_s=2.0, workers=1.0)
+
+
+def test_a_request_that_finds_none_of_its_key_may_be_larger_than_its_time():
+    assert queue(0, pace_s=0.1).place(GREEDY, 20, room=100, allowed_s=2.0, workers=1.0).held == 0
