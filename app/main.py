@@ -21,7 +21,7 @@ from app.logs import log
 from app.pool.roster import Roster, Served
 from app.pool.traffic import Traffic
 from app.private import private_folder
-from app.process import command, search_path, take_descriptors
+from app.process import adopt_orphans, command, search_path, take_descriptors
 from app.settings import Settings, traffic_file
 from app.tasks.base import Files
 from app.tuning.job import made_by, unannounced
@@ -41,6 +41,7 @@ def serve(settings: Settings, announce: Announce) -> None:
     """
     logs.configure(settings)
     take_descriptors()
+    adopt_orphans()
     if settings.keys_file:
         keys.Keys.parse(keys.read(Path(settings.keys_file)), settings.keys_file)
     elif settings.host not in ("127.0.0.1", "::1", "localhost"):

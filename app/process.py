@@ -12,8 +12,11 @@ import signal
 import socket
 import struct
 import sys
+import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -23,7 +26,7 @@ _CLONE_FILES, _CLONE_PARENT = 0x400, 0x8000  # clone(2)
 _DESCRIPTORS = 1 << 16
 _MODEST = 10  # nice
 _TURN_NS = 100_000  # the shortest that the kernel grants; a model's threads have 3 ms
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl(2)
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # prctl(2)
 _F_SETSIG = 10  # fcntl(2)
 
 
@@ -36,6 +39,28 @@ def die_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if parent is not None and os.getppid() != parent:
             os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Be the parent of all descendants whose own one was killed, as the first process of a container is: see `reaped`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def reaped(dead: int) -> int:
+    """Let an adopted child go that has ended: one that was dead at the last look, too, because for our own ones somebody waits.
+
+    `dead`: what the last look told (0 at first).
+    """
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0
+    if found is None or found.si_pid != dead:
+        return found.si_pid if found else 0
+    with suppress(ChildProcessError):
+        os.waitpid(dead, os.WNOHANG)
+    return 0
 
 
 def can_fork_beside() -> bool:
@@ -81,6 +106,19 @@ def die_with(address: str) -> None:
         fcntl.fcntl(leash, _F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(leash, fcntl.F_SETFL, os.O_ASYNC)
         leash.detach()  # open for as long as the process lives
+
+
+def live(life: Callable[[], object]) -> NoReturn:
+    """The whole life of a forked child, which must never return into its parent's loop."""
+    status = 1
+    try:
+        life()
+        status = 0
+    except BaseException:  # noqa: BLE001  whatever it is, nobody above may catch it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def set_name(name: str) -> None:

@@ -15,9 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
 from struct import Struct
 
+from app import process
 from app.decoding import decoder
 from app.decoding.confine import confine
 from app.logs import log
@@ -34,20 +34,18 @@ def begin() -> socket.socket:
     if sys.platform == "darwin":  # its libraries bear no copies
         return spawn()
     ours, theirs = socket.socketpair()
-    if os.fork():
-        theirs.close()
-        return ours
-    status = 1
-    try:
-        control = theirs.detach()
-        os.closerange(_LISTENS, control)
-        os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
-        live(socket.socket(fileno=control))
-        status = 0
-    except BaseException:  # noqa: BLE001  the copy must never return into the frontend's life
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+    if not os.fork():
+        process.live(lambda: _be_nursery(theirs))
+    theirs.close()
+    return ours
+
+
+def _be_nursery(control: socket.socket) -> None:
+    """In the copy: of all that it has, it needs one socket."""
+    descriptor = control.detach()
+    os.closerange(_LISTENS, descriptor)
+    os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
+    live(socket.socket(fileno=descriptor))
 
 
 def spawn() -> socket.socket:
@@ -106,7 +104,7 @@ class Nursery:
         pid = os.fork()
         if pid == 0:
             self._control.close()
-            _child(number, room, descriptor)
+            process.live(lambda: _be_decoder(number, room, descriptor))
         os.close(descriptor)
         self._pids[number] = pid
 
@@ -122,24 +120,16 @@ class Nursery:
                 self._control.sendall(END.pack(number, os.waitstatus_to_exitcode(status)))
 
 
-def _child(number: int, room: int, descriptor: int) -> None:
+def _be_decoder(number: int, room: int, descriptor: int) -> None:
     """The child's whole life."""
-    status = 1
-    try:
-        die_with_parent()
-        set_name(f"hearth decode {number}")
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        missing = confine(room)
-        if missing and number == 1:
-            log.warning("files are read without %s, which this system does not grant", " and ".join(missing))
-        decoder.live(socket.socket(fileno=descriptor))
-        status = 0
-    except BaseException:  # noqa: BLE001  the child must never return into the nursery's loop
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+    die_with_parent()
+    set_name(f"hearth decode {number}")
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    missing = confine(room)
+    if missing and number == 1:
+        log.warning("files are read without %s, which this system does not grant", " and ".join(missing))
+    decoder.live(socket.socket(fileno=descriptor))
 
 
 if __name__ == "__main__":

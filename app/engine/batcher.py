@@ -2,15 +2,17 @@
 
 A batch costs what the device pays: where samples are padded, its length times its dearest sample, else what they cost together.
 The rule: the oldest sample always goes; then those nearest to it in cost (where nothing is padded: the next in age), as long as
-the batch stays within `max_batch` and `max_cost`. So age beats fit and nothing starves. An idle device takes what waits, at
-once, unless a `max_wait_s` says otherwise.
+the batch stays within `max_batch` and `max_cost`. So age beats fit and nothing starves. A request of many samples lets others go
+first: all but the first of them count as younger than they are (`yields_s`). An idle device takes what waits, at once, unless a
+`max_wait_s` says otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
+
+_YIELDED = 0.25  # of the time allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,19 @@ class Waiting:
     arrived: float
     deadline: float
     alone: bool = False
+    yields_s: float = 0.0
+
+    @property
+    def turn(self) -> float:
+        """By which the queue is ordered."""
+        return self.arrived + self.yields_s
+
+
+def yields_s(before: int, max_batch: int, allowed_s: float) -> float:
+    """How much younger a sample counts that has so many of its own request before it: up to a quarter of its time, from a full
+    batch on. Admission leaves a quarter free (`pool/admission.py`), so what was let in is still answered in time.
+    """
+    return _YIELDED * allowed_s * min(1.0, before / max_batch)
 
 
 class Batcher:
@@ -73,15 +88,15 @@ class Batcher:
         """Remove and return the next batch, dearest sample first; empty if nothing waits."""
         if not self._queue:
             return []
-        oldest = next(iter(self._queue.values()))
-        batch = [oldest] if oldest.alone else self._gather(oldest)
+        oldest, *others = sorted(self._queue.values(), key=lambda sample: sample.turn)
+        batch = [oldest] if oldest.alone else self._gather(oldest, others)
         for sample in batch:
             del self._queue[sample.id]
         return sorted(batch, key=lambda sample: -sample.cost)
 
-    def _gather(self, oldest: Waiting) -> list[Waiting]:
+    def _gather(self, oldest: Waiting, others: list[Waiting]) -> list[Waiting]:
         batch, dearest, total = [oldest], oldest.cost, oldest.cost
-        for sample in self._nearest(oldest):
+        for sample in self._nearest(oldest, others):
             if len(batch) >= self._max_batch:
                 break
             cost = (len(batch) + 1) * max(dearest, sample.cost) if self._padded else total + sample.cost
@@ -90,8 +105,8 @@ class Batcher:
                 dearest, total = max(dearest, sample.cost), total + sample.cost
         return batch
 
-    def _nearest(self, oldest: Waiting) -> Iterable[Waiting]:
-        company = (sample for sample in islice(self._queue.values(), 1, None) if not sample.alone)
+    def _nearest(self, oldest: Waiting, others: list[Waiting]) -> Iterable[Waiting]:
+        company = (sample for sample in others if not sample.alone)
         if not self._padded:
             return company
         return sorted(company, key=lambda sample: abs(sample.cost - oldest.cost))  # stable: ties by age

@@ -1,8 +1,10 @@
 """The nursery: imports what workers need once, then forks them in milliseconds. Never touches CUDA or threads.
 
-`python -m app.engine.nursery FD` talks JSON lines over the socket FD: it reads `{"spec": …}`, and `{"expect": …}` of workers that
-it will have to replace, and writes `{"forked": name, "pid": n}` and `{"exited": name, "status": n}`. It ends with its socket. Its
-workers do not end with it, but with the supervisor: importing torch anew takes seconds, in which they go on answering.
+`python -m app.engine.nursery FD ADDRESS` talks JSON lines over the socket FD: it reads `{"spec": …}`, and `{"expect": …}` of
+workers that it will have to replace, and writes `{"forked": name, "pid": n}` and `{"exited": name, "status": n}`. It ends with
+its socket. Its workers end with the supervisor, not with it, and so does its spare: a copy of itself that it forks as soon as it
+has imported something, which says `{"spare": pid}` at ADDRESS and becomes the next nursery at the first word that it hears. To
+import torch anew takes seconds, in which nothing that died could be replaced.
 Our own forty lines instead of `multiprocessing.forkserver`: that one re-imports the caller's `__main__` in every child, tells
 no exit status of a child that was killed while it was starting, and leaves the children running when it dies itself.
 """
@@ -13,17 +15,18 @@ import contextlib
 import gc
 import json
 import os
-import selectors
+import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from app.process import die_with, die_with_parent, go_first, set_name
+from app.process import die_with, die_with_parent, go_first, live, set_name
 
 _FOR_ALL = (
     "app.engine.worker",
@@ -39,34 +42,63 @@ _FOR_MODULES = (
     "transformers.models.bert.modeling_bert",
     "transformers.models.wav2vec2.modeling_wav2vec2",
 )
+_SPARE_S = 1.0  # between two spares, if one cannot live
 _FIRST = 500  # of the workers when memory ends, before all that mends their loss; tuners go before them (tuning/process.py)
 
 
 class Nursery:
     """Forks on request, reaps, and tells of both."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, address: str) -> None:
         self._control = control
+        self._address = address
         self._names: dict[int, str] = {}
         self._unread = b""
         self._missing: tuple[str, ...] = _FOR_MODULES
+        self._spare = 0  # its pid
+        self._spare_after = 0.0
 
     def serve(self) -> None:
         """Run until the supervisor closes its end."""
-        wake, wake_write = socket.socketpair()
-        wake_write.setblocking(False)
+        self._hear_of_children()
+        while True:
+            if not self._spare and time.monotonic() >= self._spare_after:
+                self._fork_spare()
+            ready, _, _ = select.select([self._control, self._wake], [], [], None if self._spare else _SPARE_S)
+            if self._wake in ready:
+                self._wake.recv(4096)
+            if self._control in ready and not self._read():
+                return
+            self._reap()
+
+    def _hear_of_children(self) -> None:
+        self._wake, self._wake_write = socket.socketpair()
+        self._wake_write.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._control, selectors.EVENT_READ)
-            selector.register(wake, selectors.EVENT_READ)
-            while True:
-                for key, _ in selector.select():
-                    if key.fileobj is wake:
-                        wake.recv(4096)
-                    elif not self._read():
-                        return
-                self._reap()
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+
+    def _fork_spare(self) -> None:
+        """In the copy, this returns when the nursery is dead: then it is the nursery."""
+        self._spare_after = time.monotonic() + _SPARE_S  # one that cannot live must not be forked over and over
+        try:
+            self._spare = os.fork()
+        except OSError:  # no room for a process now
+            return
+        if self._spare == 0:
+            self._stand_by()
+
+    def _stand_by(self) -> None:
+        set_name("hearth spare")
+        die_with(self._address)
+        self._control.close()
+        self._names, self._unread, self._spare_after = {}, b"", 0.0
+        self._hear_of_children()
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._control.connect(self._address)
+        self._tell(spare=os.getpid())
+        if not self._control.recv(1, socket.MSG_PEEK):
+            sys.exit()
+        set_name("hearth nursery")
 
     def _read(self) -> bool:
         data = self._control.recv(1 << 16)
@@ -85,20 +117,25 @@ class Nursery:
                 _preload(missing)
             except Exception:  # noqa: BLE001  whoever needs it fails alone and says why; the other workers live on
                 traceback.print_exc()
+            if self._spare:  # the next one has what was imported
+                os.kill(self._spare, signal.SIGKILL)
+                self._spare, self._spare_after = 0, 0.0
 
     def _fork(self, spec: dict[str, Any]) -> None:
         pid = os.fork()
         if pid == 0:
-            _live(spec, self._control)
+            live(lambda: _be_worker(spec, self._control))
         self._names[pid] = spec["name"]
         self._tell(forked=spec["name"], pid=pid)
 
     def _reap(self) -> None:
-        while self._names:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                return
-            self._tell(exited=self._names.pop(pid), status=os.waitstatus_to_exitcode(status))
+        with contextlib.suppress(ChildProcessError):  # there is none
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found
+                if pid in self._names:
+                    self._tell(exited=self._names.pop(pid), status=os.waitstatus_to_exitcode(status))
+                elif pid == self._spare:
+                    self._spare = 0
 
     def _tell(self, **words: Any) -> None:
         self._control.sendall(json.dumps(words).encode() + b"\n")
@@ -117,25 +154,17 @@ def _has_compiled(spec: dict[str, Any]) -> bool:
     return any(Path(spec["home"], "compute").glob(f"{model}-*/module.json"))
 
 
-def _live(spec: dict[str, Any], control: socket.socket) -> None:
+def _be_worker(spec: dict[str, Any], control: socket.socket) -> None:
     """The child's whole life."""
-    status = 1
-    try:
-        die_with(spec["control"])
-        go_first(_FIRST)
-        set_name(f"hearth {spec['name']}")
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        control.close()
-        from app.engine.worker import main
+    die_with(spec["control"])
+    go_first(_FIRST)
+    set_name(f"hearth {spec['name']}")
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    control.close()
+    from app.engine.worker import main
 
-        main(spec)
-        status = 0
-    except BaseException:  # noqa: BLE001  the child must never return into the nursery's loop
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+    main(spec)
 
 
 def main() -> None:
@@ -146,7 +175,7 @@ def main() -> None:
     with contextlib.suppress(ImportError):  # an extra
         import_module("openvino")
     _preload(_FOR_ALL)
-    Nursery(socket.socket(fileno=int(sys.argv[1]))).serve()
+    Nursery(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]).serve()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import msgspec
 from app import metrics
 from app.card import Card
 from app.engine import device as devices
-from app.engine.batcher import Batcher, Waiting
+from app.engine.batcher import Batcher, Waiting, yields_s
 from app.engine.kept import kept
 from app.engine.order import Choice, Order
 from app.engine.runner import Pending, Runner
@@ -219,7 +219,8 @@ class Worker:
 
     def _accept(self, peer: str, run: Run, arrays: Arrays, now: float) -> None:
         self._held[run.id] = _Held(peer, run, arrays, now)
-        if not self._batcher.add(Waiting(run.id, run.cost, now, run.deadline, run.alone)):
+        yields = yields_s(run.before, self._card.limits.max_batch, run.deadline - now)
+        if not self._batcher.add(Waiting(run.id, run.cost, now, run.deadline, run.alone, yields)):
             limit = self._card.limits.max_cost
             self._fail(run.id, "too_large", f"the input costs {run.cost:g}, the limit is {limit:g}; send a smaller one")
 

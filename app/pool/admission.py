@@ -6,6 +6,7 @@ told from what the last batches took.
 
 from __future__ import annotations
 
+import math
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from app.keys import Key
 
 _NEWEST = 0.3  # weight of the newest batch
 _FAR = 3.0  # times the usual pace: more is not believed at once, or one slow batch would make us refuse what would be answered
+_LONGEST_S = 60.0  # that anyone is told to wait: what will be after that, nobody knows
 _MARGIN = 0.75  # share of the time allowed that the expected wait may fill: batches and arrivals are uneven
 
 
@@ -37,6 +39,8 @@ class Admission:
     held: int = 0
     sent: int = 0
     pace_s: float = 0.0
+    promised: float = 0.0
+    """Until then, on the caller's clock, what is answered is promised to those who were refused."""
     places: dict[str, Place] = field(default_factory=dict)
     """By key, while it holds something."""
 
@@ -46,25 +50,30 @@ class Admission:
             self.pace_s = pace_s
         self.pace_s += (min(pace_s, _FAR * self.pace_s) - self.pace_s) * _NEWEST / batch
 
-    def check(self, inputs: int, *, room: int, allowed_s: float, workers: float) -> None:
+    def check(self, inputs: int, *, room: int, allowed_s: float, workers: float, now: float) -> None:
         """Raise TooBusy, with the seconds until it should fit. `workers`: how many answer this frontend; `room`: its share.
 
-        A request that finds nothing before it always fits.
+        A request that finds nothing before it always fits. Of many that are refused each is told a time of its own, when those
+        told before it are answered: all at once, they would be refused again.
         """
         if not self.held:
+            self.promised = 0.0
             return
         before = max(self.held, self.sent)
         asked = min(inputs, max(1, room // 2))  # a request larger than that enters a queue that is half empty
         if before + asked > room:
-            wait_s = max(1.0, (before + asked - room) * self.pace_s / workers)
+            wait_s = (before + asked - room) * self.pace_s / workers
             why = f"{before} inputs wait and the queue holds {room}"
         else:
             expected_s = (before + inputs) * self.pace_s / workers
             if expected_s <= _MARGIN * allowed_s:
                 return
-            wait_s = max(1.0, expected_s - _MARGIN * allowed_s)
+            wait_s = expected_s - _MARGIN * allowed_s
             why = f"{before} inputs wait, this one would be answered in {expected_s:.1f} s and may take {allowed_s:.1f} s"
-        raise TooBusy(f"{self.model}: {why}; come back in {wait_s:.0f} s", retry_after_s=wait_s)
+        comes = max(now + wait_s, self.promised)
+        self.promised = min(comes + inputs * self.pace_s / workers, now + _LONGEST_S)
+        wait_s = max(1.0, comes - now)
+        raise TooBusy(f"{self.model}: {why}; come back in {math.ceil(wait_s)} s", retry_after_s=wait_s)
 
     def place(self, key: Key, inputs: int, *, room: int, allowed_s: float, workers: float) -> Place:
         """The place of a key whose share has room for so many more. Raises RateLimited, with the seconds until it should
@@ -86,5 +95,5 @@ class Admission:
             each_s = self.pace_s / workers * max(self.held, self.sent) / before
             wait_s = max(1.0, (before + inputs - most) * each_s)
             why = f"{key.name} has {before} inputs in the queue and its share is {most}"
-            raise RateLimited(f"{self.model}: {why}; come back in {wait_s:.0f} s", retry_after_s=wait_s)
+            raise RateLimited(f"{self.model}: {why}; come back in {math.ceil(wait_s)} s", retry_after_s=wait_s)
         return place

@@ -82,8 +82,9 @@ class Pool(Protocol):
         """
         ...
 
-    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
-        """Run one sample and return the named outputs. `deadline` is on time.monotonic()'s clock.
+    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float, before: int = 0) -> Answer:
+        """Run one sample and return the named outputs. `deadline` is on time.monotonic()'s clock; `before`: samples of the
+        same request that come before it, for which it lets others go first.
 
         Raises TooBusy, Deadline, ModelFailed, Poisoned, OutOfMemory, WorkerLost. Cancelling the task drops the sample.
         """

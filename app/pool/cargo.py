@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.pool.base import Answer
 from app.tasks.base import Sample
@@ -16,4 +16,6 @@ class Cargo:
     sample: Sample
     outputs: tuple[str, ...]
     deadline: float
-    future: asyncio.Future[Answer]
+    before: int = 0
+    """Samples of the same request that come before it."""
+    future: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())

@@ -93,9 +93,9 @@ class Client:
         """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy, RateLimited, TooLarge."""
         return self._directory.admit(model, inputs, deadline, key)
 
-    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
+    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float, before: int = 0) -> Answer:
         """Run one sample. Whatever happens, exactly one answer or error."""
-        return await self._submit(model, sample, outputs, deadline, None)
+        return await self._submit(model, Cargo(sample, outputs, deadline, before=before), None)
 
     def shadow(self, model: str) -> str:
         """The version that runs along with version `model`."""
@@ -164,16 +164,16 @@ class Client:
         if not samples:
             raise WorkerLost(f"{card.name} cannot be proven: put a sample.* beside its card")
         for sample in samples[:1]:
-            await self._submit(card.name, sample, (), deadline, worker)
+            await self._submit(card.name, Cargo(sample, (), deadline), worker)
 
-    async def _submit(self, model: str, sample: Sample, outputs: tuple[str, ...], deadline: float, worker: str | None) -> Answer:
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        flight = self._flights.open(model, Cargo(sample, outputs, deadline, future))
+    async def _submit(self, model: str, cargo: Cargo, worker: str | None) -> Answer:
+        future = cargo.future
+        flight = self._flights.open(model, cargo)
         queue, place = self._directory[model].queue, PLACE.get()
         counts = (queue,) if place is None else (queue, place)
         for one in counts:
             one.sent += 1
-        late = future.get_loop().call_later(deadline - time.monotonic(), self._late, future)
+        late = future.get_loop().call_later(cargo.deadline - time.monotonic(), self._late, future)
         try:
             self._launch(flight, worker)
             return await future
@@ -205,7 +205,7 @@ class Client:
         flight.worker = chosen
         self._load[chosen] += 1
         cargo = flight.cargo
-        run = Run(flight.id, cargo.sample.cost, cargo.deadline, cargo.outputs, flight.alone)
+        run = Run(flight.id, cargo.sample.cost, cargo.deadline, cargo.outputs, flight.alone, cargo.before)
         self._links[chosen].send(run, cargo.sample.arrays)
 
     def _fail(self, flight: Flight[Cargo], error: Exception) -> None:

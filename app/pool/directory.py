@@ -111,10 +111,11 @@ class Directory:
         queue = known.queue
         room = max(1, known.card.limits.max_queue // self._frontends)
         workers = max(1, len(known.entry.workers)) / self._frontends
-        allowed_s, place = deadline - time.monotonic(), None
+        now, place = time.monotonic(), None
+        allowed_s = deadline - now
         if key and key.share < 1:
             place = queue.place(key, inputs, room=room, allowed_s=allowed_s, workers=workers)
-        queue.check(inputs, room=room, allowed_s=allowed_s, workers=workers)
+        queue.check(inputs, room=room, allowed_s=allowed_s, workers=workers, now=now)
         queue.held += inputs
         try:
             if place is None or key is None:

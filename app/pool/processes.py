@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from app.logs import log
@@ -20,31 +21,61 @@ Exited = Callable[[str, int, int], None]
 
 _LINE_BYTES = 1 << 20  # a worker's spec holds its card and file names
 
+_SPARE_S = 0.2  # until a spare that was just forked has said so; to begin anew takes seconds
 _FOREMAN_S = 5.0  # its own tasks take no time; its tuners are started again, whenever they end
+
+
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    """A nursery in waiting, which has imported all that the present one has."""
+
+    pid: int
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
 
 
 class Nursery:
     """The forking process, and the workers by name while they live."""
 
-    def __init__(self, environment: Mapping[str, str], forked: Callable[[str, int], None], exited: Exited) -> None:
+    def __init__(self, environment: Mapping[str, str], address: str, forked: Callable[[str, int], None], exited: Exited) -> None:
+        """`address`: where its spares say that they are there."""
         self._environment = environment
+        self._address = address
         self._forked = forked
         self._exited = exited
         self.workers: dict[str, int] = {}
         self._specs: dict[str, dict[str, Any]] = {}  # of all workers
         self._orphans: set[str] = set()  # workers whose nursery is gone
         self._asked: dict[str, dict[str, Any]] = {}  # specs of workers that are not yet forked
-        self._process: asyncio.subprocess.Process | None = None
+        self._pid = 0
+        self._process: asyncio.subprocess.Process | None = None  # where it is a child of ours, and no spare that was promoted
         self._writer: asyncio.StreamWriter | None = None
+        self._listening: asyncio.Server | None = None
+        self._spare: _Spare | None = None
+        self._met = asyncio.Event()
 
     async def run(self) -> None:
         """Keep a nursery alive. When one dies its workers live on, and the end of each is reported like any other."""
+        self._listening = await asyncio.start_unix_server(self._meet, self._address, limit=_LINE_BYTES)
         while True:
-            reader = await self._start()
+            reader = await self._promote() or await self._start()
+            for name in self.workers:  # it will have to replace them
+                self._send(expect=self._specs[name])
+            for spec in self._asked.values():
+                self._send(spec=spec)
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 while line := await reader.readline():
                     self._hear(json.loads(line))
             await self._bury()
+
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A spare says that it is there. Whoever only wants to hear of our end (`process.die_with`) says nothing."""
+        with contextlib.suppress(ConnectionError):
+            if line := await reader.readline():
+                if self._spare:
+                    self._spare.writer.close()
+                self._spare = _Spare(json.loads(line)["spare"], reader, writer)
+                self._met.set()
 
     def fork(self, spec: dict[str, Any]) -> None:
         """Ask for a worker. It is reported as forked, and later as exited, whatever happens."""
@@ -58,11 +89,25 @@ class Nursery:
 
     async def close(self) -> None:
         """End the nursery and with it every worker that is left."""
+        if self._listening is not None:
+            self._listening.close()
+        for pid in (self._pid, self._spare.pid if self._spare else 0, *self.workers.values()):
+            if pid:
+                kill(pid)
         if self._process is not None:
-            kill(self._process.pid)
             await self._process.wait()
-        for pid in self.workers.values():
-            kill(pid)
+
+    async def _promote(self) -> asyncio.StreamReader | None:
+        """What the spare says, if there is one that lives."""
+        if self._pid and (self._spare is None or self._spare.reader.at_eof()):
+            self._met.clear()
+            with contextlib.suppress(TimeoutError):  # it may just have been forked
+                await asyncio.wait_for(self._met.wait(), _SPARE_S)
+        spare, self._spare = self._spare, None
+        if spare is None or spare.reader.at_eof():
+            return None
+        self._pid, self._writer = spare.pid, spare.writer
+        return spare.reader
 
     async def _start(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
@@ -71,17 +116,14 @@ class Nursery:
             "OPENBLAS_NUM_THREADS": "1",  # numpy's pool: a thread before a fork is a risk, and torch has its own
         }
         self._process = await asyncio.create_subprocess_exec(
-            *command("app.engine.nursery", str(theirs.fileno())),
+            *command("app.engine.nursery", str(theirs.fileno()), self._address),
             pass_fds=[theirs.fileno()],
             env=environment,
             start_new_session=True,  # Ctrl-C in the terminal is for the supervisor alone
         )
         theirs.close()
+        self._pid = self._process.pid
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=_LINE_BYTES)
-        for name in self.workers:  # it will have to replace them
-            self._send(expect=self._specs[name])
-        for spec in self._asked.values():
-            self._send(spec=spec)
         return reader
 
     def _send(self, **words: Any) -> None:
@@ -102,6 +144,7 @@ class Nursery:
             self._writer = None
         if self._process is not None:
             await self._process.wait()
+            self._process = None
         for name in self.workers.keys() - self._orphans:
             self._watch(name, self.workers[name])
         lost, self._asked = self._asked, {}
@@ -124,8 +167,6 @@ class Nursery:
             asyncio.get_running_loop().remove_reader(end)
             os.close(end)
         self._orphans.discard(name)
-        with contextlib.suppress(ChildProcessError):  # ours alone where we are the first process of a container
-            os.waitpid(self.workers[name], os.WNOHANG)
         self._gone(name, -signal.SIGKILL)
 
     def _gone(self, name: str, status: int) -> None:

@@ -28,6 +28,7 @@ from app.pool.renewal import Renewal
 from app.pool.roster import Roster
 from app.pool.switching import Switching
 from app.pool.traffic import Traffic
+from app.process import reaped
 from app.settings import Settings, jobs_folder
 from app.wire.messages import Adopt, Back, Change, Died, Hello, Leave, LoadFailed, Message, Ready, Stop, Switch, Tune
 from app.wire.sockets import Endpoint, address
@@ -58,7 +59,7 @@ class Supervisor:
         self._settled = asyncio.Event()
         self._stop = asyncio.Event()
         self._broken = False
-        self._nursery = Nursery(environment, self._on_forked, self._on_exited)
+        self._nursery = Nursery(environment, address(str(folder), "nursery"), self._on_forked, self._on_exited)
         self._loading = Loading(settings, roster, folder, fetch, self._nursery, self)
         self._switching = Switching(roster, traffic, self._loading, self, kept=settings.versions, grace_s=settings.timeout_s)
         self.renewal = Renewal(settings, roster, self._loading, self._switching, self)
@@ -84,6 +85,7 @@ class Supervisor:
         if self._settings.database or (jobs_folder(self._settings.home) / "jobs.db").exists():
             self.spawn(self._foreman.run())
         self.spawn(self._watch())
+        self.spawn(self._reap())
         self.spawn(self._announce(announce))
         await self._stop.wait()
         await self._drain()
@@ -229,6 +231,13 @@ class Supervisor:
                 if stuck or silent:
                     log.error("worker %s has not moved for %.0f s; killing it", name, now - reading.beat)
                     self._nursery.kill(name)
+
+    async def _reap(self) -> None:
+        """Of processes that were killed, what they had started: decoders, workers."""
+        dead = 0
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            dead = reaped(dead)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run it; that it fails ends the server."""

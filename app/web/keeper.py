@@ -11,13 +11,12 @@ from __future__ import annotations
 import gc
 import os
 import socket
-import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from app import process
 from app.logs import log
 from app.process import can_fork_beside, die_with_parent, fork_beside
 
@@ -41,10 +40,11 @@ def keep(control: socket.socket, listening: socket.socket, live: Live) -> None:
         """Be a frontend. It closes what it listens on when it is told to end: not ours, which the next one needs."""
 
         def life() -> None:
+            die_with_parent(supervisor)
             left = _left(ours, home)  # first: it closes whatever is not ours
             live(number, (listening.dup() if shared else listening) if accepting else None, left)
 
-        _live(life, supervisor)
+        process.live(life)
 
     with control.makefile("rb") as numbers:
         for line in numbers:
@@ -64,20 +64,6 @@ def keep(control: socket.socket, listening: socket.socket, live: Live) -> None:
             if pid == 0:
                 begin(int(line), shared=True)
             control.sendall(b"%d\n" % pid)
-
-
-def _live(life: Callable[[], None], supervisor: int) -> NoReturn:
-    """The child's whole life."""
-    status = 1
-    try:
-        die_with_parent(supervisor)
-        life()
-        status = 0
-    except BaseException:  # noqa: BLE001  the child must never return into the keeper's loop
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
 
 
 def _descriptors() -> set[int]:

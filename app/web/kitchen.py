@@ -55,7 +55,7 @@ async def answers(
 ) -> list[Pair]:
     """All items of an order, in order; `timing` gets the seconds of each stage."""
     portion = Portion(kitchen, deadline)
-    work = [_caught(_one(kitchen, portion, model, codec, order, item, timing)) for item in order.items]
+    work = [_caught(_one(kitchen, portion, model, codec, order, number, timing)) for number in range(len(order.items))]
     return [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
 
 
@@ -65,10 +65,10 @@ async def _one(
     model: Model,
     codec: Codec,
     order: Order,
-    item: bytes | str,
+    number: int,
     timing: dict[str, float],
 ) -> tuple[Decoded, dict[str, Any]]:
-    started = time.monotonic()
+    started, item = time.monotonic(), order.items[number]
     if codec.light(item):
         decoded = codec.decode(item, **order.decode)
     else:
@@ -78,9 +78,9 @@ async def _one(
     submit = partial(kitchen.pool.submit, model.card.name, outputs=order.outputs, deadline=portion.deadline)
     try:
         if len(decoded.samples) == 1:
-            answers = [await submit(decoded.samples[0])]
+            answers = [await submit(decoded.samples[0], before=number)]
         else:
-            answers = await _together([submit(sample) for sample in decoded.samples])
+            answers = await _together([submit(sample, before=before) for before, sample in enumerate(decoded.samples, number)])
     finally:
         portion.give(decoded)
     timing["queue"] = max(timing.get("queue", 0.0), *(answer.queue_s for answer in answers))

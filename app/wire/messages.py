@@ -27,6 +27,8 @@ class Run(Struct, tag="run", frozen=True, array_like=True):
     outputs: tuple[str, ...]
     alone: bool = False
     """It was running in two deaths: nothing else may share its batch."""
+    before: int = 0
+    """Samples of the same request that come before it."""
 
 
 class Cancel(Struct, tag="cancel", frozen=True, array_like=True):

@@ -27,9 +27,22 @@ def test_kill(server: Server, callers: Callers, chaos: Chaos, name: str):
         wait_for(lambda: pids(server, name))
         felt.append(callers.felt(lambda: faults.kill(server.process.pid, name)))
         callers.more()
-    faults.kill(server.process.pid, "toy")
-    callers.more()  # the nursery is back: the next test's times are its own
     chaos.note(f"kill -9 of {'a worker' if name == 'toy' else 'the nursery'}", callers.counts, felt)
+
+
+def test_kill_of_the_nursery_and_then_of_a_worker(server: Server, callers: Callers, chaos: Chaos):
+    """The next worker is forked by a nursery that has only just become one."""
+
+    def both() -> None:
+        faults.kill(server.process.pid, "nursery")
+        faults.kill(server.process.pid, "toy")
+
+    felt = []
+    for _ in range(chaos.times(2, 30)):
+        wait_for(lambda: pids(server, "toy") and pids(server, "nursery") and pids(server, "spare"))
+        felt.append(callers.felt(both))
+        callers.more()
+    chaos.note("kill -9 of the nursery, then of a worker", callers.counts, felt)
 
 
 def test_kill_of_a_frontend(server: Server, callers: Callers, chaos: Chaos):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -262,7 +263,11 @@ class Server:
 
     def children(self) -> dict[str, psutil.Process]:
         """Our processes by name."""
-        return {child.name(): child for child in psutil.Process(self.process.pid).children(recursive=True)}
+        found = {}
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[child.name()] = child
+        return found
 
     def model(self, name: str) -> dict[str, Any]:
         answer: dict[str, Any] = self.http.get(f"/models/{name}").json()

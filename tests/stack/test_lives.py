@@ -169,13 +169,37 @@ def test_a_killed_frontend_is_replaced(server: Server):
         wait_for(answers)
 
 
-def test_workers_outlive_a_killed_nursery_and_the_next_one_replaces_them(server: Server):
-    pid, nursery = server.worker(), server.children()["hearth nursery"]
+def spare(server: Server, besides: int = 0) -> psutil.Process:
+    """Once there is one, other than the process `besides`."""
+    found: psutil.Process = wait_for(lambda: (one := server.children().get("hearth spare")) and one.pid != besides and one, 60)
+    return found
+
+
+def test_workers_outlive_a_killed_nursery_and_its_spare_replaces_them(server: Server):
+    """At once: it has imported what the nursery had. And each spare has its own."""
     with Load(server) as load:
-        nursery.kill()
-        wait_for(lambda: server.children().get("hearth nursery", nursery).pid != nursery.pid)
-        wait_for(lambda: load.right > 5)
-        assert server.worker() == pid
+        for _ in range(3):
+            pid, nursery, heir = server.worker(), server.children()["hearth nursery"], spare(server)
+            nursery.kill()
+            wait_for(lambda heir=heir: heir.name() == "hearth nursery")
+            at = load.right
+            wait_for(lambda at=at: load.right > at + 5)
+            assert server.worker() == pid
+            os.kill(pid, signal.SIGKILL)
+            wait_for(replaced(server, pid))
+            assert psutil.Process(server.worker()).ppid() == heir.pid
+            at = load.right
+            wait_for(lambda at=at: load.right > at + 5)
+            spare(server, besides=heir.pid)
+    assert not load.wrong
+
+
+def test_a_nursery_that_is_killed_with_its_spare_begins_anew(server: Server):
+    pid, nursery, heir = server.worker(), server.children()["hearth nursery"], spare(server)
+    with Load(server) as load:
+        for process in (heir, nursery):
+            process.kill()
+        wait_for(lambda: (one := server.children().get("hearth nursery")) and one.pid not in (nursery.pid, heir.pid), 60)
         os.kill(pid, signal.SIGKILL)
         wait_for(replaced(server, pid), 60)
         at = load.right
@@ -183,13 +207,35 @@ def test_workers_outlive_a_killed_nursery_and_the_next_one_replaces_them(server:
     assert not load.wrong
 
 
-def test_a_worker_whose_nursery_was_killed_ends_with_the_supervisor(toys: Path):
+def test_a_spare_that_is_killed_is_replaced(server: Server):
+    heir = spare(server)
+    heir.kill()
+    spare(server, besides=heir.pid)
+
+
+def test_what_the_killed_leave_behind_is_let_go(server: Server):
+    """A killed frontend's decoders become the supervisor's children, which end: none of them stays in the table of processes."""
+
+    def dead() -> list[psutil.Process]:
+        return [one for one in psutil.Process(server.process.pid).children() if one.status() == psutil.STATUS_ZOMBIE]
+
+    decoders = [child for name, child in server.children().items() if name.startswith("hearth decode")]
+    assert decoders
+    for name, child in server.children().items():
+        if "http" in name:
+            child.kill()
+    wait_for(lambda: not any(one.is_running() for one in decoders) and not dead())
+    wait_for(lambda: httpx.get(f"{server.url}/health/ready").status_code == 200)
+
+
+def test_workers_and_spare_end_with_the_supervisor_whatever_became_of_the_nursery(toys: Path):
     with Server(toys, HEARTH_MODELS="toy") as server:
-        pid, nursery = server.worker(), server.children()["hearth nursery"]
+        pid, nursery, heir = server.worker(), server.children()["hearth nursery"], spare(server)
         nursery.kill()
-        wait_for(lambda: not psutil.pid_exists(nursery.pid))
+        second = spare(server, besides=heir.pid)
         server.process.kill()
-        wait_for(lambda: not psutil.pid_exists(pid))
+        for left in (pid, heir.pid, second.pid):
+            wait_for(lambda left=left: not psutil.pid_exists(left))
 
 
 def test_a_wedged_worker_is_seen_as_not_ready_and_its_requests_keep_their_deadline(server: Server):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from hypothesis import given, strategies as st
 
-from app.engine.batcher import Batcher, Waiting
+from app.engine.batcher import Batcher, Waiting, yields_s
 
 
-def waiting(id: int, cost: float = 1.0, arrived: float = 0.0, deadline: float = 1e9, alone: bool = False) -> Waiting:
-    return Waiting(id, cost, arrived, deadline, alone)
+def waiting(
+    id: int, cost: float = 1.0, arrived: float = 0.0, deadline: float = 1e9, alone: bool = False, yields_s: float = 0.0
+) -> Waiting:
+    return Waiting(id, cost, arrived, deadline, alone, yields_s)
 
 
 def ids(batch: list[Waiting]) -> set[int]:
@@ -52,6 +54,21 @@ def test_without_padding_a_batch_costs_what_it_holds_and_goes_by_age():
         batcher.add(waiting(id, cost))
     assert ids(batcher.next_batch()) == {0, 1, 3, 4}  # 60 more would be 110: it is the oldest of the next batch
     assert ids(batcher.next_batch()) == {2}
+
+
+def test_a_request_of_many_samples_lets_those_go_first_that_come_while_it_waits():
+    batcher = Batcher(max_batch=4, max_cost=1000)
+    for before in range(12):
+        batcher.add(waiting(before, arrived=0.0, deadline=30.0, yields_s=yields_s(before, 4, 30.0)))
+    assert ids(batcher.next_batch()) == {0, 1, 2, 3}
+    batcher.add(waiting(100, cost=5.0, arrived=1.0))
+    assert 100 in ids(batcher.next_batch()), "others of its length may fill the batch, but it is the oldest"
+    batcher.add(waiting(101, arrived=7.6))
+    assert ids(batcher.next_batch()) == {7, 8, 9, 10}, "not for longer than a quarter of its time: 7.5 s"
+
+
+def test_what_a_sample_yields_is_bounded_by_its_own_time():
+    assert [yields_s(before, 4, 2.0) for before in (0, 1, 4, 400)] == [0.0, 0.125, 0.5, 0.5]
 
 
 def test_after_too_much_for_the_memory_batches_stay_below_half_of_it():

@@ -25,7 +25,7 @@ def test_a_library_that_cannot_be_loaded_costs_no_other_worker(
     monkeypatch.setattr(nursery, "os", SimpleNamespace(fork=lambda: 42))
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        forks = nursery.Nursery(theirs)
+        forks = nursery.Nursery(theirs, "")
         for name in ("toy.1", "toy.2"):
             ours.sendall(json.dumps({"spec": {"name": name, "home": str(tmp_path)}}).encode() + b"\n")
             assert forks._read()

@@ -17,32 +17,56 @@ def queue(held: int, pace_s: float = 0.1) -> Admission:
     return admission
 
 
-def refused(admission: Admission, inputs: int = 1, *, room: int = 100, allowed_s: float = 30.0, workers: float = 1.0) -> TooBusy:
+def refused(
+    admission: Admission, inputs: int = 1, *, room: int = 100, allowed_s: float = 30.0, workers: float = 1.0, now: float = 0.0
+) -> TooBusy:
     with pytest.raises(TooBusy) as caught:
-        admission.check(inputs, room=room, allowed_s=allowed_s, workers=workers)
+        admission.check(inputs, room=room, allowed_s=allowed_s, workers=workers, now=now)
     return caught.value
 
 
 def test_whoever_finds_nobody_before_him_enters():
-    queue(0, pace_s=9.0).check(500, room=100, allowed_s=0.1, workers=1.0)
+    queue(0, pace_s=9.0).check(500, room=100, allowed_s=0.1, workers=1.0, now=0.0)
 
 
 def test_a_full_queue_refuses_and_tells_when_there_is_room():
     error = refused(queue(100), inputs=21)
     assert "100 inputs wait and the queue holds 100" in error.detail
     assert error.retry_after_s == pytest.approx(2.1)
-    queue(79).check(21, room=100, allowed_s=30.0, workers=1.0)
+    queue(79).check(21, room=100, allowed_s=30.0, workers=1.0, now=0.0)
 
 
 def test_what_would_be_late_is_refused_and_told_when_it_would_not():
     error = refused(queue(59), allowed_s=2.0)  # 60 x 0.1 s = 6 s against 0.75 x 2 s
     assert error.retry_after_s == pytest.approx(6.0 - 1.5)
     served = round(error.retry_after_s / 0.1)
-    queue(59 - served).check(1, room=100, allowed_s=2.0, workers=1.0)
+    queue(59 - served).check(1, room=100, allowed_s=2.0, workers=1.0, now=0.0)
+
+
+def test_each_of_many_that_are_refused_is_told_a_time_of_its_own():
+    full = queue(120)
+    told = [refused(full, inputs=4, now=1000.0).retry_after_s for _ in range(5)]
+    assert told == pytest.approx([2.4, 2.8, 3.2, 3.6, 4.0]), "when the one before it is answered: 4 x 0.1 s later"
+    assert refused(full, inputs=4, now=1001.4).retry_after_s == pytest.approx(3.0), "1.4 s later, what was promised stays so"
+
+
+def test_what_was_promised_to_callers_who_did_not_come_is_forgotten_with_the_queue():
+    full = queue(120)
+    for _ in range(10):
+        refused(full, inputs=10)
+    full.held = 0
+    full.check(1, room=100, allowed_s=30.0, workers=1.0, now=0.0)
+    full.held = 120
+    assert refused(full, inputs=10).retry_after_s == pytest.approx(3.0)
+
+
+def test_nobody_is_told_more_than_a_minute_beyond_the_queue():
+    full = queue(120)
+    assert max(refused(full, inputs=100).retry_after_s or 0 for _ in range(50)) == pytest.approx(60.0)
 
 
 def test_a_request_larger_than_the_queue_enters_when_it_is_half_empty():
-    queue(50).check(256, room=100, allowed_s=3600.0, workers=1.0)
+    queue(50).check(256, room=100, allowed_s=3600.0, workers=1.0, now=0.0)
     refused(queue(51), inputs=256, allowed_s=3600.0)
 
 
@@ -61,7 +85,7 @@ def test_one_slow_batch_is_soon_forgotten():
 
 
 def test_two_workers_answer_twice_as_fast():
-    queue(59).check(1, room=100, allowed_s=4.0, workers=2.0)
+    queue(59).check(1, room=100, allowed_s=4.0, workers=2.0, now=0.0)
     refused(queue(59), allowed_s=4.0, workers=1.0)
 
 
@@ -75,7 +99,7 @@ def test_the_pace_follows_what_batches_take():
 
 
 def test_before_the_first_answer_only_the_room_counts():
-    Admission("toy", held=50).check(1, room=100, allowed_s=0.01, workers=1.0)
+    Admission("toy", held=50).check(1, room=100, allowed_s=0.01, workers=1.0, now=0.0)
 
 
 def test_the_pace_is_the_mean_of_uneven_batches():
@@ -90,7 +114,7 @@ def test_the_pace_is_the_mean_of_uneven_batches():
 def test_samples_count_where_an_input_made_many():
     queue = Admission("m", held=2, sent=100, pace_s=0.0)
     with pytest.raises(TooBusy, match="100 inputs wait and the queue holds 64"):
-        queue.check(1, room=64, allowed_s=10, workers=1)
+        queue.check(1, room=64, allowed_s=10, workers=1, now=0.0)
 
 
 GREEDY = Key(id="00000000", name="greedy", role="infer", sha256="0" * 64, created=date(2026, 1, 1), share=0.25)
@@ -103,7 +127,7 @@ def test_a_key_finds_room_in_its_share_alone():
     with pytest.raises(RateLimited, match="greedy has 20 inputs in the queue and its share is 25") as caught:
         admission.place(GREEDY, 6, room=100, allowed_s=1e6, workers=1.0)
     assert caught.value.retry_after_s == pytest.approx(1.0)
-    admission.check(1, room=100, allowed_s=30.0, workers=1.0)
+    admission.check(1, room=100, allowed_s=30.0, workers=1.0, now=0.0)
 
 
 def test_its_wait_is_told_by_what_stands_between_its_own():
@@ -131,7 +155,7 @@ def test_a_share_is_one_of_the_time_too_or_others_would_find_room_and_no_time():
     admission.places[GREEDY.id] = Place(held=4)
     with pytest.raises(RateLimited, match="greedy has 4 inputs in the queue and its share is 3"):  # a quarter of 1.5 s
         admission.place(GREEDY, 1, room=100, allowed_s=2.0, workers=1.0)
-    admission.check(1, room=100, allowed_s=2.0, workers=1.0)
+    admission.check(1, room=100, allowed_s=2.0, workers=1.0, now=0.0)
 
 
 def test_a_request_that_finds_none_of_its_key_may_be_larger_than_its_time():

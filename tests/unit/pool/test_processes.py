@@ -12,7 +12,7 @@ from app.pool.processes import Nursery
 
 async def test_a_worker_outlives_its_nursery_and_its_end_is_told_once():
     told: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue(9)
-    nursery = Nursery({}, lambda *_: None, lambda *end: told.put_nowait(end))
+    nursery = Nursery({}, "", lambda *_: None, lambda *end: told.put_nowait(end))
     nursery.fork({"name": "m.1"})
     nursery.fork({"name": "m.2"})
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:

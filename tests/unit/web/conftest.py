@@ -90,7 +90,7 @@ class ToyPool:
             raise self.refusal
         yield
 
-    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float) -> Answer:
+    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float, before: int = 0) -> Answer:
         self.submitted.set()
         try:
             while self.held:
