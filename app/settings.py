@@ -74,7 +74,9 @@ class Settings(BaseModel):
     tuner_share: Annotated[float, Field(ge=0.01, le=1)] = Field(
         0.1, description="share of the time that jobs get while models answer requests; 1: they are not held back"
     )
-    checkpoint_s: Annotated[float, Field(gt=0)] = Field(10.0, description="seconds between two checkpoints of a job")
+    checkpoint_s: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="seconds between two checkpoints of a job; more where they would take above a twentieth of the time"
+    )
     versions: Annotated[int, Field(ge=2)] = Field(5, description="newest versions of a tuned model that are kept on the disk")
     max_jobs: Annotated[int, Field(ge=1)] = Field(32, description="jobs that may be open at once")
     max_dataset_mb: Annotated[float, Field(gt=0)] = Field(4096.0, description="largest data set of a job, MiB")

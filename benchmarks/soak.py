@@ -126,6 +126,14 @@ class Trouble:
         parts = {"spec": (None, json.dumps(spec)), "dataset": ("data.zip", pictures(60))}
         self._job = self._http.post("/finetune", files=parts).raise_for_status().json()["id"]
 
+    def first_job(self, patience_s: float) -> None:
+        """Wait until its model serves. Raises TimeoutError."""
+        until = time.monotonic() + patience_s
+        while self._http.get("/models/soaked").json().get("state") != "ready":
+            self.wait(SAMPLE_S)
+            if time.monotonic() > until:
+                raise TimeoutError(f"no job was finished in {patience_s:g} s")
+
     def wait(self, seconds: float) -> None:
         """So long. Raises what ended it before that."""
         if self._work in wait([self._work], seconds).done:
@@ -158,6 +166,7 @@ def main() -> None:
         for name in STARTERS.split(","):  # what is compiled at first would look like growth
             settled(url, name, wanted.patience)
         with soaking(url, process.pid, folder, wanted) as (callers, trouble):
+            trouble.first_job(wanted.patience)  # its model comes in, and torch with it: that, too, would look like growth
             began = time.monotonic()
             while (now := time.monotonic() - began) < 60 * wanted.minutes:
                 times_s.append(now)

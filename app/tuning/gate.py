@@ -14,7 +14,9 @@ from pathlib import Path
 
 from app.wire.blackbox import BlackBox
 
-_TICK_S = 0.002  # between two looks; the shortest batches take as long
+_TICK_S = 0.002  # between two looks while requests come; the shortest batches take as long
+_DOZE_S = 0.02  # between two looks when none came for a while: 500 looks a second take a fifteenth of a core
+_AWAKE_S = 1.0  # after a batch
 _QUIET_S = 0.05  # without a batch, after which tuners run freely again
 _PERIOD_S = 0.1  # of which tuners get their share while requests come, in one piece
 _BOXES_S = 0.5  # between two looks for new workers
@@ -36,8 +38,11 @@ class Gate(threading.Thread):
 
     def run(self) -> None:
         """Until `close`."""
-        while not self._end.wait(_TICK_S if self._pids() else _BOXES_S):
+        while not self._end.wait(self._pause_s(time.monotonic()) if self._pids() else _BOXES_S):
             self.turn(time.monotonic())
+
+    def _pause_s(self, now: float) -> float:
+        return _TICK_S if now < self._quiet_from - _QUIET_S + _AWAKE_S else _DOZE_S
 
     def turn(self, now: float) -> None:
         """One look."""

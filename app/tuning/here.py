@@ -59,7 +59,7 @@ def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
         speed = show.follow(run.training, console)
         key = ""
         if leads:
-            result = measured(run.training, time.monotonic() - started) | origin(spec, files)
+            result = measured(run.training, time.monotonic() - started) | origin(spec, files) | run.shown
             key = publish(run, spec, folder / "prepared", result, new_id(), settings)
             show.table(console, f"{key}, tuned from {card.name}", result, speed, str(settings.home / "models" / key))
         leave()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +12,8 @@ import torch
 from app.card import Card, FileSource, ModuleSource, PackageSource, TorchvisionSource
 from app.engine.loader import build, give_classes, load
 from app.errors import HearthError, Invalid
-from app.tasks.base import Dataset, Files, device_of
+from app.logs import log
+from app.tasks.base import Files
 from app.tasks.image.dataset import ImageDataset
 from app.tasks.image.folders import prepared
 from app.tasks.image.input import ImageInput
@@ -25,7 +24,7 @@ from app.tuning.run import Run, best, recipe
 from app.tuning.spec import Spec
 from app.tuning.trainer import Training
 
-LEAST_SIDE = 128  # below that, ImageNet's networks lose more than they save
+LEAST_SIDE = 128  # the smallest that arXiv:2104.00298 begins with
 
 
 def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, Any], *, goes_on: bool = False) -> Run:
@@ -37,7 +36,7 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     labels: list[str] = report["classes"]
     module = load(card, files) if spec.start == "weights" else build(card)
     module.requires_grad_(True)
-    module = module.to(memory_format=torch.channels_last)
+    _channels_last(module)
     source = _source(card) | _fitted(module, card, len(labels), fresh=spec.start == "fresh")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pixels are mapped from a file, to be read alone
@@ -57,30 +56,49 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     train, val = ((pixels.permute(0, 3, 1, 2), targets) for pixels, targets in (parts["train"], parts["val"]))
     augment = report.get("augment", True) if spec.augment is None else spec.augment
     chosen = recipe(spec, pictures)
-    sides = small_first(module, ImageInput(**card.input), chosen.epochs) if augment else ()
+    sides = small_first(module, ImageInput(**card.input), chosen.epochs, len(labels)) if spec.small_first else []
     smoothing = spec.label_smoothing or 0.0
-    dataset: Dataset = ImageDataset(train, val, labels, card, augment=augment, sides=sides, label_smoothing=smoothing)
+    dataset = ImageDataset(
+        train, val, labels, card, augment=augment, sides=sides, largest_first=bool(sides), label_smoothing=smoothing
+    )
     if spec.start == "fresh":
         dataset.prepare(module)
-    return _run(card, module, Training(module, dataset, chosen, head.metrics if head else None), labels, source)
+    training = Training(module, dataset, chosen, head.metrics if head else None, work=dataset.work)
+    return _run(card, module, training, labels, source, {"picture_sides": sides})
 
 
 @torch.no_grad()
-def small_first(module: torch.nn.Module, wanted: ImageInput, epochs: int) -> list[int]:
+def small_first(module: torch.nn.Module, wanted: ImageInput, epochs: int, classes: int) -> list[int]:
     """Pictures are made smaller in the first two thirds of the epochs, to 160 pixels from 224: half the work there, and the last
     epochs see what will be asked (progressive resizing, arXiv:2104.00298, section 4). Not where that is small already, nor for a
-    network that takes one size alone.
+    network that takes one size alone. Tried without numbers, on torch's meta device: that needs no memory, and says the same
+    whenever and wherever a job goes on.
     """
     small = wanted.crop * 5 // 7 // 32 * 32
-    if small < LEAST_SIDE:
+    if small < LEAST_SIDE or epochs < 2:
         return []
-    with suppress(Exception):  # whatever a network raises at a size that it does not take
-        tried = deepcopy(
-            module
-        ).train()  # in training Inception has a second head, which takes less; and norms count what they see
-        tried(torch.zeros(2, channels_of(wanted), small, small, device=device_of(module)))
-        return [small] * (epochs * 2 // 3)
+    tensors = {name: value.to("meta") for name, value in module.state_dict().items()}
+    training = module.training
+    try:  # as in training: Inception then has a second head, which takes less
+        said = torch.func.functional_call(
+            module.train(), tensors, (torch.empty(2, channels_of(wanted), small, small, device="meta"),)
+        )
+        scores = said if isinstance(said, torch.Tensor) else said[0]
+        if scores.shape == (2, classes):
+            return [small] * (epochs * 2 // 3)
+        log.info("pictures of %d pixels give %s, not a score for each class: all epochs have the full size", small, scores.shape)
+    except Exception as error:  # noqa: BLE001  whatever a network raises at a size that it does not take
+        log.info("the network takes no pictures of %d pixels (%s): all epochs have the full size", small, str(error)[:200])
+    finally:
+        module.train(training)
     return []
+
+
+def _channels_last(module: torch.nn.Module) -> None:
+    """Convolutions on a CPU and on tensor cores are faster so. Not `Module.to`, which raises at weights of five dimensions."""
+    for weights in module.parameters():
+        if weights.ndim == 4:  # out, in, height, width
+            weights.data = weights.data.contiguous(memory_format=torch.channels_last)
 
 
 def _fitted(module: torch.nn.Module, card: Card, classes: int, *, fresh: bool) -> dict[str, Any]:
@@ -109,7 +127,14 @@ def _fitted(module: torch.nn.Module, card: Card, classes: int, *, fresh: bool) -
     return {"classes": classes}
 
 
-def _run(card: Card, module: torch.nn.Module, training: Training, labels: Sequence[str], source: dict[str, Any]) -> Run:
+def _run(
+    card: Card,
+    module: torch.nn.Module,
+    training: Training,
+    labels: Sequence[str],
+    source: dict[str, Any],
+    shown: dict[str, Any] | None = None,
+) -> Run:
     code = {"model.py": card.folder / "model.py"} if isinstance(card.source, ModuleSource) else {}
     return Run(
         card=card,
@@ -120,6 +145,7 @@ def _run(card: Card, module: torch.nn.Module, training: Training, labels: Sequen
         expected=best,
         labels=labels,
         parts=code,
+        shown=shown or {},
     )
 
 

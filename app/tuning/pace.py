@@ -9,14 +9,14 @@ class Pace:
     def __init__(self, now: float) -> None:
         self._began = now
         self._samples = 0
-        self._batches = 0
+        self._work = 0.0
         self._measurements = 0
         self._measuring = 0.0
 
-    def trained(self, samples: int, batches: int) -> None:
-        """One step was done."""
+    def trained(self, samples: int, work: float) -> None:
+        """One step was done. `work`: its batches, each as dear as it is."""
         self._samples += samples
-        self._batches += batches
+        self._work += work
 
     def measured(self, seconds: float) -> None:
         """The held-out part was measured. That is no training: it counts for the time left alone."""
@@ -27,10 +27,10 @@ class Pace:
         """Samples trained on per second."""
         return self._samples / self._training(now)
 
-    def seconds_left(self, now: float, batches: int, measurements: int) -> float:
-        """What so many batches and measurements will take. No measurement costs nothing until one was made."""
+    def seconds_left(self, now: float, work: float, measurements: int) -> float:
+        """What so much work and so many measurements will take. A measurement costs nothing until one was made."""
         one = self._measuring / self._measurements if self._measurements else 0.0
-        return self._training(now) / max(1, self._batches) * batches + one * measurements
+        return (self._training(now) / self._work if self._work else 0.0) * work + one * measurements
 
     def _training(self, now: float) -> float:
         return max(1e-9, now - self._began - self._measuring)

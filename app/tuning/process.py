@@ -26,7 +26,7 @@ from app.tasks.findings import PROBLEM
 from app.tuning.archive import remove
 from app.tuning.data import base_files, examine, opened
 from app.tuning.job import Job
-from app.tuning.room import give_back, held, is_full, with_causes
+from app.tuning.room import give_back, held, is_full, is_read_only, with_causes
 from app.tuning.spec import Spec, filled
 from app.tuning.store import Store
 from app.weights import sha256
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from app.tuning.run import Run
 
 _FIRST = 800  # when memory ends, before a worker that answers: a job goes on from its checkpoint
+_SAVING = 0.05  # share of the time that checkpoints may take: those of large models on slow disks take seconds
 _NOTE_S = 0.25  # between two notes of how far it has come, which are also when a cancel is heard
 _TELL_S = 1.0  # between two events of progress
 # As torch, CUDA and C++ put it, each in an exception of its own.
@@ -96,7 +97,7 @@ class Tuner:
             started -= state["seconds"]
             run.training.restore(state)
             log.info("going on from step %d", run.training.step)
-        known |= place(run.training)
+        known |= place(run.training) | run.shown
         self._store.note(self._job.id, "stage", {"stage": "training"}, result=known)
         self._train(run, checkpoint, started)
         result = measured(run.training, time.monotonic() - started) | known
@@ -145,7 +146,8 @@ class Tuner:
                 noted = now
             if now - saved > (pause_s / 5 if progress.metrics else pause_s):  # the end of an epoch is a better place
                 save(run.training.state() | {"seconds": now - started}, checkpoint)
-                saved, pause_s = time.monotonic(), min(2 * pause_s, self._settings.checkpoint_s)
+                saved = time.monotonic()
+                pause_s = max(min(2 * pause_s, self._settings.checkpoint_s), (saved - now) / _SAVING)
 
     def _tell(self, progress: Progress, device: torch.device, kind: str = "") -> None:
         from app.tuning.device import described, memory
@@ -179,6 +181,8 @@ def why(error: Exception) -> str:
         return error.detail
     if is_full(error):
         return "the disk is full; make room in HEARTH_HOME, then resume the job"
+    if is_read_only(error):
+        return "the disk is read-only; make HEARTH_HOME writable, then resume the job"
     errors = list(with_causes(error))
     said = " ".join(map(str, errors))
     numbers = {one.errno for one in errors if isinstance(one, OSError)}

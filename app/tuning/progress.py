@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
+
+_FALLEN = 0.98  # less than a fiftieth in an epoch is no longer worth waiting for
 
 
 class Measured(TypedDict):
@@ -44,3 +47,23 @@ def surer(metrics: Mapping[str, float], than: Mapping[str, float], name: str = "
     """As good by that one, which soon stands still on a small held-out part, and of a lower loss."""
     name = name or next(iter(metrics))
     return metrics[name] == than.get(name) and "loss" in metrics and better(metrics, than, "loss")
+
+
+@dataclass(slots=True)
+class Waited:
+    """Measurements without a gain, for `patience` to bear."""
+
+    count: int = 0
+    loss: float = math.inf
+    """Of the last one with a gain."""
+
+    def measured(self, metrics: Mapping[str, float], name: str = "", *, gained: bool) -> None:
+        """A loss that falls well is a gain, too, while the one that counts is not perfect: of uneven classes a new head names the
+        largest for several epochs, and no accuracy shows that it learns.
+        """
+        name = name or next(iter(metrics))
+        perfect = metrics[name] <= 0 if name.endswith("error_rate") else metrics[name] >= 1
+        if gained or (not perfect and metrics.get("loss", math.inf) < _FALLEN * self.loss):
+            self.count, self.loss = 0, metrics.get("loss", math.inf)
+        else:
+            self.count += 1

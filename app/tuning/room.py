@@ -14,7 +14,7 @@ from app.tuning.archive import remove
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 # As torch, safetensors and SQLite put it, each in an exception of its own.
 _NO_ROOM_WORDS = ("No space left on device", "database or disk is full")
-_READ_ONLY_WORDS = "attempt to write a readonly database"  # SQLite's
+_READ_ONLY_WORDS = ("attempt to write a readonly database",)
 _YOUNG_S = 3600.0  # an upload takes no longer
 _UNFINISHED = ("data", ".prepared.part", "model")
 _KEPT = ("log.txt", "lock")
@@ -22,16 +22,18 @@ _KEPT = ("log.txt", "lock")
 
 def is_full(error: BaseException) -> bool:
     """Whether it came of a full disk or quota."""
-    return any(
-        (isinstance(one, OSError) and one.errno in _NO_ROOM) or any(words in str(one) for words in _NO_ROOM_WORDS)
-        for one in with_causes(error)
-    )
+    return _says(error, _NO_ROOM, _NO_ROOM_WORDS)
 
 
 def is_read_only(error: BaseException) -> bool:
     """Whether it came of a disk that may not be written to."""
+    return _says(error, {errno.EROFS}, _READ_ONLY_WORDS)
+
+
+def _says(error: BaseException, numbers: set[int], words: tuple[str, ...]) -> bool:
     return any(
-        (isinstance(one, OSError) and one.errno == errno.EROFS) or _READ_ONLY_WORDS in str(one) for one in with_causes(error)
+        (isinstance(one, OSError) and one.errno in numbers) or any(some in str(one) for some in words)
+        for one in with_causes(error)
     )
 
 
@@ -50,12 +52,13 @@ def give_back(folder: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Remove all of a finished job but its log: what it was made from is no more needed, and may be gigabytes."""
-    with suppress(OSError):  # somebody forgets the job just now; what is left, the next foreman removes
-        for one in folder.iterdir():
-            if one.is_dir():
-                remove(one)
-            elif one.name not in _KEPT:
-                one.unlink()
+    with suppress(OSError):  # somebody forgets the job just now
+        for one in list(folder.iterdir()):
+            with suppress(OSError):  # what is left, the next foreman removes
+                if one.is_dir():
+                    remove(one)
+                elif one.name not in _KEPT:
+                    one.unlink()
 
 
 def is_young(path: Path) -> bool:

@@ -61,6 +61,11 @@ class Spec(BaseModel):
         None, description="texts, or pairs of them, in an epoch; where there are more, the next epoch takes the next ones"
     )
     rank: Annotated[int, Field(ge=1, le=256)] | None = Field(None, description="of the matrices of method lora")
+    small_first: bool | None = Field(
+        None,
+        description="pictures are smaller, by 5/7, in the first two thirds of the epochs, but for the first step: half the work. "
+        "Where the network takes them, and not below 128 pixels",
+    )
     augment: bool | None = Field(None, description="change pictures or recordings at random; null: as the data wants")
     traffic: Annotated[float, Field(ge=0, le=1)] = Field(
         1.0, description="share of the requests for `name` that the new version answers at once; the others answer the rest"
@@ -75,13 +80,13 @@ _ALL = {"weight_decay": 5e-4, "schedule": "cosine", "warmup": 0.15, "accumulate"
 }
 _TEXT = {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "weight_decay": 0.01, "clip_norm": 1.0} | {
     "precision": "auto",
-    "per_epoch": 16_384,
+    "per_epoch": 12_288,
 }
 _SPEECH = {"optimizer": "adamw", "weight_decay": 0.01, "warmup": 0.1, "clip_norm": 1.0, "augment": True}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "image-classification": {
         "full": {"epochs": 3, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}
-        | {"keep_statistics": True, "clip_norm": 1.0},
+        | {"keep_statistics": True, "clip_norm": 1.0, "small_first": True},
         "head": {"epochs": 60, "batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "augment": False, "patience": 10},
         "fresh": {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05},
     },
@@ -110,6 +115,7 @@ _NO_USE: dict[str, tuple[tuple[str, ...], str]] = {
     "label_smoothing": (_CLASSES, "what is learnt there are no classes whose targets could be smoothed"),
     "augment": (("image-classification", "speech-recognition"), "texts are not changed at random"),
     "keep_statistics": (("image-classification",), "their networks have no batch norms"),
+    "small_first": (("image-classification",), "only pictures come in sizes"),
     "per_epoch": (_TEXTS, "all of them make an epoch"),
 }
 """Field → the tasks that have a use for it, and why the others have none."""
@@ -134,6 +140,12 @@ def filled(spec: Spec, task: str) -> Spec:
     _check_use(spec, task)
     given = {name: value for name, value in spec.model_dump().items() if value is not None}
     wanted = _ALL | methods[method]
+    if spec.patience is not None:  # it may end the job before it has seen a picture of the real size
+        if spec.small_first:
+            raise Invalid(
+                "spec: small_first: its last epochs see the real size, and patience may end the job before; leave one out"
+            )
+        wanted |= {"small_first": False} if "small_first" in wanted else {}
     if spec.keep == "last":
         if spec.patience is not None:
             raise Invalid('spec: patience waits for better weights and keep = "last" wants none chosen; leave one out')
@@ -148,6 +160,10 @@ def _check_use(spec: Spec, task: str) -> None:
             raise Invalid(f"spec: {name}: has no use for {task}: {why}; leave it out")
     if spec.rank is not None and spec.method != "lora":
         raise Invalid(f"spec: rank: is that of lora's matrices, and {spec.method} has none; leave it out, or use method lora")
+    if spec.small_first and spec.method == "head":
+        raise Invalid(
+            "spec: small_first: for method head the network sees each picture once, as it is; leave it out, or use full"
+        )
     if spec.augment and spec.method == "head" and task == "image-classification":
         raise Invalid("spec: augment: for method head the network sees each picture once, as it is; leave it out, or use full")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
+from dataclasses import asdict
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from app.tuning import chance, optimize
 from app.tuning.average import Average
 from app.tuning.device import accelerator
 from app.tuning.pace import Pace
-from app.tuning.progress import Measured, Progress, better, surer
+from app.tuning.progress import Measured, Progress, Waited, better, surer
 from app.tuning.recipe import Recipe
 
 __all__ = ["Progress", "Recipe", "Training", "better"]
@@ -35,9 +36,17 @@ class Training:
     """
 
     def __init__(
-        self, module: torch.nn.Module, dataset: Dataset, recipe: Recipe, reached: Mapping[str, float] | None = None
+        self,
+        module: torch.nn.Module,
+        dataset: Dataset,
+        recipe: Recipe,
+        reached: Mapping[str, float] | None = None,
+        work: Callable[[int], float] = lambda epoch: 1.0,
     ) -> None:
-        """`reached`: what `module` measures now, for others to beat. Raises Invalid when the data does not fill one batch."""
+        """`reached`: what `module` measures now, to be beaten. `work`: what a batch of an epoch costs, beside those of others.
+
+        Raises Invalid when the data does not fill one batch.
+        """
         self.module = module
         self.metrics: dict[str, float] = dict(reached or {})
         """Of the weights that the run will end with, as far as it has come."""
@@ -61,7 +70,10 @@ class Training:
         self._loss, _, self._schedule = self._accelerator.prepare(_Loss(module, dataset), self._optimizer, schedule)
         self._average = Average(module, recipe.ema)
         self._kept: dict[str, torch.Tensor] | None = _copied(module) if reached else None
-        self._patience = 0  # measurements since the best one
+        costs = [work(epoch) for epoch in range(recipe.epochs)]
+        self._costs = [*costs, 0.0]
+        self._costs_from = [*accumulate(reversed(costs), initial=0.0)][::-1]  # of an epoch and all after it
+        self._waited = Waited()
         self._step = 0
         self._epoch_began = self._rng.get_state()
 
@@ -101,17 +113,16 @@ class Training:
                 rate = float(self._schedule.get_last_lr()[0])
                 self._schedule.step()
                 self._step += 1
-                pace.trained(sum(map(_samples, batches)), len(batches))
+                pace.trained(sum(map(_samples, batches)), len(batches) * self._costs[(self._step - 1) // self._per_epoch])
                 metrics = self._measure(pace) if self._step % self._per_epoch == 0 else {}
                 yield self._progress(value, rate, metrics, pace)
         self._end()
 
     def _enter(self) -> None:
         self.module.train()
-        if self.recipe.keep_statistics:
-            for part in self.module.modules():
-                if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
-                    part.eval()
+        for part in self.module.modules() if self.recipe.keep_statistics else ():
+            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+                part.eval()
 
     def _rest_of_epoch(self) -> Iterator[list[Batch]]:
         """The batches of each step that is left of this epoch, for all processes. Those before are made again and let go: so all
@@ -157,7 +168,7 @@ class Training:
         name, reached = self.recipe.metric, self.best["metrics"] if self.best else {}
         risen = better(metrics, reached, name)
         gained = risen or surer(metrics, reached, name)
-        self._patience = 0 if risen else self._patience + 1
+        self._waited.measured(metrics, name, gained=risen or self._step < self.recipe.warmup * self._steps)
         if gained:
             self.best = {"epoch": epoch, "step": self._step, "metrics": metrics}
         if gained or self.recipe.keep == "last":
@@ -191,8 +202,8 @@ class Training:
     def _progress(self, loss: float, rate: float, metrics: dict[str, float], pace: Pace) -> Progress:
         recipe, now = self.recipe, time.monotonic()
         epoch, steps = divmod(self._step, self._per_epoch)
-        batches = (recipe.epochs - epoch) * self._batches - steps * recipe.accumulate
-        measurements = -(-recipe.epochs // recipe.evaluate_every) - epoch // recipe.evaluate_every if batches else 0
+        left = self._batches * self._costs_from[epoch] - steps * recipe.accumulate * self._costs[epoch]
+        measurements = -(-recipe.epochs // recipe.evaluate_every) - epoch // recipe.evaluate_every if left else 0
         return Progress(
             step=self._step,
             steps=self._steps,
@@ -200,13 +211,13 @@ class Training:
             loss=loss,
             learning_rate=rate,
             samples_per_s=pace.samples_per_s(now),
-            seconds_left=pace.seconds_left(now, batches * self._accelerator.num_processes, measurements),
+            seconds_left=pace.seconds_left(now, left * self._accelerator.num_processes, measurements),
             metrics=metrics,
             best=self.best,
         )
 
     def _enough(self) -> bool:
-        return self.recipe.patience is not None and self._patience > self.recipe.patience
+        return self.recipe.patience is not None and self._waited.count > self.recipe.patience
 
     def _end(self) -> None:
         self._average.keep()
@@ -245,7 +256,7 @@ class Training:
             "kept": self._kept,
             "metrics": self.metrics,
             "best": self.best,
-            "patience": self._patience,
+            "waited": asdict(self._waited),
             "epoch_began": self._epoch_began,
             "rng": self._rng.get_state(),
             "chance": gather_object([chance.state(self.device)]),
@@ -261,7 +272,7 @@ class Training:
         self._schedule.load_state_dict(state["schedule"])
         self._average.restore(state["average"])
         self._kept, self.metrics, self.best = state["kept"], state["metrics"], state["best"]
-        self._patience = state["patience"]
+        self._waited = Waited(**state["waited"])
         self._epoch_began = state["epoch_began"]
         self._rng.set_state(state["rng"])
         chance.restore(state["chance"][self._accelerator.process_index], self.device)

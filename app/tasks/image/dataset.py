@@ -43,15 +43,19 @@ class ImageDataset:
         *,
         augment: bool,
         sides: Sequence[int] = (),
+        largest_first: bool = False,
         label_smoothing: float = 0.0,
     ) -> None:
-        """`sides`: height and width of the pictures in epoch 1, 2, …; in the epochs after those, as they were read."""
+        """`sides`: height and width of the pictures in epoch 1, 2, …; in the epochs after those, as they were read.
+        `largest_first`: so they are in the very first batch, too, that what has no memory for them fails at once.
+        """
         wanted = ImageInput(**card.input)
         self.labels = labels
         self._train = train
         self._held_out = held_out
         self._augment = augment
         self._sides = sides
+        self._largest_first = largest_first
         self._label_smoothing = label_smoothing
         self._mean = torch.tensor(wanted.mean).view(1, -1, 1, 1)
         self._std = torch.tensor(wanted.std).view(1, -1, 1, 1)
@@ -81,13 +85,23 @@ class ImageDataset:
     def batches(self, batch_size: int, rng: torch.Generator, epoch: int) -> Iterator[Batch]:
         """Shuffled, augmented, normalised: `pixels` float32 [B, C, H, W] channels-last, `target` int64 [B]."""
         pixels, labels = self._train
-        side = self._sides[epoch] if epoch < len(self._sides) else pixels.shape[-1]
         order = torch.randperm(len(labels), generator=rng)
-        for index in order[: self.steps(batch_size) * batch_size].view(-1, batch_size):
+        for number, index in enumerate(order[: self.steps(batch_size) * batch_size].view(-1, batch_size)):
             batch = pixels[index].float() / 255
+            first = self._largest_first and epoch == number == 0
+            side = pixels.shape[-1] if first else self._side(epoch)
             if self._augment:
                 batch = augment(batch, side, rng)
+            elif side != pixels.shape[-1]:
+                batch = functional.interpolate(batch, side, mode="bilinear", antialias=True)
             yield {"pixels": self._normalise(batch), "target": labels[index]}
+
+    def _side(self, epoch: int) -> int:
+        return self._sides[epoch] if epoch < len(self._sides) else int(self._train[0].shape[-1])
+
+    def work(self, epoch: int) -> float:
+        """What a batch of that epoch costs, as a share of what one of full size does."""
+        return float((self._side(epoch) / self._train[0].shape[-1]) ** 2)
 
     def prepare(self, module: torch.nn.Module) -> None:
         """A network with a `prepare` of its own sees normalised training pictures; others start from random weights."""

@@ -8,30 +8,61 @@ from torch import nn
 from torchvision import models
 
 from app.tasks.image.input import ImageInput
+from app.tuning import image
 from app.tuning.image import LEAST_SIDE, small_first
+
+
+def network(classes: int = 2) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes))
 
 
 @pytest.mark.parametrize(("crop", "epochs", "sides"), [(224, 3, [160, 160]), (288, 10, [192] * 6), (224, 1, []), (32, 3, [])])
 def test_pictures_are_smaller_in_the_first_two_thirds(crop: int, epochs: int, sides: list[int]):
-    assert small_first(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), ImageInput(crop=crop), epochs) == sides
+    assert small_first(network(), ImageInput(crop=crop), epochs, 2) == sides
     assert all(side >= LEAST_SIDE for side in sides)
 
 
 @pytest.mark.parametrize(
-    "module",
+    ("module", "side"),
     [
-        nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)),
-        models.inception_v3(init_weights=False, transform_input=False),  # as it answers it takes 192 pixels, as it trains not
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)), 224),
+        # As it answers it takes 192 pixels, as it trains not.
+        (models.inception_v3(num_classes=2, init_weights=False, transform_input=False), 299),
+        # Four scores for 224 pixels, one for 160.
+        (nn.Sequential(nn.Conv2d(3, 1, 3, padding=1), nn.AvgPool2d(112), nn.Flatten()), 224),
     ],
-    ids=["flat", "inception"],
+    ids=["flat", "inception", "as many scores as pixels"],
 )
-def test_a_network_that_takes_no_other_size_gets_its_own(module: nn.Module):
-    side = 224 if isinstance(module, nn.Sequential) else 299
-    assert small_first(module.eval(), ImageInput(crop=side), 3) == []
+def test_a_network_that_takes_no_other_size_gets_its_own(module: nn.Module, side: int, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "hearth")
+    classes = 4 if isinstance(module[-1] if isinstance(module, nn.Sequential) else None, nn.Flatten) else 2
+    assert small_first(module.eval(), ImageInput(crop=side), 3, classes) == []
+    assert "all epochs have the full size" in caplog.text
 
 
 def test_trying_a_size_leaves_no_trace():
-    module = models.resnet18().eval()
+    module = models.resnet18(num_classes=2).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    assert small_first(module, ImageInput(), 3) == [160, 160]
+    chance = torch.get_rng_state()
+    assert small_first(module, ImageInput(), 3, 2) == [160, 160]
     assert not module.training and all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+class Deep(nn.Module):
+    """With weights of five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(1, 4, (3, 3, 3))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] → [B, 3]."""
+        return self.last(self.mix(pixels[:, None]).mean((2, 3, 4)))
+
+
+def test_weights_of_any_shape_are_laid_out_as_they_can_be():
+    module = nn.ModuleList([Deep(), models.resnet18()])
+    image._channels_last(module)
+    assert module[1].conv1.weight.is_contiguous(memory_format=torch.channels_last)

@@ -10,14 +10,14 @@ from app.tuning.pace import Pace
 def test_measuring_is_no_training_but_takes_time():
     pace = Pace(100.0)
     for _ in range(4):
-        pace.trained(samples=64, batches=2)
+        pace.trained(samples=64, work=2)
     pace.measured(6.0)
     assert pace.samples_per_s(110.0) == 64.0, "256 samples in the four seconds that were not spent on measuring"
-    assert pace.seconds_left(110.0, batches=16, measurements=2) == 8.0 + 12.0
+    assert pace.seconds_left(110.0, work=16, measurements=2) == 8.0 + 12.0
 
 
 def test_at_first_nothing_is_known_of_measurements():
     pace = Pace(0.0)
-    pace.trained(samples=8, batches=1)
-    assert pace.seconds_left(0.5, batches=10, measurements=3) == pytest.approx(5.0)
+    pace.trained(samples=8, work=1)
+    assert pace.seconds_left(0.5, work=10, measurements=3) == pytest.approx(5.0)
     assert Pace(1.0).samples_per_s(1.0) == 0

@@ -16,8 +16,15 @@ def spec(**values: Any) -> Spec:
 
 def test_what_is_given_stands_above_what_gives_a_good_result():
     one = filled(spec(epochs=7), "text-classification")
-    assert (one.task, one.epochs, one.optimizer, one.per_epoch) == ("text-classification", 7, "adamw", 16_384)
+    assert (one.task, one.epochs, one.optimizer, one.per_epoch) == ("text-classification", 7, "adamw", 12_288)
     assert filled(one, "text-classification") == one
+
+
+def test_pictures_are_smaller_at_first_where_weights_know_pictures_and_the_job_sees_its_last_epochs():
+    assert filled(spec(), "image-classification").small_first
+    assert not filled(spec(start="fresh"), "image-classification").small_first
+    assert not filled(spec(patience=2, epochs=30), "image-classification").small_first
+    assert filled(spec(start="fresh", small_first=True), "image-classification").small_first
 
 
 def test_where_the_data_decides_nothing_is_filled_in_yet():
@@ -45,6 +52,9 @@ def test_where_the_data_decides_nothing_is_filled_in_yet():
         ({"per_epoch": 9}, "image-classification", "per_epoch: .* all of them make an epoch"),
         ({"rank": 8}, "speech-recognition", "rank: is that of lora's matrices, and full has none"),
         ({"method": "head", "augment": True}, "image-classification", "augment: for method head"),
+        ({"method": "head", "small_first": True}, "image-classification", "small_first: for method head"),
+        ({"small_first": True, "patience": 2}, "image-classification", "patience may end the job before"),
+        ({"small_first": True}, "speech-recognition", "small_first: .* only pictures come in sizes"),
     ],
 )
 def test_what_cannot_be_is_told(values: dict[str, Any], task: str, words: str):

@@ -218,6 +218,46 @@ def test_patience_waits_for_the_headline_and_the_surest_weights_are_kept() -> No
     assert training.metrics == {"accuracy": 1.0, "loss": 0.2}
 
 
+class Uneven(Clouds):
+    """Names the largest class in its first epochs, and is surer each time that it is not always right."""
+
+    def __init__(self, losses: list[float]) -> None:
+        super().__init__()
+        self.told = iter([{"accuracy": 0.8, "loss": loss} for loss in losses] + [{"accuracy": 1.0, "loss": 0.1}])
+
+    def score(self, module: torch.nn.Module) -> dict[str, float]:
+        return next(self.told)
+
+
+def test_patience_bears_epochs_in_which_only_the_loss_tells_that_something_is_learnt() -> None:
+    training = Training(net(), Uneven([0.6, 0.55, 0.5, 0.45, 0.4]), Recipe(epochs=6, batch_size=16, patience=1))
+    list(training)
+    assert training.metrics["accuracy"] == 1.0
+
+
+def test_a_loss_that_hardly_falls_is_not_waited_for() -> None:
+    training = Training(net(), Uneven([0.600, 0.598, 0.596, 0.594]), Recipe(epochs=5, batch_size=16, patience=1, warmup=0.0))
+    list(training)
+    assert training.metrics == {"accuracy": 0.8, "loss": 0.596}
+
+
+def test_no_patience_is_lost_while_the_learning_rate_climbs() -> None:
+    training = Training(net(), Uneven([0.6, 0.6, 0.6, 0.6]), Recipe(epochs=5, batch_size=16, patience=0, warmup=0.9))
+    list(training)
+    assert training.metrics["accuracy"] == 1.0
+
+
+def test_time_left_counts_what_later_epochs_cost() -> None:
+    training = Training(net(), Clouds(), Recipe(epochs=4, batch_size=16), work=lambda epoch: (0.5, 0.5, 0.5, 1.0)[epoch])
+    told = list(training)
+    per_epoch = len(told) // 4
+    done, left = 0.5 * (3 * per_epoch - 1), 0.5 + per_epoch
+    last = told[3 * per_epoch - 2]
+    trained_s = last.step * 16 / last.samples_per_s
+    assert last.seconds_left == pytest.approx(trained_s / done * left, rel=0.5), "but for the measurements"
+    assert told[-1].seconds_left == 0
+
+
 def test_progress_counts_to_the_end_and_measures_when_asked() -> None:
     _, told_of = run(Recipe(epochs=3, batch_size=16, evaluate_every=2, warmup=0.25, learning_rate=0.1))
     assert [progress.step for progress in told_of] == list(range(1, 13))
