@@ -14,6 +14,38 @@ import pytest
 from app import process
 from tests.conftest import ROOT
 
+ORPHAN = """
+import os, signal, sys, time
+from app.process import adopt_orphans, reaped
+adopt_orphans()
+told, tell = os.pipe()
+child = os.fork()
+if child == 0:
+    if os.fork() == 0:
+        os.write(tell, str(os.getpid()).encode())
+        signal.pause()
+    signal.pause()
+orphan = int(os.read(told, 20))
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+assert reaped(0) == 0, "it lives"
+os.kill(orphan, signal.SIGKILL)
+os.waitid(os.P_PID, orphan, os.WEXITED | os.WNOWAIT)
+assert reaped(0) == orphan, "for one of our own somebody may wait"
+assert reaped(orphan) == 0
+try:
+    os.waitpid(orphan, 0)
+except ChildProcessError:
+    print("gone")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's prctl")
+def test_what_a_killed_child_leaves_behind_is_ours_and_let_go_at_the_second_look():
+    told = subprocess.run([sys.executable, "-c", ORPHAN], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert told == "gone\n"
+
+
 SLICE = "import app.process as p; p.take_short_turns(); print([line for line in open('/proc/self/sched') if 'se.slice' in line])"
 
 

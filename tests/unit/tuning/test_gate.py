@@ -55,6 +55,18 @@ def test_a_tuner_stops_for_a_batch_and_goes_on_when_it_is_quiet(tmp_path: Path, 
     assert not stopped(tuner)
 
 
+def test_it_looks_often_only_while_requests_come(tmp_path: Path, tuner: Tuner):
+    box = BlackBox(tmp_path / "m.1.blackbox", create=True)
+    gate = Gate(tmp_path, 0.1, lambda: [tuner.pid])
+    gate.turn(10.0)
+    assert gate._pause_s(10.0) > 0.01
+    box.start(10.1, 0, [1])
+    gate.turn(10.1)
+    box.beat(10.2, 0)
+    gate.turn(10.2)
+    assert gate._pause_s(10.9) < 0.01 < gate._pause_s(11.2)
+
+
 def test_while_requests_come_it_gets_its_share(tmp_path: Path, tuner: Tuner):
     box = BlackBox(tmp_path / "m.1.blackbox", create=True)
     box.start(20.0, 0, [1])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -64,6 +65,44 @@ def test_the_network_of_a_first_tutorial_needs_no_weights(home: Path, store: Sto
     sets = ("start=fresh", "epochs=1", "batch_size=20")
     arguments = ["tune", "first", "--data", str(tmp_path / "idx"), "--as", "again", *(f"--set={one}" for one in sets)]
     assert CliRunner().invoke(app, arguments).exit_code == 0 and (home / "models" / "again@1" / "weights.safetensors").exists()
+
+
+PICTURES = """from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 7, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+"""
+
+
+def photographs(folder: Path) -> Path:
+    """Dark and light ones, of 224 pixels."""
+    chance = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 2)):
+        for label, most in (("dark", 90), ("light", 250)):
+            (folder / part / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = chance.integers(most - 60, most, (224, 224, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / part / label / f"{number}.png")
+    return folder
+
+
+def test_a_job_tells_which_sizes_its_pictures_had(home: Path, store: Store, tmp_path: Path):
+    own_network(home, PICTURES)
+    card = CARD.replace("[8, 8], crop = 8", "[224, 224], crop = 224")
+    (home / "models" / "first" / "card.toml").write_text(card)
+    data, told = photographs(tmp_path / "photographs"), {}
+    for name, values in {
+        "small": {"small_first": True},
+        "as they are": {},
+        "even": {"small_first": True, "augment": False},
+    }.items():
+        tuner = a_job(home, store, data, "first", start="fresh", epochs=3, batch_size=8, **values)
+        tuner.check()
+        tuner.train()
+        told[name] = store.get(tuner._job.id).result["picture_sides"]
+    assert told == {"small": [160, 160], "as they are": [], "even": [160, 160]}
 
 
 def test_a_speech_network_begins_afresh_without_weights(home: Path, store: Store, tmp_path: Path):

@@ -7,13 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from app.settings import Settings, jobs_folder
+from app.tuning import process
 from app.tuning.job import Job, new_id
 from app.tuning.process import Cancelled, Tuner, attempt
 from app.tuning.progress import Progress
@@ -86,6 +90,35 @@ def test_what_was_last_measured_is_told_until_the_next_time(home: Path, store: S
 
     assert told(tuner, {"accuracy": 0.5}) == told(tuner, {}) == {"accuracy": 0.5}
     assert told(Tuner(tuner._settings, store, store.get(tuner._job.id)), {}) == {"accuracy": 0.5}, "by the next tuner too"
+
+
+def test_checkpoints_that_take_seconds_are_rare(home: Path, store: Store, data: Path, monkeypatch: pytest.MonkeyPatch):
+    """A step takes a second, and so does a checkpoint: at most a twentieth of the time is theirs, after the first few."""
+    tuner, now, saved = a_job(home, store, data, "shades"), [0.0], []
+
+    def save(state: dict[str, Any], path: Path) -> None:
+        now[0] += 1.0
+        saved.append(state["seconds"])
+
+    def steps() -> Iterator[SimpleNamespace]:
+        for step in range(2, 400):
+            now[0] += 1.0
+            yield SimpleNamespace(step=step, metrics={})
+
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(process, "save", save)
+    monkeypatch.setattr(tuner, "_tell", lambda *_: None)
+
+    class Slow:
+        device = torch.device("cpu")
+        __iter__ = staticmethod(steps)
+
+        def state(self) -> dict[str, Any]:
+            return {}
+
+    tuner._train(SimpleNamespace(training=Slow()), home / "checkpoint.pt", 0.0)
+    assert saved[0] <= 2.0, "the first one comes soon"
+    assert all(after - before >= 20.0 for before, after in pairwise(saved)) and len(saved) > 15
 
 
 def ended(home: Path, store: Store, data: Path, forward: str) -> Job:

@@ -68,6 +68,24 @@ def test_small_pictures_come_first_if_the_recipe_says_so(archives: Path) -> None
     assert [next(dataset.batches(4, rng(), epoch))["pixels"].shape[-1] for epoch in range(4)] == [16, 24, 32, 32]
 
 
+def test_the_very_first_batch_may_be_as_large_as_they_will_be(archives: Path) -> None:
+    """What has no memory for that fails at once, not after two thirds of the epochs; all chance is the same."""
+    plain = ImageDataset.open(archives, card(), sides=[16])
+    read = plain._train, plain._held_out, plain.labels, card()
+    largest = ImageDataset(*read, augment=True, sides=[16], largest_first=True)
+    sizes = [[batch["pixels"].shape[-1] for batch in largest.batches(4, rng(), epoch)] for epoch in (0, 1)]
+    assert sizes == [[32, 16, 16, 16], [32] * 4]
+    ours, others = (list(one.batches(4, rng(), 0)) for one in (largest, plain))
+    assert all(torch.equal(ours[number]["pixels"], others[number]["pixels"]) for number in (1, 2, 3))
+    assert [largest.work(epoch) for epoch in (0, 1)] == [0.25, 1.0]
+
+
+def test_pictures_that_are_not_changed_are_made_smaller_too(archives: Path) -> None:
+    plain = ImageDataset.open(archives, card())
+    small = ImageDataset(plain._train, plain._held_out, plain.labels, card(), augment=False, sides=[16])
+    assert [next(small.batches(4, rng(), epoch))["pixels"].shape[-1] for epoch in (0, 1)] == [16, 32]
+
+
 def test_the_same_seed_gives_the_same_batches(archives: Path) -> None:
     dataset = ImageDataset.open(archives, card())
     one, two, other = (next(dataset.batches(16, rng(seed), 0))["pixels"] for seed in (5, 5, 6))
