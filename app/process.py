@@ -52,14 +52,20 @@ def reaped(dead: int) -> int:
 
     `dead`: what the last look told (0 at first).
     """
-    try:
-        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
+    if sys.platform != "linux":  # there nobody is adopted
         return 0
-    if found is None or found.si_pid != dead:
-        return found.si_pid if found else 0
+    if (found := _dead()) and found == dead:
+        with suppress(ChildProcessError):
+            os.waitpid(dead, os.WNOHANG)
+        return _dead()
+    return found
+
+
+def _dead() -> int:
+    """The first child that has ended; 0: none."""
     with suppress(ChildProcessError):
-        os.waitpid(dead, os.WNOHANG)
+        if found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return found.si_pid
     return 0
 
 
@@ -93,23 +99,23 @@ def take_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS if most < 0 else min(most, _DESCRIPTORS), most))
 
 
-def die_with(address: str) -> None:
+def die_with(address: str) -> socket.socket:
     """Ask the kernel to kill this process when whoever listens at `address` is gone, whatever becomes of its parent.
 
     The end of a connection that nobody ever writes to is told by a signal (fcntl(2), F_SETSIG): a model that computes, or hangs,
-    need not look. Raises OSError where nobody listens.
+    need not look. What is returned must be kept open. Raises OSError where nobody listens.
     """
+    leash = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     if sys.platform == "linux":
-        leash = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         leash.connect(address)
         fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(leash, _F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(leash, fcntl.F_SETFL, os.O_ASYNC)
-        leash.detach()  # open for as long as the process lives
+    return leash
 
 
-def live(life: Callable[[], object]) -> NoReturn:
-    """The whole life of a forked child, which must never return into its parent's loop."""
+def whole_life(life: Callable[[], object]) -> NoReturn:
+    """Of a forked child, which must never return into its parent's loop."""
     status = 1
     try:
         life()
@@ -117,7 +123,8 @@ def live(life: Callable[[], object]) -> NoReturn:
     except BaseException:  # noqa: BLE001  whatever it is, nobody above may catch it
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
+        with suppress(Exception):  # a pipe that nobody reads
+            sys.stderr.flush()
         os._exit(status)
 
 

@@ -59,6 +59,7 @@ OVERLOAD = {
     "let in of those who came back": Bar(least=1),
     "goodput at 10 x over that at 1 x": Bar(least=0.9),
     "single texts answered beside others": Bar(least=1),
+    "others too late that were let in": Bar(most=0),
     "their p99 over the deadline": Bar(most=1),
     "refused of the greedy one with a share": Bar(least=1),
 }

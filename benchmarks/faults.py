@@ -11,7 +11,7 @@ import psutil
 def processes(server: int, name: str = "") -> list[psutil.Process]:
     """Those of the supervisor `server` whose names begin with "hearth " and `name` ("http", "nursery", a model …), oldest first.
 
-    They are known by the folder in their environment: workers whose nursery was killed are nobody's children.
+    They are known by the folder in their environment: those whose parent was killed are the supervisor's children.
     """
     with contextlib.suppress(psutil.NoSuchProcess):
         ours = {folder(child) for child in psutil.Process(server).children()} - {None}

@@ -94,7 +94,10 @@ def _single(url: str, raw: bytes, rate: float, seconds: float, other: tuple[byte
     answers = load.run(url, [raw], rate=rate, seconds=seconds)
     p50, p99 = answers.ms(0.5, 0.99)
     found = {"p50_ms": p50, "p99_ms": p99, "answered": 1 - answers.failed() / max(1, len(answers.all))}
-    return found | ({"other_rps": load.finish(beside).rate()} if beside else {})
+    if not beside:
+        return found
+    others = load.finish(beside)
+    return found | {"other_rps": others.rate(), "other_late": len(others.of(504))}
 
 
 def bulk_of(call: Call) -> Call:
@@ -143,6 +146,7 @@ def figures(floods: dict[str, Any], neighbours: dict[str, Any], deadline_ms: flo
         "let in of those who came back": sum(one["let_in"] for one in over) / came if came else math.nan,
         "goodput at 10 x over that at 1 x": floods["10 x"]["goodput_rps"] / floods["1 x"]["goodput_rps"],
         "single texts answered beside others": min(one["answered"] for one in neighbours.values()),
+        "others too late that were let in": sum(one.get("other_late", 0) for one in neighbours.values()),
         "their p99 over the deadline": max(one["p99_ms"] / one["deadline_ms"] for one in neighbours.values()),
         "refused of the greedy one with a share": neighbours["greedy, with a share"]["other_refused"],
     }

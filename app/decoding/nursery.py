@@ -35,7 +35,7 @@ def begin() -> socket.socket:
         return spawn()
     ours, theirs = socket.socketpair()
     if not os.fork():
-        process.live(lambda: _be_nursery(theirs))
+        process.whole_life(lambda: _be_nursery(theirs))
     theirs.close()
     return ours
 
@@ -104,7 +104,7 @@ class Nursery:
         pid = os.fork()
         if pid == 0:
             self._control.close()
-            process.live(lambda: _be_decoder(number, room, descriptor))
+            process.whole_life(lambda: _be_decoder(number, room, descriptor))
         os.close(descriptor)
         self._pids[number] = pid
 

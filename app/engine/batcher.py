@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_YIELDED = 0.25  # of the time allowed
+_YIELDED = 0.125  # of the time allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Waiting:
 
 
 def yields_s(before: int, max_batch: int, allowed_s: float) -> float:
-    """How much younger a sample counts that has so many of its own request before it: up to a quarter of its time, from a full
-    batch on. Admission leaves a quarter free (`pool/admission.py`), so what was let in is still answered in time.
+    """How much younger a sample counts that has so many of its own request before it: up to an eighth of its time, from a full
+    batch on. Of the quarter that admission leaves free (`pool/admission.py`) as much stays for what is uneven.
     """
     return _YIELDED * allowed_s * min(1.0, before / max_batch)
 
@@ -49,6 +49,7 @@ class Batcher:
         self._padded = padded
         self._max_wait_s = max_wait_s
         self._queue: dict[int, Waiting] = {}  # in order of arrival
+        self._yielding = False  # something that waits does, or lately did: else that is the order of turns
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -58,6 +59,7 @@ class Batcher:
         if sample.cost > self._max_cost:
             return False
         self._queue[sample.id] = sample
+        self._yielding |= sample.yields_s > 0
         return True
 
     def too_much(self, cost: float) -> None:
@@ -88,10 +90,14 @@ class Batcher:
         """Remove and return the next batch, dearest sample first; empty if nothing waits."""
         if not self._queue:
             return []
-        oldest, *others = sorted(self._queue.values(), key=lambda sample: sample.turn)
+        queue = list(self._queue.values())
+        if self._yielding:
+            queue.sort(key=lambda sample: sample.turn)
+        oldest, *others = queue
         batch = [oldest] if oldest.alone else self._gather(oldest, others)
         for sample in batch:
             del self._queue[sample.id]
+        self._yielding &= bool(self._queue)
         return sorted(batch, key=lambda sample: -sample.cost)
 
     def _gather(self, oldest: Waiting, others: list[Waiting]) -> list[Waiting]:

@@ -1,11 +1,11 @@
 """The nursery: imports what workers need once, then forks them in milliseconds. Never touches CUDA or threads.
 
-`python -m app.engine.nursery FD ADDRESS` talks JSON lines over the socket FD: it reads `{"spec": …}`, and `{"expect": …}` of
+`python -m app.engine.nursery FD FOLDER` talks JSON lines over the socket FD: it reads `{"spec": …}`, and `{"expect": …}` of
 workers that it will have to replace, and writes `{"forked": name, "pid": n}` and `{"exited": name, "status": n}`. It ends with
 its socket. Its workers end with the supervisor, not with it, and so does its spare: a copy of itself that it forks as soon as it
-has imported something, which says `{"spare": pid}` at ADDRESS and becomes the next nursery at the first word that it hears. To
-import torch anew takes seconds, in which nothing that died could be replaced.
-Our own forty lines instead of `multiprocessing.forkserver`: that one re-imports the caller's `__main__` in every child, tells
+has imported something, which says `{"spare": pid}` at FOLDER/nursery and becomes the next nursery at the first word it hears.
+To import torch anew takes seconds, in which nothing that died could be replaced.
+Our own instead of `multiprocessing.forkserver`: that one re-imports the caller's `__main__` in every child, tells
 no exit status of a child that was killed while it was starting, and leaves the children running when it dies itself.
 """
 
@@ -26,7 +26,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from app.process import die_with, die_with_parent, go_first, live, set_name
+from app.logs import log
+from app.process import die_with, die_with_parent, go_first, set_name, whole_life
+from app.wire.sockets import address
 
 _FOR_ALL = (
     "app.engine.worker",
@@ -49,9 +51,10 @@ _FIRST = 500  # of the workers when memory ends, before all that mends their los
 class Nursery:
     """Forks on request, reaps, and tells of both."""
 
-    def __init__(self, control: socket.socket, address: str) -> None:
+    def __init__(self, control: socket.socket, folder: str) -> None:
         self._control = control
-        self._address = address
+        self._folder = folder
+        self._leash: socket.socket | None = None
         self._names: dict[int, str] = {}
         self._unread = b""
         self._missing: tuple[str, ...] = _FOR_MODULES
@@ -89,16 +92,25 @@ class Nursery:
 
     def _stand_by(self) -> None:
         set_name("hearth spare")
-        die_with(self._address)
-        self._control.close()
+        self._let_go()
         self._names, self._unread, self._spare_after = {}, b"", 0.0
         self._hear_of_children()
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._control.connect(self._address)
+        try:
+            self._leash = die_with(address(self._folder, "supervisor"))
+            self._control.connect(address(self._folder, "nursery"))
+        except OSError:  # the supervisor is just closing
+            sys.exit()
         self._tell(spare=os.getpid())
         if not self._control.recv(1, socket.MSG_PEEK):
             sys.exit()
         set_name("hearth nursery")
+
+    def _let_go(self) -> None:
+        """In a copy: what only the nursery itself needs."""
+        self._control.close()
+        if self._leash is not None:
+            self._leash.close()
 
     def _read(self) -> bool:
         data = self._control.recv(1 << 16)
@@ -117,14 +129,24 @@ class Nursery:
                 _preload(missing)
             except Exception:  # noqa: BLE001  whoever needs it fails alone and says why; the other workers live on
                 traceback.print_exc()
-            if self._spare:  # the next one has what was imported
-                os.kill(self._spare, signal.SIGKILL)
-                self._spare, self._spare_after = 0, 0.0
+            self._renew_spare()
+
+    def _renew_spare(self) -> None:
+        """The next one has what was imported since."""
+        if self._spare:
+            os.kill(self._spare, signal.SIGKILL)
+            self._spare, self._spare_after = 0, 0.0
 
     def _fork(self, spec: dict[str, Any]) -> None:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no room for a process now
+            log.error("%s could not be forked: %s", spec["name"], error.strerror)
+            self._tell(exited=spec["name"], status=1)
+            return
         if pid == 0:
-            live(lambda: _be_worker(spec, self._control))
+            self._let_go()
+            whole_life(lambda: _be_worker(spec))
         self._names[pid] = spec["name"]
         self._tell(forked=spec["name"], pid=pid)
 
@@ -154,17 +176,16 @@ def _has_compiled(spec: dict[str, Any]) -> bool:
     return any(Path(spec["home"], "compute").glob(f"{model}-*/module.json"))
 
 
-def _be_worker(spec: dict[str, Any], control: socket.socket) -> None:
-    """The child's whole life."""
-    die_with(spec["control"])
+def _be_worker(spec: dict[str, Any]) -> None:
+    leash = die_with(spec["control"])
     go_first(_FIRST)
     set_name(f"hearth {spec['name']}")
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    control.close()
     from app.engine.worker import main
 
-    main(spec)
+    with leash:
+        main(spec)
 
 
 def main() -> None:

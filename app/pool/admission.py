@@ -16,6 +16,7 @@ from app.keys import Key
 _NEWEST = 0.3  # weight of the newest batch
 _FAR = 3.0  # times the usual pace: more is not believed at once, or one slow batch would make us refuse what would be answered
 _LONGEST_S = 60.0  # that anyone is told to wait: what will be after that, nobody knows
+_QUEUES = 4.0  # as many times what waits now may be promised: one caller who asks again at once must not send all others far away
 _MARGIN = 0.75  # share of the time allowed that the expected wait may fill: batches and arrivals are uneven
 
 
@@ -71,7 +72,8 @@ class Admission:
             wait_s = expected_s - _MARGIN * allowed_s
             why = f"{before} inputs wait, this one would be answered in {expected_s:.1f} s and may take {allowed_s:.1f} s"
         comes = max(now + wait_s, self.promised)
-        self.promised = min(comes + inputs * self.pace_s / workers, now + _LONGEST_S)
+        longest_s = min(_LONGEST_S, _QUEUES * before * self.pace_s / workers)
+        self.promised = min(comes + inputs * self.pace_s / workers, now + max(wait_s, longest_s))
         wait_s = max(1.0, comes - now)
         raise TooBusy(f"{self.model}: {why}; come back in {math.ceil(wait_s)} s", retry_after_s=wait_s)
 

@@ -164,7 +164,9 @@ def _end_of(pid: int) -> asyncio.Future[int]:
     end: asyncio.Future[int] = loop.create_future()
 
     def wait() -> None:
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        status = -signal.SIGKILL
+        with contextlib.suppress(ChildProcessError):  # it was let go with the orphans: its keeper told of it too late
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(end.set_result, status)
 

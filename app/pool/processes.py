@@ -15,6 +15,7 @@ from typing import Any
 from app.logs import log
 from app.process import command, search_path
 from app.settings import inherited_environment
+from app.wire.sockets import address
 
 Exited = Callable[[str, int, int], None]
 """Told a process's name, pid (0: it was never forked) and exit status (negative: the signal that killed it)."""
@@ -22,6 +23,7 @@ Exited = Callable[[str, int, int], None]
 _LINE_BYTES = 1 << 20  # a worker's spec holds its card and file names
 
 _SPARE_S = 0.2  # until a spare that was just forked has said so; to begin anew takes seconds
+_AGAIN_S = 1.0
 _FOREMAN_S = 5.0  # its own tasks take no time; its tuners are started again, whenever they end
 
 
@@ -37,10 +39,10 @@ class _Spare:
 class Nursery:
     """The forking process, and the workers by name while they live."""
 
-    def __init__(self, environment: Mapping[str, str], address: str, forked: Callable[[str, int], None], exited: Exited) -> None:
-        """`address`: where its spares say that they are there."""
+    def __init__(self, environment: Mapping[str, str], folder: str, forked: Callable[[str, int], None], exited: Exited) -> None:
+        """`folder`: where its spares say that they are there."""
         self._environment = environment
-        self._address = address
+        self._folder = folder
         self._forked = forked
         self._exited = exited
         self.workers: dict[str, int] = {}
@@ -56,9 +58,14 @@ class Nursery:
 
     async def run(self) -> None:
         """Keep a nursery alive. When one dies its workers live on, and the end of each is reported like any other."""
-        self._listening = await asyncio.start_unix_server(self._meet, self._address, limit=_LINE_BYTES)
+        self._listening = await asyncio.start_unix_server(self._meet, address(self._folder, "nursery"), limit=_LINE_BYTES)
         while True:
-            reader = await self._promote() or await self._start()
+            try:
+                reader = await self._promote() or await self._start()
+            except OSError as error:
+                log.error("no nursery can be started for now: %s", error)
+                await asyncio.sleep(_AGAIN_S)
+                continue
             for name in self.workers:  # it will have to replace them
                 self._send(expect=self._specs[name])
             for spec in self._asked.values():
@@ -69,13 +76,17 @@ class Nursery:
             await self._bury()
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A spare says that it is there. Whoever only wants to hear of our end (`process.die_with`) says nothing."""
+        """A spare says that it is there."""
+        line = b""
         with contextlib.suppress(ConnectionError):
-            if line := await reader.readline():
-                if self._spare:
-                    self._spare.writer.close()
-                self._spare = _Spare(json.loads(line)["spare"], reader, writer)
-                self._met.set()
+            line = await reader.readline()
+        if not line:
+            writer.close()
+            return
+        if self._spare:
+            self._spare.writer.close()
+        self._spare = _Spare(json.loads(line)["spare"], reader, writer)
+        self._met.set()
 
     def fork(self, spec: dict[str, Any]) -> None:
         """Ask for a worker. It is reported as forked, and later as exited, whatever happens."""
@@ -103,8 +114,12 @@ class Nursery:
             self._met.clear()
             with contextlib.suppress(TimeoutError):  # it may just have been forked
                 await asyncio.wait_for(self._met.wait(), _SPARE_S)
+        await asyncio.sleep(0)  # of a spare that was killed with it, we hear in this turn of the loop
         spare, self._spare = self._spare, None
-        if spare is None or spare.reader.at_eof():
+        if spare is None:
+            return None
+        if spare.reader.at_eof():
+            spare.writer.close()
             return None
         self._pid, self._writer = spare.pid, spare.writer
         return spare.reader
@@ -116,7 +131,7 @@ class Nursery:
             "OPENBLAS_NUM_THREADS": "1",  # numpy's pool: a thread before a fork is a risk, and torch has its own
         }
         self._process = await asyncio.create_subprocess_exec(
-            *command("app.engine.nursery", str(theirs.fileno()), self._address),
+            *command("app.engine.nursery", str(theirs.fileno()), self._folder),
             pass_fds=[theirs.fileno()],
             env=environment,
             start_new_session=True,  # Ctrl-C in the terminal is for the supervisor alone
@@ -136,6 +151,7 @@ class Nursery:
             self.workers[name] = words["pid"]
             self._forked(name, words["pid"])
         elif name := words.get("exited"):
+            self._asked.pop(name, None)
             self._gone(name, words["status"])
 
     async def _bury(self) -> None:

@@ -59,7 +59,7 @@ class Supervisor:
         self._settled = asyncio.Event()
         self._stop = asyncio.Event()
         self._broken = False
-        self._nursery = Nursery(environment, address(str(folder), "nursery"), self._on_forked, self._on_exited)
+        self._nursery = Nursery(environment, str(folder), self._on_forked, self._on_exited)
         self._loading = Loading(settings, roster, folder, fetch, self._nursery, self)
         self._switching = Switching(roster, traffic, self._loading, self, kept=settings.versions, grace_s=settings.timeout_s)
         self.renewal = Renewal(settings, roster, self._loading, self._switching, self)
@@ -233,7 +233,7 @@ class Supervisor:
                     self._nursery.kill(name)
 
     async def _reap(self) -> None:
-        """Of processes that were killed, what they had started: decoders, workers."""
+        """Let go what killed processes had started: decoders, workers, spares."""
         dead = 0
         while True:
             await asyncio.sleep(_WATCH_S)

@@ -15,7 +15,7 @@ from pathlib import Path
 from app.wire.blackbox import BlackBox
 
 _TICK_S = 0.002  # between two looks while requests come; the shortest batches take as long
-_DOZE_S = 0.02  # between two looks when none came for a while: 500 looks a second take a fifteenth of a core
+_DOZE_S = 0.01  # between two looks when none came for a while: 500 looks a second take a fifteenth of a core
 _AWAKE_S = 1.0  # after a batch
 _QUIET_S = 0.05  # without a batch, after which tuners run freely again
 _PERIOD_S = 0.1  # of which tuners get their share while requests come, in one piece

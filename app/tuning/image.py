@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,9 +58,9 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     augment = report.get("augment", True) if spec.augment is None else spec.augment
     chosen = recipe(spec, pictures)
     sides = small_first(module, ImageInput(**card.input), chosen.epochs, len(labels)) if spec.small_first else []
-    smoothing = spec.label_smoothing or 0.0
+    smoothing, largest = spec.label_smoothing or 0.0, accelerator().num_processes if sides else 0
     dataset = ImageDataset(
-        train, val, labels, card, augment=augment, sides=sides, largest_first=bool(sides), label_smoothing=smoothing
+        train, val, labels, card, augment=augment, sides=sides, largest_first=largest, label_smoothing=smoothing
     )
     if spec.start == "fresh":
         dataset.prepare(module)
@@ -77,20 +78,17 @@ def small_first(module: torch.nn.Module, wanted: ImageInput, epochs: int, classe
     small = wanted.crop * 5 // 7 // 32 * 32
     if small < LEAST_SIDE or epochs < 2:
         return []
-    tensors = {name: value.to("meta") for name, value in module.state_dict().items()}
-    training = module.training
+    weights = {id(one): torch.nn.Parameter(one.to("meta"), requires_grad=False) for one in module.parameters()}
+    buffers = {id(one): one.to("meta") for one in module.buffers()}
     try:  # as in training: Inception then has a second head, which takes less
-        said = torch.func.functional_call(
-            module.train(), tensors, (torch.empty(2, channels_of(wanted), small, small, device="meta"),)
-        )
+        tried = deepcopy(module, {**weights, **buffers}).train()  # the copy has these in their place
+        said = tried(torch.empty(2, channels_of(wanted), small, small, device="meta"))
         scores = said if isinstance(said, torch.Tensor) else said[0]
         if scores.shape == (2, classes):
             return [small] * (epochs * 2 // 3)
         log.info("pictures of %d pixels give %s, not a score for each class: all epochs have the full size", small, scores.shape)
     except Exception as error:  # noqa: BLE001  whatever a network raises at a size that it does not take
         log.info("the network takes no pictures of %d pixels (%s): all epochs have the full size", small, str(error)[:200])
-    finally:
-        module.train(training)
     return []
 
 

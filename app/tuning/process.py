@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _FIRST = 800  # when memory ends, before a worker that answers: a job goes on from its checkpoint
 _SAVING = 0.05  # share of the time that checkpoints may take: those of large models on slow disks take seconds
+_RAREST_S = 600.0  # between two checkpoints, whatever one takes
 _NOTE_S = 0.25  # between two notes of how far it has come, which are also when a cancel is heard
 _TELL_S = 1.0  # between two events of progress
 # As torch, CUDA and C++ put it, each in an exception of its own.
@@ -135,7 +136,7 @@ class Tuner:
     def _train(self, run: Run, checkpoint: Path, started: float) -> None:
         noted = told = saved = time.monotonic()
         # The first checkpoints come soon: so a job gets on that is killed more often than it is saved.
-        pause_s = self._settings.checkpoint_s / 16
+        pause_s, least_s = self._settings.checkpoint_s / 16, 0.0
         for progress in run.training:
             now = time.monotonic()
             if progress.metrics or progress.step == 1 or now - told > _TELL_S:
@@ -144,10 +145,10 @@ class Tuner:
             elif now - noted > _NOTE_S:
                 self._tell(progress, run.training.device)
                 noted = now
-            if now - saved > (pause_s / 5 if progress.metrics else pause_s):  # the end of an epoch is a better place
+            if now - saved > max(least_s, pause_s / 5 if progress.metrics else pause_s):  # the end of an epoch is a better place
                 save(run.training.state() | {"seconds": now - started}, checkpoint)
                 saved = time.monotonic()
-                pause_s = max(min(2 * pause_s, self._settings.checkpoint_s), (saved - now) / _SAVING)
+                pause_s, least_s = min(2 * pause_s, self._settings.checkpoint_s), min((saved - now) / _SAVING, _RAREST_S)
 
     def _tell(self, progress: Progress, device: torch.device, kind: str = "") -> None:
         from app.tuning.device import described, memory

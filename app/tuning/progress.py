@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-_FALLEN = 0.98  # less than a fiftieth in an epoch is no longer worth waiting for
+_FALLS = ("error_rate", "loss")  # the better the lower
+_FALLEN = 0.98  # of what it was at the last gain: less is no longer worth waiting for
 
 
 class Measured(TypedDict):
@@ -40,7 +41,7 @@ def better(metrics: Mapping[str, float], than: Mapping[str, float], name: str = 
     name = name or next(iter(metrics))
     if name not in than:
         return True
-    return metrics[name] < than[name] if name.endswith(("error_rate", "loss")) else metrics[name] > than[name]
+    return metrics[name] < than[name] if name.endswith(_FALLS) else metrics[name] > than[name]
 
 
 def surer(metrics: Mapping[str, float], than: Mapping[str, float], name: str = "") -> bool:
@@ -62,7 +63,7 @@ class Waited:
         largest for several epochs, and no accuracy shows that it learns.
         """
         name = name or next(iter(metrics))
-        perfect = metrics[name] <= 0 if name.endswith("error_rate") else metrics[name] >= 1
+        perfect = metrics[name] <= 0 if name.endswith(_FALLS) else metrics[name] >= 1
         if gained or (not perfect and metrics.get("loss", math.inf) < _FALLEN * self.loss):
             self.count, self.loss = 0, metrics.get("loss", math.inf)
         else:

@@ -272,7 +272,7 @@ class Training:
         self._schedule.load_state_dict(state["schedule"])
         self._average.restore(state["average"])
         self._kept, self.metrics, self.best = state["kept"], state["metrics"], state["best"]
-        self._waited = Waited(**state["waited"])
+        self._waited = Waited(**state.get("waited", {}))  # not there: of an earlier release
         self._epoch_began = state["epoch_began"]
         self._rng.set_state(state["rng"])
         chance.restore(state["chance"][self._accelerator.process_index], self.device)

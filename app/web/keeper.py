@@ -44,7 +44,7 @@ def keep(control: socket.socket, listening: socket.socket, live: Live) -> None:
             left = _left(ours, home)  # first: it closes whatever is not ours
             live(number, (listening.dup() if shared else listening) if accepting else None, left)
 
-        process.live(life)
+        process.whole_life(life)
 
     with control.makefile("rb") as numbers:
         for line in numbers:

@@ -194,9 +194,27 @@ def test_workers_outlive_a_killed_nursery_and_its_spare_replaces_them(server: Se
     assert not load.wrong
 
 
+def test_promotions_leave_no_descriptors_behind(server: Server):
+    def held() -> tuple[int, int]:
+        return server.children()["hearth nursery"].num_fds(), psutil.Process(server.process.pid).num_fds()
+
+    def promoted() -> None:
+        nursery, heir = server.children()["hearth nursery"], spare(server)
+        nursery.kill()
+        wait_for(lambda: heir.name() == "hearth nursery")
+        spare(server, besides=heir.pid)
+
+    promoted()  # the first one was started otherwise
+    before = held()
+    for _ in range(5):
+        promoted()
+    wait_for(lambda: held() <= (before[0], before[1] + 1))
+
+
 def test_a_nursery_that_is_killed_with_its_spare_begins_anew(server: Server):
     pid, nursery, heir = server.worker(), server.children()["hearth nursery"], spare(server)
     with Load(server) as load:
+        nursery.suspend()  # it must not fork another
         for process in (heir, nursery):
             process.kill()
         wait_for(lambda: (one := server.children().get("hearth nursery")) and one.pid not in (nursery.pid, heir.pid), 60)

@@ -43,11 +43,11 @@ class ImageDataset:
         *,
         augment: bool,
         sides: Sequence[int] = (),
-        largest_first: bool = False,
+        largest_first: int = 0,
         label_smoothing: float = 0.0,
     ) -> None:
         """`sides`: height and width of the pictures in epoch 1, 2, …; in the epochs after those, as they were read.
-        `largest_first`: so they are in the very first batch, too, that what has no memory for them fails at once.
+        `largest_first`: so they are in that many of the first batches, too: what has no memory for them fails at once.
         """
         wanted = ImageInput(**card.input)
         self.labels = labels
@@ -88,7 +88,7 @@ class ImageDataset:
         order = torch.randperm(len(labels), generator=rng)
         for number, index in enumerate(order[: self.steps(batch_size) * batch_size].view(-1, batch_size)):
             batch = pixels[index].float() / 255
-            first = self._largest_first and epoch == number == 0
+            first = epoch == 0 and number < self._largest_first
             side = pixels.shape[-1] if first else self._side(epoch)
             if self._augment:
                 batch = augment(batch, side, rng)

@@ -63,12 +63,12 @@ def test_a_request_of_many_samples_lets_those_go_first_that_come_while_it_waits(
     assert ids(batcher.next_batch()) == {0, 1, 2, 3}
     batcher.add(waiting(100, cost=5.0, arrived=1.0))
     assert 100 in ids(batcher.next_batch()), "others of its length may fill the batch, but it is the oldest"
-    batcher.add(waiting(101, arrived=7.6))
-    assert ids(batcher.next_batch()) == {7, 8, 9, 10}, "not for longer than a quarter of its time: 7.5 s"
+    batcher.add(waiting(101, arrived=3.8))
+    assert ids(batcher.next_batch()) == {7, 8, 9, 10}, "not for longer than an eighth of its time: 3.75 s"
 
 
 def test_what_a_sample_yields_is_bounded_by_its_own_time():
-    assert [yields_s(before, 4, 2.0) for before in (0, 1, 4, 400)] == [0.0, 0.125, 0.5, 0.5]
+    assert [yields_s(before, 4, 2.0) for before in (0, 1, 4, 400)] == [0.0, 0.0625, 0.25, 0.25]
 
 
 def test_after_too_much_for_the_memory_batches_stay_below_half_of_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from pathlib import Path
@@ -32,3 +33,21 @@ def test_a_library_that_cannot_be_loaded_costs_no_other_worker(
             assert json.loads(ours.recv(4096)) == {"forked": name, "pid": 42}
     assert len(tried) == 1, "it is not tried again for every worker"
     assert "libcudart" in capsys.readouterr().err
+
+
+def test_a_worker_that_cannot_be_forked_is_told_as_ended_and_the_nursery_lives_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(nursery, "_has_compiled", lambda spec: True)
+    monkeypatch.setattr(nursery, "os", SimpleNamespace(fork=fork))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        forks = nursery.Nursery(theirs, "")
+        ours.sendall(json.dumps({"spec": {"name": "toy.1", "home": str(tmp_path)}}).encode() + b"\n")
+        assert forks._read()
+        assert json.loads(ours.recv(4096)) == {"exited": "toy.1", "status": 1}
+        forks._fork_spare()
+        assert forks._spare == 0

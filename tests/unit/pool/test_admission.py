@@ -60,9 +60,13 @@ def test_what_was_promised_to_callers_who_did_not_come_is_forgotten_with_the_que
     assert refused(full, inputs=10).retry_after_s == pytest.approx(3.0)
 
 
-def test_nobody_is_told_more_than_a_minute_beyond_the_queue():
-    full = queue(120)
-    assert max(refused(full, inputs=100).retry_after_s or 0 for _ in range(50)) == pytest.approx(60.0)
+def test_one_caller_who_asks_over_and_over_does_not_send_the_others_far_away():
+    full = queue(100, pace_s=0.01)
+    for _ in range(1000):
+        refused(full)
+    assert refused(full).retry_after_s == pytest.approx(4.0), "four times what the queue takes"
+    long = queue(100, pace_s=9.0)
+    assert max(refused(long).retry_after_s or 0 for _ in range(50)) == pytest.approx(60.0)
 
 
 def test_a_request_larger_than_the_queue_enters_when_it_is_half_empty():

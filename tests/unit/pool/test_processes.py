@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from app.pool.processes import Nursery
 
@@ -25,3 +26,34 @@ async def test_a_worker_outlives_its_nursery_and_its_end_is_told_once():
         assert await asyncio.wait_for(told.get(), 30) == ("m.1", worker.pid, -signal.SIGKILL)
     await asyncio.sleep(0)
     assert told.empty() and not nursery.workers
+
+
+async def test_a_worker_that_could_not_be_forked_ends_once():
+    told: list[tuple[str, int, int]] = []
+    nursery = Nursery({}, "", lambda *_: None, lambda *end: told.append(end))
+    nursery.fork({"name": "m.1"})
+    nursery._hear({"exited": "m.1", "status": 1})
+    await nursery._bury()
+    assert told == [("m.1", 0, 1)]
+
+
+async def test_a_spare_that_is_dead_is_not_promoted(tmp_path: Path):
+    """Nor does the connection of one that ended stay open."""
+    nursery = Nursery({}, str(tmp_path), lambda *_: None, lambda *_: None)
+    server = await asyncio.start_unix_server(nursery._meet, tmp_path / "nursery")
+    async with server:
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "nursery")
+        writer.write(b'{"spare": 4711}\n')
+        await asyncio.wait_for(nursery._met.wait(), 30)
+        assert nursery._spare is not None and await nursery._promote() is not None
+        nursery._met.clear()
+        _, second = await asyncio.open_unix_connection(tmp_path / "nursery")
+        second.write(b'{"spare": 4712}\n')
+        await asyncio.wait_for(nursery._met.wait(), 30)
+        dead = nursery._spare
+        second.close()
+        await second.wait_closed()
+        assert await nursery._promote() is None
+        assert dead.writer.is_closing()
+        writer.close()
+    del reader

@@ -49,6 +49,40 @@ def test_trying_a_size_leaves_no_trace():
     assert torch.equal(torch.get_rng_state(), chance)
 
 
+class Remembering(nn.Module):
+    """Keeps what it made for a size, has a buffer that is not saved, and one weight in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3, 1, 1), persistent=False)
+        self.one = nn.Linear(3, 3)
+        self.other = nn.Linear(3, 3)
+        self.other.weight = self.one.weight
+        self.last = nn.Linear(3, 2)
+        self.made: dict[int, torch.Tensor] = {}
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] → [B, 2]."""
+        side = pixels.shape[-1]
+        if side not in self.made:
+            self.made[side] = torch.linspace(0, 1, side, device=pixels.device)
+        self.scale.add_(1)
+        return self.last(self.other(self.one((pixels * self.made[side] * self.scale).mean((2, 3)))))
+
+    def get_extra_state(self) -> dict[str, int]:
+        """No tensor."""
+        return {"seen": 0}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Nothing."""
+
+
+def test_the_network_that_is_tried_is_another_one():
+    module = Remembering()
+    assert small_first(module, ImageInput(), 3, 2) == [160, 160]
+    assert not module.made and module.scale.eq(1).all() and module.one.weight.device.type == "cpu"
+
+
 class Deep(nn.Module):
     """With weights of five dimensions."""
 

@@ -92,7 +92,10 @@ def test_what_was_last_measured_is_told_until_the_next_time(home: Path, store: S
     assert told(Tuner(tuner._settings, store, store.get(tuner._job.id)), {}) == {"accuracy": 0.5}, "by the next tuner too"
 
 
-def test_checkpoints_that_take_seconds_are_rare(home: Path, store: Store, data: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("measured", [{}, {"accuracy": 1.0}], ids=["within epochs", "at their ends"])
+def test_checkpoints_that_take_seconds_are_rare(
+    home: Path, store: Store, data: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[str, float]
+):
     """A step takes a second, and so does a checkpoint: at most a twentieth of the time is theirs, after the first few."""
     tuner, now, saved = a_job(home, store, data, "shades"), [0.0], []
 
@@ -103,7 +106,7 @@ def test_checkpoints_that_take_seconds_are_rare(home: Path, store: Store, data: 
     def steps() -> Iterator[SimpleNamespace]:
         for step in range(2, 400):
             now[0] += 1.0
-            yield SimpleNamespace(step=step, metrics={})
+            yield SimpleNamespace(step=step, metrics=measured)
 
     monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(process, "save", save)

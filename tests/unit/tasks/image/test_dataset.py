@@ -72,7 +72,7 @@ def test_the_very_first_batch_may_be_as_large_as_they_will_be(archives: Path) ->
     """What has no memory for that fails at once, not after two thirds of the epochs; all chance is the same."""
     plain = ImageDataset.open(archives, card(), sides=[16])
     read = plain._train, plain._held_out, plain.labels, card()
-    largest = ImageDataset(*read, augment=True, sides=[16], largest_first=True)
+    largest = ImageDataset(*read, augment=True, sides=[16], largest_first=1)
     sizes = [[batch["pixels"].shape[-1] for batch in largest.batches(4, rng(), epoch)] for epoch in (0, 1)]
     assert sizes == [[32, 16, 16, 16], [32] * 4]
     ours, others = (list(one.batches(4, rng(), 0)) for one in (largest, plain))
