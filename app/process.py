@@ -99,19 +99,21 @@ def take_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS if most < 0 else min(most, _DESCRIPTORS), most))
 
 
-def die_with(address: str) -> socket.socket:
+def die_with(address: str) -> int:
     """Ask the kernel to kill this process when whoever listens at `address` is gone, whatever becomes of its parent.
 
     The end of a connection that nobody ever writes to is told by a signal (fcntl(2), F_SETSIG): a model that computes, or hangs,
-    need not look. What is returned must be kept open. Raises OSError where nobody listens.
+    need not look. The connection's descriptor, which a forked child should close; -1: none. Raises OSError where
+    nobody listens.
     """
-    leash = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    if sys.platform == "linux":
+    if sys.platform != "linux":
+        return -1
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as leash:
         leash.connect(address)
         fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(leash, _F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(leash, fcntl.F_SETFL, os.O_ASYNC)
-    return leash
+        return leash.detach()  # open for as long as the process lives
 
 
 def whole_life(life: Callable[[], object]) -> NoReturn:

@@ -54,7 +54,7 @@ class Nursery:
     def __init__(self, control: socket.socket, folder: str) -> None:
         self._control = control
         self._folder = folder
-        self._leash: socket.socket | None = None
+        self._leash = -1
         self._names: dict[int, str] = {}
         self._unread = b""
         self._missing: tuple[str, ...] = _FOR_MODULES
@@ -109,8 +109,8 @@ class Nursery:
     def _let_go(self) -> None:
         """In a copy: what only the nursery itself needs."""
         self._control.close()
-        if self._leash is not None:
-            self._leash.close()
+        if self._leash >= 0:
+            os.close(self._leash)
 
     def _read(self) -> bool:
         data = self._control.recv(1 << 16)
@@ -177,15 +177,14 @@ def _has_compiled(spec: dict[str, Any]) -> bool:
 
 
 def _be_worker(spec: dict[str, Any]) -> None:
-    leash = die_with(spec["control"])
+    die_with(spec["control"])
     go_first(_FIRST)
     set_name(f"hearth {spec['name']}")
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     from app.engine.worker import main
 
-    with leash:
-        main(spec)
+    main(spec)
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ class Run:
     labels: Sequence[str] = ()
     parts: Mapping[str, Path] = field(default_factory=dict)
     """Files that the new model needs beside its card: name → where to copy it from."""
-    shown: Mapping[str, Any] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
     """What was chosen by looking at the network, for the job's result."""
 
 

@@ -11,16 +11,16 @@ from app.tuning.spec import Spec, filled
 
 
 def uneven(large: int, small: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two classes that a line parts, in a direction in which vectors vary little."""
-    rng = torch.Generator().manual_seed(seed)
+    """Two classes around two directions that are not far apart, as sentences of one kind are."""
+    centres = torch.ones(2, 384)
+    centres[1, ::3] = -1.0
     targets = torch.tensor([0] * large + [1] * small)
-    vectors = torch.randn(len(targets), 384, generator=rng)
-    vectors[:, 0] = 6.0 * targets - 3.0
+    vectors = centres[targets] + torch.randn(len(targets), 384, generator=torch.Generator().manual_seed(seed)) / 2
     return nn.functional.normalize(vectors, dim=1), targets
 
 
 @pytest.mark.parametrize("task", ["text-classification", "image-classification"])
-@pytest.mark.parametrize(("large", "small"), [(80, 20), (90, 10), (300, 40)])
+@pytest.mark.parametrize(("large", "small"), [(80, 20), (300, 40)])
 def test_a_head_learns_the_small_class_too(task: str, large: int, small: int):
     """Its first epochs name the large one for everything: no accuracy shows that it learns."""
     torch.manual_seed(0)

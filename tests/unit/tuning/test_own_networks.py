@@ -72,7 +72,7 @@ PICTURES = """from torch import nn
 
 class Net(nn.Sequential):
     def __init__(self):
-        super().__init__(nn.Conv2d(3, 4, 7, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        super().__init__(nn.Conv2d(1, 4, 7, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 """
 
 
