@@ -47,26 +47,31 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def reaped(dead: int) -> int:
-    """Let an adopted child go that has ended: one that was dead at the last look, too, because for our own ones somebody waits.
+def reaped(dead: set[int]) -> set[int]:
+    """Let adopted children go that have ended: those that were dead at the last look, too, because for our own somebody waits.
 
-    `dead`: what the last look told (0 at first).
+    `dead`: what the last look told (at first nothing).
     """
-    if sys.platform != "linux":  # there nobody is adopted
-        return 0
-    if (found := _dead()) and found == dead:
+    now = _dead()
+    for pid in now & dead:
         with suppress(ChildProcessError):
-            os.waitpid(dead, os.WNOHANG)
-        return _dead()
-    return found
+            os.waitpid(pid, os.WNOHANG)
+    return now - dead
 
 
-def _dead() -> int:
-    """The first child that has ended; 0: none."""
-    with suppress(ChildProcessError):
-        if found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return found.si_pid
-    return 0
+def _dead() -> set[int]:
+    """Children that have ended and that nobody has waited for."""
+    if sys.platform == "linux":  # elsewhere nobody is adopted
+        with suppress(ChildProcessError):
+            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # to look at all processes takes milliseconds
+                return {child.pid for child in psutil.Process().children() if _is_dead(child)}
+    return set()
+
+
+def _is_dead(child: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(child.status() == psutil.STATUS_ZOMBIE)
+    return False
 
 
 def can_fork_beside() -> bool:

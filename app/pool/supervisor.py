@@ -234,7 +234,7 @@ class Supervisor:
 
     async def _reap(self) -> None:
         """Let go what killed processes had started: decoders, workers, spares."""
-        dead = 0
+        dead: set[int] = set()
         while True:
             await asyncio.sleep(_WATCH_S)
             dead = reaped(dead)
