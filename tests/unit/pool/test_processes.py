@@ -40,20 +40,21 @@ async def test_a_worker_that_could_not_be_forked_ends_once():
 async def test_a_spare_that_is_dead_is_not_promoted(tmp_path: Path):
     """Nor does the connection of one that ended stay open."""
     nursery = Nursery({}, str(tmp_path), lambda *_: None, lambda *_: None)
-    server = await asyncio.start_unix_server(nursery._meet, tmp_path / "nursery")
-    async with server:
-        reader, writer = await asyncio.open_unix_connection(tmp_path / "nursery")
-        writer.write(b'{"spare": 4711}\n')
+    async with await asyncio.start_unix_server(nursery._meet, tmp_path / "nursery"):
+        _, first = await asyncio.open_unix_connection(tmp_path / "nursery")
+        first.write(b'{"spare": 4711}\n')
         await asyncio.wait_for(nursery._met.wait(), 30)
-        assert nursery._spare is not None and await nursery._promote() is not None
+        assert await nursery._promote() is not None
         nursery._met.clear()
         _, second = await asyncio.open_unix_connection(tmp_path / "nursery")
         second.write(b'{"spare": 4712}\n')
         await asyncio.wait_for(nursery._met.wait(), 30)
-        dead = nursery._spare
+        dead, present = nursery._spare, nursery._writer
+        assert dead is not None and present is not None
         second.close()
         await second.wait_closed()
         assert await nursery._promote() is None
         assert dead.writer.is_closing()
-        writer.close()
-    del reader
+        for writer in (present, first, dead.writer):
+            writer.close()
+            await writer.wait_closed()
