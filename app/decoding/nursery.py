@@ -17,11 +17,10 @@ import subprocess
 import sys
 from struct import Struct
 
-from app import process
 from app.decoding import decoder
 from app.decoding.confine import confine
 from app.logs import log
-from app.process import command, die_with_parent, set_name
+from app.process import command, die_with_parent, set_name, whole_life
 
 ORDER = Struct("<qqq")  # what to do, which decoder, bytes that it may allocate
 FORK, KILL = 1, 2
@@ -35,7 +34,7 @@ def begin() -> socket.socket:
         return spawn()
     ours, theirs = socket.socketpair()
     if not os.fork():
-        process.whole_life(lambda: _be_nursery(theirs))
+        whole_life(lambda: _be_nursery(theirs))
     theirs.close()
     return ours
 
@@ -104,7 +103,7 @@ class Nursery:
         pid = os.fork()
         if pid == 0:
             self._control.close()
-            process.whole_life(lambda: _be_decoder(number, room, descriptor))
+            whole_life(lambda: _be_decoder(number, room, descriptor))
         os.close(descriptor)
         self._pids[number] = pid
 

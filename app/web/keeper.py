@@ -16,9 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from app import process
 from app.logs import log
-from app.process import can_fork_beside, die_with_parent, fork_beside
+from app.process import can_fork_beside, die_with_parent, fork_beside, whole_life
 
 NO_MORE = 0
 """Instead of a frontend's number: nobody is accepted any more."""
@@ -44,7 +43,7 @@ def keep(control: socket.socket, listening: socket.socket, live: Live) -> None:
             left = _left(ours, home)  # first: it closes whatever is not ours
             live(number, (listening.dup() if shared else listening) if accepting else None, left)
 
-        process.whole_life(life)
+        whole_life(life)
 
     with control.makefile("rb") as numbers:
         for line in numbers:

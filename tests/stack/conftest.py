@@ -269,6 +269,12 @@ class Server:
                 found[child.name()] = child
         return found
 
+    def dead(self) -> list[psutil.Process]:
+        """Children of the supervisor that have ended and that nobody has let go."""
+        with contextlib.suppress(psutil.NoSuchProcess):  # one is let go just now
+            return [one for one in psutil.Process(self.process.pid).children() if one.status() == psutil.STATUS_ZOMBIE]
+        return []
+
     def model(self, name: str) -> dict[str, Any]:
         answer: dict[str, Any] = self.http.get(f"/models/{name}").json()
         return answer

@@ -296,10 +296,4 @@ def test_nothing_leaks(server: Server):
     for _ in range(10):
         killed(server)
     wait_for(lambda: all(now <= then for now, then in zip(measured(), before, strict=True)))
-
-    def dead() -> list[psutil.Process]:
-        with suppress(psutil.NoSuchProcess):  # it is let go just now
-            return [one for one in psutil.Process(server.process.pid).children() if one.status() == psutil.STATUS_ZOMBIE]
-        return []
-
-    wait_for(lambda: not dead(), 5)  # the decoders of those that were killed are let go at the second look
+    wait_for(lambda: not server.dead(), 5)  # the decoders of those that were killed are let go at the second look

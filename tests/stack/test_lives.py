@@ -233,16 +233,12 @@ def test_a_spare_that_is_killed_is_replaced(server: Server):
 
 def test_what_the_killed_leave_behind_is_let_go(server: Server):
     """A killed frontend's decoders become the supervisor's children, which end: none of them stays in the table of processes."""
-
-    def dead() -> list[psutil.Process]:
-        return [one for one in psutil.Process(server.process.pid).children() if one.status() == psutil.STATUS_ZOMBIE]
-
     decoders = [child for name, child in server.children().items() if name.startswith("hearth decode")]
     assert decoders
     for name, child in server.children().items():
         if "http" in name:
             child.kill()
-    wait_for(lambda: not any(one.is_running() for one in decoders) and not dead())
+    wait_for(lambda: not any(one.is_running() for one in decoders) and not server.dead())
     wait_for(lambda: httpx.get(f"{server.url}/health/ready").status_code == 200)
 
 
