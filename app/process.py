@@ -62,14 +62,14 @@ def reaped(dead: set[int]) -> set[int]:
 def _dead() -> set[int]:
     """Children that have ended and that nobody has waited for."""
     if sys.platform == "linux":  # elsewhere nobody is adopted
-        with suppress(ChildProcessError):
+        with suppress(psutil.Error, OSError):  # no child at all; or no descriptor is left to look by
             if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # to look at all processes takes milliseconds
                 return {child.pid for child in psutil.Process().children() if _is_dead(child)}
     return set()
 
 
 def _is_dead(child: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.Error, OSError):
         return bool(child.status() == psutil.STATUS_ZOMBIE)
     return False
 
@@ -139,6 +139,28 @@ def set_name(name: str) -> None:
     """What `top` and `ps -o comm` show (15 characters)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def hear_of_children() -> tuple[socket.socket, socket.socket]:
+    """The first has something to read whenever a child may have ended (signal.set_wakeup_fd). Both must be kept."""
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
+    return told, tells
+
+
+def hear_no_more() -> None:
+    """In a forked child, what its parent heard by `hear_of_children`."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP or the like: it does nothing until it is continued, or killed."""
+    with suppress(psutil.Error, OSError):  # also where no descriptor is left
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    return False
 
 
 def take_short_turns() -> None:

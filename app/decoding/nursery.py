@@ -20,7 +20,7 @@ from struct import Struct
 from app.decoding import decoder
 from app.decoding.confine import confine
 from app.logs import log
-from app.process import command, die_with_parent, set_name, whole_life
+from app.process import command, die_with_parent, hear_no_more, hear_of_children, set_name, whole_life
 
 ORDER = Struct("<qqq")  # what to do, which decoder, bytes that it may allocate
 FORK, KILL = 1, 2
@@ -76,10 +76,7 @@ class Nursery:
 
     def serve(self) -> None:
         """Run until the frontend closes its end."""
-        wake, wake_write = socket.socketpair()
-        wake_write.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        wake, _kept = hear_of_children()
         while True:
             ready, _, _ = select.select([self._control, wake], [], [])
             if wake in ready:
@@ -123,8 +120,7 @@ def _be_decoder(number: int, room: int, descriptor: int) -> None:
     """The child's whole life."""
     die_with_parent()
     set_name(f"hearth decode {number}")
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    hear_no_more()
     missing = confine(room)
     if missing and number == 1:
         log.warning("files are read without %s, which this system does not grant", " and ".join(missing))

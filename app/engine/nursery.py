@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from app.logs import log
-from app.process import die_with, die_with_parent, go_first, set_name, whole_life
+from app.process import die_with, die_with_parent, go_first, hear_no_more, hear_of_children, set_name, whole_life
 from app.wire.sockets import address
 
 _FOR_ALL = (
@@ -63,22 +63,16 @@ class Nursery:
 
     def serve(self) -> None:
         """Run until the supervisor closes its end."""
-        self._hear_of_children()
+        self._wake = hear_of_children()
         while True:
             if not self._spare and time.monotonic() >= self._spare_after:
                 self._fork_spare()
-            ready, _, _ = select.select([self._control, self._wake], [], [], None if self._spare else _SPARE_S)
-            if self._wake in ready:
-                self._wake.recv(4096)
+            ready, _, _ = select.select([self._control, self._wake[0]], [], [], None if self._spare else _SPARE_S)
+            if self._wake[0] in ready:
+                self._wake[0].recv(4096)
             if self._control in ready and not self._read():
                 return
             self._reap()
-
-    def _hear_of_children(self) -> None:
-        self._wake, self._wake_write = socket.socketpair()
-        self._wake_write.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
 
     def _fork_spare(self) -> None:
         """In the copy, this returns when the nursery is dead: then it is the nursery."""
@@ -94,7 +88,7 @@ class Nursery:
         set_name("hearth spare")
         self._let_go()
         self._names, self._unread, self._spare_after = {}, b"", 0.0
-        self._hear_of_children()
+        self._wake = hear_of_children()
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._leash = die_with(address(self._folder, "supervisor"))
@@ -180,8 +174,7 @@ def _be_worker(spec: dict[str, Any]) -> None:
     die_with(spec["control"])
     go_first(_FIRST)
     set_name(f"hearth {spec['name']}")
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    hear_no_more()
     from app.engine.worker import main
 
     main(spec)

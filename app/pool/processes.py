@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.logs import log
-from app.process import command, search_path
+from app.process import command, is_stopped, search_path
 from app.settings import inherited_environment
 from app.wire.sockets import address
 
@@ -97,6 +97,10 @@ class Nursery:
         """End a worker now (SIGKILL)."""
         if pid := self.workers.get(worker):
             kill(pid)
+
+    def kill_stopped(self) -> None:
+        """End the nursery if somebody stopped it: its spare hears what it does not."""
+        kill_stopped(self._pid if self._writer else 0, "the nursery")
 
     async def close(self) -> None:
         """End the nursery and with it every worker that is left."""
@@ -213,6 +217,11 @@ class Foreman:
                 log.warning("the foreman died (status %d); replacing it", status)
                 await asyncio.sleep(1)
 
+    def kill_stopped(self) -> None:
+        """End it if somebody stopped it: the next one goes on."""
+        if self._process is not None and self._process.returncode is None:
+            kill_stopped(self._process.pid, "the foreman")
+
     async def close(self) -> None:
         """End it, and with it the tuners; the next one goes on with them."""
         self._closing = True
@@ -227,6 +236,13 @@ class Foreman:
 def os_environment(ours: Mapping[str, str]) -> dict[str, str]:
     """A child's environment: what we were given, our settings, and where our package is."""
     return inherited_environment() | dict(ours) | {"PYTHONPATH": search_path()}
+
+
+def kill_stopped(pid: int, name: str) -> None:
+    """End it where it is stopped (SIGSTOP). 0: there is none."""
+    if pid and is_stopped(pid):
+        log.error("%s is stopped; killing it", name)
+        kill(pid)
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:

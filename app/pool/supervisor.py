@@ -215,11 +215,13 @@ class Supervisor:
     # Watching
 
     async def _watch(self) -> None:
-        """Kill what neither beats nor finishes; note what the workers hold."""
+        """Kill what neither beats nor finishes."""
         while True:
             await asyncio.sleep(_WATCH_S)
             now = time.monotonic()
             self._http.kill_silent(now, _PULSE_LOST_S)
+            self._nursery.kill_stopped()
+            self._foreman.kill_stopped()
             for name, box in list(self._loading.boxes.items()):
                 found = self._roster.find(name)
                 if found is None or found[1].state != "ready":

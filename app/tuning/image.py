@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from app.tasks.image.dataset import ImageDataset
 from app.tasks.image.folders import prepared
 from app.tasks.image.input import ImageInput
 from app.tasks.image.network import ImageNetwork, channels_of, classifier, outputs
+from app.tuning import lora
 from app.tuning.device import accelerator
 from app.tuning.features import features, head_training
 from app.tuning.run import Run, best, recipe
@@ -31,14 +32,15 @@ LEAST_SIDE = 128  # the smallest that arXiv:2104.00298 begins with
 def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, Any], *, goes_on: bool = False) -> Run:
     """`tuning/run.py: Begin`, on what `folders.prepare` wrote.
 
-    Before all weights learn, a new head does: a random one would spoil what the others know (arXiv:2202.10054). A checkpoint
-    that will be restored knows all that.
+    Before other weights learn, a new head does: a random one would spoil what they know (arXiv:2202.10054). A checkpoint that
+    will be restored knows all that.
     """
     labels: list[str] = report["classes"]
     module = load(card, files) if spec.start == "weights" else build(card)
     module.requires_grad_(True)
     _channels_last(module)
     source = _source(card) | _fitted(module, card, len(labels), fresh=spec.start == "fresh")
+    layers = _layers(module, card) if spec.method == "lora" else ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pixels are mapped from a file, to be read alone
         parts = {
@@ -46,7 +48,7 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
         }
     pictures = len(parts["train"][1])
     head: Training | None = None
-    if spec.start == "weights" and not (goes_on and spec.method == "full"):
+    if spec.start == "weights" and not (goes_on and spec.method != "head"):
         network = ImageNetwork(module.eval(), ImageInput(**card.input)).to(accelerator().device)
         vectors = {part: (features(network, pixels), targets) for part, (pixels, targets) in parts.items()}
         head = head_training(cast(torch.nn.Linear, classifier(module)), vectors, labels, spec, card.task)
@@ -64,8 +66,12 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
     )
     if spec.start == "fresh":
         dataset.prepare(module)
+    finish = lora.adapt(module, spec, layers)
+    if layers:
+        cast(torch.nn.Linear, classifier(module)).requires_grad_(True)
+        _channels_last(module)
     training = Training(module, dataset, chosen, head.metrics if head else None, work=dataset.work)
-    return _run(card, module, training, labels, source, {"picture_sides": sides})
+    return _run(card, module, training, labels, source, finish, {"picture_sides": sides})
 
 
 @torch.no_grad()
@@ -90,6 +96,11 @@ def small_first(module: torch.nn.Module, wanted: ImageInput, epochs: int, classe
     except Exception as error:  # noqa: BLE001  whatever a network raises at a size that it does not take
         log.info("the network takes no pictures of %d pixels (%s): all epochs have the full size", small, str(error)[:200])
     return []
+
+
+def _layers(module: torch.nn.Module, card: Card) -> str:
+    """Those that LoRA teaches, as `lora.beside` says."""
+    return lora.beside(module, cast(torch.nn.Linear, classifier(module)), lambda: outputs(module, ImageInput(**card.input)))
 
 
 def _channels_last(module: torch.nn.Module) -> None:
@@ -131,6 +142,7 @@ def _run(
     training: Training,
     labels: Sequence[str],
     source: dict[str, Any],
+    finish: Callable[[], object] = lora.nothing,
     shown: dict[str, Any] | None = None,
 ) -> Run:
     code = {"model.py": card.folder / "model.py"} if isinstance(card.source, ModuleSource) else {}
@@ -141,6 +153,7 @@ def _run(
         source=source,
         outputs=("scores",),
         expected=best,
+        finish=finish,
         labels=labels,
         parts=code,
         shown=shown or {},

@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
+
+
+class Costs:
+    """What batches cost, epoch by epoch, beside each other."""
+
+    def __init__(self, of_batch: Callable[[int], float], epochs: int, batches: int) -> None:
+        """`of_batch`: epoch, from 0 → of each of its batches, of which every epoch has so many."""
+        self._each = [*map(of_batch, range(epochs)), 0.0]
+        self._from = [batches * cost for cost in [*accumulate(reversed(self._each))][::-1]]
+
+    def of(self, epoch: int, batches: int) -> float:
+        """So many batches of this epoch; nothing after the last one."""
+        return batches * self._each[epoch]
+
+    def left(self, epoch: int, batches: int) -> float:
+        """What comes after so many batches of this epoch."""
+        return self._from[epoch] - self.of(epoch, batches)
+
 
 class Pace:
     """Since the run began, or went on: what was done before is in no figure. Seconds throughout."""

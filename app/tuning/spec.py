@@ -87,6 +87,8 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "image-classification": {
         "full": {"epochs": 3, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}
         | {"keep_statistics": True, "clip_norm": 1.0, "small_first": True},
+        "lora": {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "learning_rate": 1e-3, "rank": 16, "label_smoothing": 0.1}
+        | {"keep_statistics": True, "clip_norm": 1.0, "small_first": True},
         "head": {"epochs": 60, "batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "augment": False, "patience": 10},
         "fresh": {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05},
     },
@@ -162,10 +164,12 @@ def _check_use(spec: Spec, task: str) -> None:
         raise Invalid(f"spec: rank: is that of lora's matrices, and {spec.method} has none; leave it out, or use method lora")
     if spec.small_first and spec.method == "head":
         raise Invalid(
-            "spec: small_first: for method head the network sees each picture once, as it is; leave it out, or use full"
+            "spec: small_first: for method head the network sees each picture once, as it is; leave it out, or use full or lora"
         )
     if spec.augment and spec.method == "head" and task == "image-classification":
-        raise Invalid("spec: augment: for method head the network sees each picture once, as it is; leave it out, or use full")
+        raise Invalid(
+            "spec: augment: for method head the network sees each picture once, as it is; leave it out, or use full or lora"
+        )
 
 
 def _method(spec: Spec) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from app.tasks.base import Batch, Dataset
 from app.tuning import chance, optimize
 from app.tuning.average import Average
 from app.tuning.device import accelerator
-from app.tuning.pace import Pace
+from app.tuning.pace import Costs, Pace
 from app.tuning.progress import Measured, Progress, Waited, better, surer
 from app.tuning.recipe import Recipe
 
@@ -70,9 +70,7 @@ class Training:
         self._loss, _, self._schedule = self._accelerator.prepare(_Loss(module, dataset), self._optimizer, schedule)
         self._average = Average(module, recipe.ema)
         self._kept: dict[str, torch.Tensor] | None = _copied(module) if reached else None
-        costs = [work(epoch) for epoch in range(recipe.epochs)]
-        self._costs = [*costs, 0.0]
-        self._costs_from = [*accumulate(reversed(costs), initial=0.0)][::-1]  # of an epoch and all after it
+        self._costs = Costs(work, recipe.epochs, self._batches)
         self._waited = Waited()
         self._step = 0
         self._epoch_began = self._rng.get_state()
@@ -113,7 +111,7 @@ class Training:
                 rate = float(self._schedule.get_last_lr()[0])
                 self._schedule.step()
                 self._step += 1
-                pace.trained(sum(map(_samples, batches)), len(batches) * self._costs[(self._step - 1) // self._per_epoch])
+                pace.trained(sum(map(_samples, batches)), self._costs.of((self._step - 1) // self._per_epoch, len(batches)))
                 metrics = self._measure(pace) if self._step % self._per_epoch == 0 else {}
                 yield self._progress(value, rate, metrics, pace)
         self._end()
@@ -202,7 +200,7 @@ class Training:
     def _progress(self, loss: float, rate: float, metrics: dict[str, float], pace: Pace) -> Progress:
         recipe, now = self.recipe, time.monotonic()
         epoch, steps = divmod(self._step, self._per_epoch)
-        left = self._batches * self._costs_from[epoch] - steps * recipe.accumulate * self._costs[epoch]
+        left = self._costs.left(epoch, steps * recipe.accumulate)
         measurements = -(-recipe.epochs // recipe.evaluate_every) - epoch // recipe.evaluate_every if left else 0
         return Progress(
             step=self._step,

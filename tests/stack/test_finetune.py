@@ -108,6 +108,19 @@ def test_only_the_head_learns(server: Server):
     assert ended(server, id)["result"]["metrics"]["accuracy"] == 1.0
 
 
+def test_what_a_picture_model_cannot_be_tuned_by_is_told_with_the_remedy(server: Server):
+    failed = ended(server, submit(server, "all-head", method="lora").json()["id"])
+    assert failed["state"] == "failed" and failed["reason"].endswith(
+        "that it calls and that stands in one place; use head or full"
+    )
+
+
+def test_a_foreman_that_is_stopped_is_replaced(server: Server):
+    ended(server, submit(server, "before", epochs=1).json()["id"])
+    server.children()["hearth foreman"].suspend()
+    assert ended(server, submit(server, "after", epochs=1).json()["id"])["state"] == "succeeded"
+
+
 def test_a_metric_that_nobody_measures_fails_with_those_that_are(server: Server):
     failed = ended(server, submit(server, "unmeasured", metric="f1").json()["id"])
     assert failed["state"] == "failed" and "not measured by 'f1'; it is by: accuracy, loss, macro_f1" in failed["reason"]

@@ -225,6 +225,19 @@ def test_a_nursery_that_is_killed_with_its_spare_begins_anew(server: Server):
     assert not load.wrong
 
 
+def test_a_nursery_that_is_stopped_is_replaced_by_its_spare(server: Server):
+    pid, nursery, heir = server.worker(), server.children()["hearth nursery"], spare(server)
+    with Load(server) as load:
+        nursery.suspend()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(replaced(server, pid))
+        assert psutil.Process(server.worker()).ppid() == heir.pid
+        wait_for(lambda: not nursery.is_running())
+        at = load.right
+        wait_for(lambda: load.right > at + 5)
+    assert not load.wrong
+
+
 def test_a_spare_that_is_killed_is_replaced(server: Server):
     heir = spare(server)
     heir.kill()

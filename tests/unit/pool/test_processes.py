@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.pool.processes import Nursery
+from app.pool.processes import Nursery, kill_stopped
+from app.process import is_stopped
+from tests.stack.conftest import wait_for
 
 
 async def test_a_worker_outlives_its_nursery_and_its_end_is_told_once():
@@ -58,3 +60,15 @@ async def test_a_spare_that_is_dead_is_not_promoted(tmp_path: Path):
         for writer in (present, first, dead.writer):
             writer.close()
             await writer.wait_closed()
+
+
+def test_what_is_stopped_is_killed_and_nothing_else():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as one:
+        kill_stopped(one.pid, "it")
+        assert not is_stopped(one.pid) and one.poll() is None
+        one.send_signal(signal.SIGSTOP)
+        wait_for(lambda: is_stopped(one.pid))
+        kill_stopped(one.pid, "it")
+        assert one.wait(30) == -signal.SIGKILL
+    assert not is_stopped(one.pid)
+    kill_stopped(0, "none")

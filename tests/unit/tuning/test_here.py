@@ -93,7 +93,7 @@ def test_what_a_tune_left_that_was_killed_is_swept_away_by_the_next(home: Path, 
         (["--as", "tones", "--set", "epoch=3"], "unknown field 'epoch'"),
         (["--as", "tones", "--set", "epochs=0"], "epochs"),
         (["--as", "../tones"], "name"),
-        (["--as", "tones", "--set", "method=lora"], "tuned by one of: full, head"),
+        (["--as", "tones", "--set", "method=lora"], "no linear layer or convolution that can have matrices"),
     ],
 )
 def test_a_wrong_field_is_named(home: Path, data: Path, arguments: list[str], words: str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.tuning.pace import Pace
+from app.tuning.pace import Costs, Pace
 
 
 def test_measuring_is_no_training_but_takes_time():
@@ -21,3 +21,15 @@ def test_at_first_nothing_is_known_of_measurements():
     pace.trained(samples=8, work=1)
     assert pace.seconds_left(0.5, work=10, measurements=3) == pytest.approx(5.0)
     assert Pace(1.0).samples_per_s(1.0) == 0
+
+
+def test_what_is_left_is_dearer_where_batches_are():
+    costs = Costs(lambda epoch: [1.0, 1.0, 2.0][epoch], epochs=3, batches=5)
+    assert costs.of(0, 4) == 4.0 and costs.of(2, 4) == 8.0 and costs.of(3, 0) == 0.0
+    assert [costs.left(0, 0), costs.left(0, 2), costs.left(2, 0), costs.left(2, 4), costs.left(3, 0)] == [
+        20.0,
+        18.0,
+        10.0,
+        2.0,
+        0.0,
+    ]

@@ -38,7 +38,6 @@ def test_where_the_data_decides_nothing_is_filled_in_yet():
     ("values", "task", "words"),
     [
         ({"task": "image-classification"}, "text-embedding", "can be tuned to one of: text-embedding, text-classification"),
-        ({"method": "lora"}, "image-classification", "are tuned by one of: full, head"),
         ({"method": "head", "start": "fresh"}, "image-classification", "fresh weights all have to learn"),
         ({"method": "head", "task": "text-embedding"}, "text-embedding", "are tuned by one of: full, lora"),
         (
