@@ -1,4 +1,4 @@
-"""Load on a server, made by `generator.py` in a process of its own: the plan, and what came of it. Standard library alone.
+"""Load on a server, made by `generator.py` in a process of its own: the plan, and what came of it.
 
     answers = load.run(url, [raw], clients=8, seconds=3)          begin … finish: several generators side by side
 

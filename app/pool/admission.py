@@ -54,26 +54,24 @@ class Admission:
     def check(self, inputs: int, *, room: int, allowed_s: float, workers: float, now: float) -> None:
         """Raise TooBusy, with the seconds until it should fit. `workers`: how many answer this frontend; `room`: its share.
 
-        A request that finds nothing before it always fits. Of many that are refused each is told a time of its own, when those
-        told before it are answered: all at once, they would be refused again.
+        A request that finds nothing before it always fits. Whoever is refused is told when all that waits is answered: a place is
+        free before that, but others come meanwhile. Of many that are refused each is told a time of its own, when those told
+        before it are answered: all at once, they would be refused again.
         """
         if not self.held:
             self.promised = 0.0
             return
         before = max(self.held, self.sent)
         asked = min(inputs, max(1, room // 2))  # a request larger than that enters a queue that is half empty
+        whole_s, own_s = before * self.pace_s / workers, inputs * self.pace_s / workers
         if before + asked > room:
-            wait_s = (before + asked - room) * self.pace_s / workers
             why = f"{before} inputs wait and the queue holds {room}"
         else:
-            expected_s = (before + inputs) * self.pace_s / workers
-            if expected_s <= _MARGIN * allowed_s:
+            if whole_s + own_s <= _MARGIN * allowed_s:
                 return
-            wait_s = expected_s - _MARGIN * allowed_s
-            why = f"{before} inputs wait, this one would be answered in {expected_s:.1f} s and may take {allowed_s:.1f} s"
-        comes = max(now + wait_s, self.promised)
-        longest_s = min(_LONGEST_S, _QUEUES * before * self.pace_s / workers)
-        self.promised = min(comes + inputs * self.pace_s / workers, now + max(wait_s, longest_s))
+            why = f"{before} inputs wait, this one would be answered in {whole_s + own_s:.1f} s and may take {allowed_s:.1f} s"
+        comes = max(now + min(_LONGEST_S, whole_s), self.promised)
+        self.promised = min(comes + own_s, now + min(_LONGEST_S, _QUEUES * whole_s))
         wait_s = max(1.0, comes - now)
         raise TooBusy(f"{self.model}: {why}; come back in {math.ceil(wait_s)} s", retry_after_s=wait_s)
 

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from app.process import take_short_turns
 from app.wire.blackbox import BlackBox
 
 _TICK_S = 0.002  # between two looks while requests come; the shortest batches take as long
 _DOZE_S = 0.01  # between two looks when none came for a while: 500 looks a second take a fifteenth of a core
 _AWAKE_S = 1.0  # after a batch
 _QUIET_S = 0.05  # without a batch, after which tuners run freely again
-_PERIOD_S = 0.1  # of which tuners get their share while requests come, in one piece
+_PERIOD_S = 0.1  # of which tuners get their share while requests come, in one piece as near as may be
 _BOXES_S = 0.5  # between two looks for new workers
 
 
@@ -33,11 +34,14 @@ class Gate(threading.Thread):
         self._boxes: dict[Path, BlackBox] = {}
         self._looked = 0.0
         self._quiet_from = 0.0
+        self._turned = 0.0
+        self._due = 0.0  # seconds that tuners may run while requests come; less than none where they ran too long
         self._stopped: set[int] = set()
         self._end = threading.Event()
 
     def run(self) -> None:
         """Until `close`."""
+        take_short_turns()  # a look that comes late lets tuners run for so long
         while not self._end.wait(self._pause_s(time.monotonic()) if self._pids() else _BOXES_S):
             self.turn(time.monotonic())
 
@@ -51,12 +55,24 @@ class Gate(threading.Thread):
             self._find()
         if any(box.read().busy_since for box in self._boxes.values()):
             self._quiet_from = now + _QUIET_S
-        free = now >= self._quiet_from or now % _PERIOD_S < self._share * _PERIOD_S
+        free = now >= self._quiet_from or self._has_turn(now - self._turned)
+        self._turned = now
         pids = set(self._pids())
         for pid in pids & self._stopped if free else pids - self._stopped:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGCONT if free else signal.SIGSTOP)
         self._stopped = set() if free else pids
+
+    def _has_turn(self, passed_s: float) -> bool:
+        """While requests come: tuners are let go when a piece is due, until they have had it. What a late look gave them too much
+        they wait for the longer.
+        """
+        piece = self._share * _PERIOD_S
+        if self._stopped:
+            self._due = min(piece, self._due + self._share * passed_s)
+            return self._due >= piece
+        self._due = max(-piece, self._due - (1 - self._share) * passed_s)
+        return self._due > 0
 
     def _find(self) -> None:
         there = set(self._folder.glob("*.blackbox"))
