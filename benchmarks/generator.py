@@ -33,6 +33,7 @@ class _Job:
     request: int
     due: float
     retry: bool = False
+    left: float = 0.0
     sent: float = 0.0
 
 
@@ -129,6 +130,7 @@ class _Generator:
 
     def _dispatch(self, job: _Job) -> None:
         self._under_way += 1
+        job.left = time.monotonic()
         while self._free:
             connection = self._free.pop()
             if time.monotonic() - connection.used < _IDLE_S:
@@ -201,11 +203,9 @@ class _Generator:
             self._quiet.set()
 
     def _note(self, job: _Job, status: int, after: float | None) -> None:
-        start = self._start
-        sent = job.sent or time.monotonic()
-        self._answers.append(
-            Answer(job.request, job.due - start, sent - start, time.monotonic() - start, status, after, job.retry)
-        )
+        now = time.monotonic()
+        times = (moment - self._start for moment in (job.due, job.left or now, job.sent or now, now))
+        self._answers.append(Answer(job.request, *times, status, after, job.retry))
 
 
 def main() -> None:

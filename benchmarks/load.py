@@ -40,10 +40,14 @@ class Plan:
 
 
 class Answer(NamedTuple):
-    """One answer. Seconds since the start; status 0: none came."""
+    """One answer. Seconds since the start; status 0: none came.
+
+    `due` ≤ `left` ≤ `sent`: when it was to be sent, when the generator came to send it, when a socket was free.
+    """
 
     request: int
     due: float
+    left: float
     sent: float
     done: float
     status: int

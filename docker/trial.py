@@ -182,7 +182,7 @@ def lets_in_by_key(trial: Trial) -> None:
     trial = trial.up(**KEYED)
     becomes_healthy(trial)
 
-    def status(key: str = "", path: str = "/metrics", body: bytes | None = None) -> int:
+    def status(key: str = "", path: str = "/finetune", body: bytes | None = None) -> int:
         return trial.say(path, body, key=key)[0]
 
     def keys(*words: str) -> str:
@@ -190,10 +190,10 @@ def lets_in_by_key(trial: Trial) -> None:
 
     expect(status(path="/embed/text", body=TEXT), 401, "POST /embed/text without a key, status")
     expect(status(key, "/embed/text", TEXT), 200, "with the key that was made before the start")
-    expect(status(key), 200, "GET /metrics with it")
+    expect(status(key), 200, "GET /finetune with it")
     guest = keys("add", "guest").split()[-1]
     until("a key that was made meanwhile is known", lambda: status(guest, "/embed/text", TEXT) == 200, 10)
-    expect(status(guest), 403, "GET /metrics with a key for asking models alone")
+    expect(status(guest), 403, "GET /finetune with a key for asking models alone")
     keys("revoke", "me")
     until("a revoked key is nobody's", lambda: status(key) == 401, 10)
     said = ran([*trial.compose, "logs"])

@@ -17,6 +17,7 @@ _NEWEST = 0.3  # weight of the newest batch
 _FAR = 3.0  # times the usual pace: more is not believed at once, or one slow batch would make us refuse what would be answered
 _LONGEST_S = 60.0  # that anyone is told to wait: what will be after that, nobody knows
 _QUEUES = 4.0  # as many times what waits now may be promised: one caller who asks again at once must not send all others far away
+_SLACK_S = 2.0
 _MARGIN = 0.75  # share of the time allowed that the expected wait may fill: batches and arrivals are uneven
 
 
@@ -54,9 +55,10 @@ class Admission:
     def check(self, inputs: int, *, room: int, allowed_s: float, workers: float, now: float) -> None:
         """Raise TooBusy, with the seconds until it should fit. `workers`: how many answer this frontend; `room`: its share.
 
-        A request that finds nothing before it always fits. Whoever is refused is told when all that waits is answered: a place is
-        free before that, but others come meanwhile. Of many that are refused each is told a time of its own, when those told
-        before it are answered: all at once, they would be refused again.
+        A request that finds nothing before it always fits. Whoever is refused is told when it would fit, and two seconds more, or
+        when all that waits is answered: others come meanwhile, and a queue that has just begun to fall is full again soon. Of
+        many that are refused each is told a time of its own, when those told before it are answered: all at once, they would be
+        refused again.
         """
         if not self.held:
             self.promised = 0.0
@@ -65,12 +67,15 @@ class Admission:
         asked = min(inputs, max(1, room // 2))  # a request larger than that enters a queue that is half empty
         whole_s, own_s = before * self.pace_s / workers, inputs * self.pace_s / workers
         if before + asked > room:
+            excess_s = (before + asked - room) * self.pace_s / workers
             why = f"{before} inputs wait and the queue holds {room}"
         else:
-            if whole_s + own_s <= _MARGIN * allowed_s:
+            expected_s = (before + inputs) * self.pace_s / workers
+            excess_s = expected_s - _MARGIN * allowed_s
+            if excess_s <= 0:
                 return
-            why = f"{before} inputs wait, this one would be answered in {whole_s + own_s:.1f} s and may take {allowed_s:.1f} s"
-        comes = max(now + min(_LONGEST_S, whole_s), self.promised)
+            why = f"{before} inputs wait, this one would be answered in {expected_s:.1f} s and may take {allowed_s:.1f} s"
+        comes = max(now + min(_LONGEST_S, whole_s, excess_s + _SLACK_S), self.promised)
         self.promised = min(comes + own_s, now + min(_LONGEST_S, _QUEUES * whole_s))
         wait_s = max(1.0, comes - now)
         raise TooBusy(f"{self.model}: {why}; come back in {math.ceil(wait_s)} s", retry_after_s=wait_s)

@@ -55,7 +55,9 @@ class Gate(threading.Thread):
             self._find()
         if any(box.read().busy_since for box in self._boxes.values()):
             self._quiet_from = now + _QUIET_S
-        free = now >= self._quiet_from or self._has_turn(now - self._turned)
+        if quiet := now >= self._quiet_from:
+            self._due = min(0.0, self._due)  # they run: nothing is due to them that the next request would have to pay for
+        free = quiet or self._has_turn(now - self._turned)
         self._turned = now
         pids = set(self._pids())
         for pid in pids & self._stopped if free else pids - self._stopped:
@@ -64,8 +66,8 @@ class Gate(threading.Thread):
         self._stopped = set() if free else pids
 
     def _has_turn(self, passed_s: float) -> bool:
-        """While requests come: tuners are let go when a piece is due, until they have had it. What a late look gave them too much
-        they wait for the longer.
+        """While requests come: tuners are let go when a piece is due, until they have had it. What a late look gave them too
+        much, up to a piece, they wait for the longer.
         """
         piece = self._share * _PERIOD_S
         if self._stopped:
@@ -75,7 +77,10 @@ class Gate(threading.Thread):
         return self._due > 0
 
     def _find(self) -> None:
-        there = set(self._folder.glob("*.blackbox"))
+        try:
+            there = set(self._folder.glob("*.blackbox"))
+        except OSError:  # no descriptor is left to look by
+            return
         for path in self._boxes.keys() - there:
             self._boxes.pop(path).close()
         for path in there - self._boxes.keys():

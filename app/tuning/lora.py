@@ -30,7 +30,8 @@ def beside(network: nn.Module, head: nn.Module, run: Callable[[], object]) -> st
     """Pattern of the names of all layers of an image classifier that can have matrices beside them, but for its head.
 
     `run` has the network see a picture: whatever reads a layer's weights without calling it (Swin's attention) would pass the
-    matrices by. Nor can they be merged into a layer, or weights, that are used in two places. Raises Invalid if nothing is left.
+    matrices by (and what does both must not be here). Nor can they be merged into a layer, or weights, that stand in two places.
+    Raises Invalid if nothing is left.
     """
     layers = Counter(layer for _, layer in network.named_modules(remove_duplicate=False))
     weights = Counter(id(weight) for _, weight in network.named_parameters(remove_duplicate=False))

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import psutil
 import pytest
@@ -76,6 +77,34 @@ def test_while_requests_come_it_gets_its_share(tmp_path: Path, tuner: Tuner):
         gate.turn(20.0005 + tick / 100)
         ran.append(not stopped(tuner))
     assert 25 <= sum(ran) <= 35
+
+
+def test_what_late_looks_give_too_much_is_taken_back(tmp_path: Path, tuner: Tuner):
+    box = BlackBox(tmp_path / "m.1.blackbox", create=True)
+    box.start(20.0, 0, [1])
+    gate, now, ran, chance = Gate(tmp_path, 0.2, lambda: [tuner.pid]), 20.0, 0.0, Random(0)
+    gate.turn(now)
+    for _ in range(10_000):
+        passed = chance.choice((0.002, 0.004, 0.03))
+        ran += 0.0 if stopped(tuner) else passed
+        now += passed
+        gate.turn(now)
+    assert ran / (now - 20.0) == pytest.approx(0.2, rel=0.1)
+
+
+def test_seldom_requests_have_no_tuner_beside_them(tmp_path: Path, tuner: Tuner):
+    """Nothing was put by while they ran freely."""
+    box = BlackBox(tmp_path / "m.1.blackbox", create=True)
+    gate, at = Gate(tmp_path, 0.1, lambda: [tuner.pid]), 20.0
+    for _ in range(50):
+        box.start(at, 0, [1])
+        gate.turn(at)
+        assert stopped(tuner)
+        box.beat(at + 0.004, 0)
+        for tick in range(2, 100, 2):
+            gate.turn(at + tick / 1000)
+        assert not stopped(tuner)
+        at += 0.1
 
 
 def test_workers_come_and_go(tmp_path: Path, tuner: Tuner):
