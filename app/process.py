@@ -64,13 +64,13 @@ def _dead() -> set[int]:
     if sys.platform == "linux":  # elsewhere nobody is adopted
         with suppress(psutil.Error, OSError):  # no child at all; or no descriptor is left to look by
             if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # to look at all processes takes milliseconds
-                return {child.pid for child in psutil.Process().children() if _is_dead(child)}
+                return {child.pid for child in psutil.Process().children() if _is(psutil.STATUS_ZOMBIE, child.pid)}
     return set()
 
 
-def _is_dead(child: psutil.Process) -> bool:
-    with suppress(psutil.Error, OSError):
-        return bool(child.status() == psutil.STATUS_ZOMBIE)
+def _is(status: str, pid: int) -> bool:
+    with suppress(psutil.Error, OSError):  # it is gone; or no descriptor is left to look by
+        return bool(psutil.Process(pid).status() == status)
     return False
 
 
@@ -158,9 +158,7 @@ def hear_no_more() -> None:
 
 def is_stopped(pid: int) -> bool:
     """By SIGSTOP or the like: it does nothing until it is continued, or killed."""
-    with suppress(psutil.Error, OSError):  # also where no descriptor is left
-        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-    return False
+    return _is(psutil.STATUS_STOPPED, pid)
 
 
 def take_short_turns() -> None:

@@ -17,7 +17,7 @@ _NEWEST = 0.3  # weight of the newest batch
 _FAR = 3.0  # times the usual pace: more is not believed at once, or one slow batch would make us refuse what would be answered
 _LONGEST_S = 60.0  # that anyone is told to wait: what will be after that, nobody knows
 _QUEUES = 4.0  # as many times what waits now may be promised: one caller who asks again at once must not send all others far away
-_SLACK_S = 2.0
+_SLACK_S = 2.0  # told beyond the time of the first free place: so much work is done by then that others may come meanwhile
 _MARGIN = 0.75  # share of the time allowed that the expected wait may fill: batches and arrivals are uneven
 
 
@@ -65,18 +65,18 @@ class Admission:
             return
         before = max(self.held, self.sent)
         asked = min(inputs, max(1, room // 2))  # a request larger than that enters a queue that is half empty
-        whole_s, own_s = before * self.pace_s / workers, inputs * self.pace_s / workers
+        each_s = self.pace_s / workers
         if before + asked > room:
-            excess_s = (before + asked - room) * self.pace_s / workers
+            excess_s = (before + asked - room) * each_s
             why = f"{before} inputs wait and the queue holds {room}"
         else:
-            expected_s = (before + inputs) * self.pace_s / workers
+            expected_s = (before + inputs) * each_s
             excess_s = expected_s - _MARGIN * allowed_s
             if excess_s <= 0:
                 return
             why = f"{before} inputs wait, this one would be answered in {expected_s:.1f} s and may take {allowed_s:.1f} s"
-        comes = max(now + min(_LONGEST_S, whole_s, excess_s + _SLACK_S), self.promised)
-        self.promised = min(comes + own_s, now + min(_LONGEST_S, _QUEUES * whole_s))
+        comes = max(now + min(_LONGEST_S, before * each_s, excess_s + _SLACK_S), self.promised)
+        self.promised = min(comes + inputs * each_s, now + min(_LONGEST_S, _QUEUES * before * each_s))
         wait_s = max(1.0, comes - now)
         raise TooBusy(f"{self.model}: {why}; come back in {math.ceil(wait_s)} s", retry_after_s=wait_s)
 

@@ -48,7 +48,7 @@ def begin(card: Card, files: Files, spec: Spec, folder: Path, report: dict[str, 
         }
     pictures = len(parts["train"][1])
     head: Training | None = None
-    if spec.start == "weights" and not (goes_on and spec.method != "head"):
+    if spec.start == "weights" and (spec.method == "head" or not goes_on):
         network = ImageNetwork(module.eval(), ImageInput(**card.input)).to(accelerator().device)
         vectors = {part: (features(network, pixels), targets) for part, (pixels, targets) in parts.items()}
         head = head_training(cast(torch.nn.Linear, classifier(module)), vectors, labels, spec, card.task)

@@ -78,6 +78,10 @@ _ALL = {"weight_decay": 5e-4, "schedule": "cosine", "warmup": 0.15, "accumulate"
     "precision": "fp32",
     "keep_statistics": False,
 }
+_IMAGE = {"epochs": 3, "batch_size": 32, "label_smoothing": 0.1, "clip_norm": 1.0} | {
+    "keep_statistics": True,
+    "small_first": True,
+}
 _TEXT = {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "weight_decay": 0.01, "clip_norm": 1.0} | {
     "precision": "auto",
     "per_epoch": 12_288,
@@ -85,10 +89,8 @@ _TEXT = {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "weight_decay": 0.
 _SPEECH = {"optimizer": "adamw", "weight_decay": 0.01, "warmup": 0.1, "clip_norm": 1.0, "augment": True}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "image-classification": {
-        "full": {"epochs": 3, "batch_size": 32, "optimizer": "sgd", "learning_rate": 1e-3, "label_smoothing": 0.1}
-        | {"keep_statistics": True, "clip_norm": 1.0, "small_first": True},
-        "lora": {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "learning_rate": 1e-3, "rank": 16, "label_smoothing": 0.1}
-        | {"keep_statistics": True, "clip_norm": 1.0, "small_first": True},
+        "full": _IMAGE | {"optimizer": "sgd", "learning_rate": 1e-3},
+        "lora": _IMAGE | {"optimizer": "adamw", "learning_rate": 1e-3, "rank": 16},
         "head": {"epochs": 60, "batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "augment": False, "patience": 10},
         "fresh": {"epochs": 20, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.05},
     },
@@ -162,14 +164,11 @@ def _check_use(spec: Spec, task: str) -> None:
             raise Invalid(f"spec: {name}: has no use for {task}: {why}; leave it out")
     if spec.rank is not None and spec.method != "lora":
         raise Invalid(f"spec: rank: is that of lora's matrices, and {spec.method} has none; leave it out, or use method lora")
-    if spec.small_first and spec.method == "head":
-        raise Invalid(
-            "spec: small_first: for method head the network sees each picture once, as it is; leave it out, or use full or lora"
-        )
-    if spec.augment and spec.method == "head" and task == "image-classification":
-        raise Invalid(
-            "spec: augment: for method head the network sees each picture once, as it is; leave it out, or use full or lora"
-        )
+    for name in ("small_first", "augment"):
+        if getattr(spec, name) and spec.method == "head" and task == "image-classification":
+            raise Invalid(
+                f"spec: {name}: for method head the network sees each picture once, as it is; leave it out, or use full or lora"
+            )
 
 
 def _method(spec: Spec) -> str:
