@@ -104,6 +104,13 @@ def test_pcm_at_the_models_rate_is_heard_bit_for_bit():
         np.testing.assert_array_equal(read_audio(wav(samples, kind=1), 16000, 60), samples.astype(np.float32) / 32768)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 12])
+def test_channels_are_averaged_however_many_there_are(count: int):
+    """From eight on, PyAV took memory behind its planes for more of them (found by the fuzzer: a crash)."""
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, count)).astype(np.float32)
+    np.testing.assert_allclose(read_audio(wav(samples, channels=count), 16000, 60), samples.mean(axis=1), atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("raw", "error", "words"),
     [
