@@ -37,10 +37,10 @@ def test_a_full_queue_refuses_and_tells_when_there_is_room_though_others_come():
 
 
 def test_what_would_be_late_is_refused_and_told_when_it_would_not():
-    error = refused(queue(59), allowed_s=4.0)  # 60 x 0.1 s = 6 s against 0.75 x 4 s
+    error = refused(queue(59), allowed_s=5.0)  # 60 x 0.1 s = 6 s against 0.6 x 5 s
     assert error.retry_after_s == pytest.approx(6.0 - 3.0 + 2.0)
     served = round((6.0 - 3.0) / 0.1)
-    queue(59 - served).check(1, room=100, allowed_s=4.0, workers=1.0, now=0.0)
+    queue(59 - served).check(1, room=100, allowed_s=5.0, workers=1.0, now=0.0)
 
 
 def test_nobody_is_told_to_wait_for_longer_than_the_queue_takes():
@@ -93,8 +93,8 @@ def test_one_slow_batch_is_soon_forgotten():
 
 
 def test_two_workers_answer_twice_as_fast():
-    queue(59).check(1, room=100, allowed_s=4.0, workers=2.0, now=0.0)
-    refused(queue(59), allowed_s=4.0, workers=1.0)
+    queue(59).check(1, room=100, allowed_s=5.0, workers=2.0, now=0.0)
+    refused(queue(59), allowed_s=5.0, workers=1.0)
 
 
 def test_the_pace_follows_what_batches_take():
@@ -161,9 +161,9 @@ def test_what_is_more_than_the_share_is_told_so_because_waiting_would_not_help()
 def test_a_share_is_one_of_the_time_too_or_others_would_find_room_and_no_time():
     admission = queue(12, pace_s=0.1)
     admission.places[GREEDY.id] = Place(held=4)
-    with pytest.raises(RateLimited, match="greedy has 4 inputs in the queue and its share is 3"):  # a quarter of 1.5 s
-        admission.place(GREEDY, 1, room=100, allowed_s=2.0, workers=1.0)
-    admission.check(1, room=100, allowed_s=2.0, workers=1.0, now=0.0)
+    with pytest.raises(RateLimited, match="greedy has 4 inputs in the queue and its share is 3"):  # a quarter of 0.6 x 2.5 s
+        admission.place(GREEDY, 1, room=100, allowed_s=2.5, workers=1.0)
+    admission.check(1, room=100, allowed_s=2.5, workers=1.0, now=0.0)
 
 
 def test_a_request_that_finds_none_of_its_key_may_be_larger_than_its_time():
