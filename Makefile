@@ -25,7 +25,7 @@ serve: $(STAMP) ## start the server
 test: $(STAMP) ## run every test
 	@exec $(VENV)/bin/python -m pytest $(ARGS)
 
-fuzz: $(STAMP) ## a million wrong inputs for every decoder; what fails is kept in tests/fuzz/corpus
+fuzz: $(STAMP) ## a million wrong inputs, over all decoders; what fails is kept in tests/fuzz/corpus
 	@exec $(VENV)/bin/python -m tests.fuzz $(ARGS)
 
 check: $(STAMP) ## lint, format, types, and known vulnerabilities where there is a network

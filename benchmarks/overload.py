@@ -1,6 +1,6 @@
 """More than there is room for: 1, 2 and 10 times the capacity, bursts, bulk beside interactive, one greedy caller among many.
 
-    python benchmarks/overload.py [--model all-minilm-l6-v2@128] [--seconds 20] [--rounds 6] [--timeout-ms 2000] [--patience 600]
+    python benchmarks/overload.py [--model all-minilm-l6-v2@256] [--seconds 20] [--rounds 6] [--timeout-ms 2000] [--patience 600]
                                   [--check]
 
 First the capacity, by a closed loop. Then open loops (Poisson) a fourth as long, the three in turns, each request with a
@@ -12,9 +12,9 @@ they are answered, once the flood has lasted longer than anyone may be told to w
 answered, and now and then one find the queue full. If all came back, most would.) Last, a server with keys: one caller sends ten
 times the capacity with a key that has a quarter of the queue, and another must not feel it.
 
-The load comes from the same cores, and costs goodput. Small requests, ten times as many as a small model answers, are more than
-two cores can read, whatever they answer: `--model all-minilm-l6-v2` sends 3,400 a second. With `--check`, a missed bar ends it
-with 1.
+The load comes from the same cores, and costs goodput: ten times as many texts as a small model answers are more than two cores
+read beside it when the texts are short. At 128 tokens that takes a sixth of them (`results/2026-11-28e.md`); of the 20 of a
+sentence, 3,400 a second are more than they read at all. With `--check`, a missed bar ends it with 1.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def bulk_of(call: Call) -> Call:
 
 
 def main() -> None:
-    wanted = options(__doc__, model="all-minilm-l6-v2@128", seconds=20.0, rounds=6, timeout_ms=2000, patience=600.0, check=False)
+    wanted = options(__doc__, model="all-minilm-l6-v2@256", seconds=20.0, rounds=6, timeout_ms=2000, patience=600.0, check=False)
     with home() as folder, tempfile.TemporaryDirectory() as private:
         name, size = named(wanted.model)
         with serving(home=str(folder), models=name) as url:
