@@ -34,7 +34,7 @@ class Waiting:
 
 def yields_s(before: int, max_batch: int, allowed_s: float) -> float:
     """How much younger a sample counts that has so many of its own request before it: up to an eighth of its time, from a full
-    batch on. Of the two fifths that admission leaves free (`pool/admission.py`) most stays for what is uneven.
+    batch on. Of the two fifths that admission leaves free (`pool/admission.py`) the rest stays for what is uneven.
     """
     return _YIELDED * allowed_s * min(1.0, before / max_batch)
 

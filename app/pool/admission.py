@@ -18,9 +18,7 @@ _FAR = 3.0  # times the usual pace: more is not believed at once, or one slow ba
 _LONGEST_S = 60.0  # that anyone is told to wait: what will be after that, nobody knows
 _QUEUES = 4.0  # as many times what waits now may be promised: one caller who asks again at once must not send all others far away
 _SLACK_S = 2.0  # told beyond the time of the first free place: so much work is done by then that others may come meanwhile
-_MARGIN = (
-    0.6  # share of the time allowed that the expected wait may fill: batches are uneven, and a shared machine slows by a third
-)
+_MARGIN = 0.6  # share of the time allowed that the expected wait may fill: batches are uneven, and a shared machine slows down
 
 
 @dataclass(slots=True)

@@ -80,9 +80,9 @@ def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
     try:
         container = av.open(io.BytesIO(raw), mode="r", format=demuxer(raw), options=_OPTIONS)
     except MemoryError as error:
-        if not isinstance(error, av.FFmpegError):
+        if not isinstance(error, av.FFmpegError):  # FFmpeg's own: it gives nobody more than 2 GB, whatever a header asks for
             raise
-        raise BadInput("the recording's header is damaged: it asks for more memory than any needs; send it again") from error
+        raise BadInput("the recording's header asks for more memory than any needs: it is damaged; export it again") from error
     except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
         raise UnsupportedMedia("these bytes are no recording that can be read; send WAV, FLAC, MP3, OGG, M4A or WebM") from error
     with container:
@@ -136,7 +136,8 @@ def _mono(frames: Iterator[av.AudioFrame], rate: int, max_seconds: float) -> np.
                 frame.pts = None  # gaps in time stamps are not ours to fill
             for piece in resampler.resample(frame):
                 with np.errstate(over="ignore", invalid="ignore"):  # what is infinite is refused
-                    channels = np.ascontiguousarray(piece.to_ndarray().reshape(piece.samples, -1).T)  # rows: six times as fast
+                    beside = piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
+                    channels = np.ascontiguousarray(beside.T)  # along rows, the mean is six times as fast
                     parts.append(channels.mean(axis=0, dtype=np.float32))
                 count += len(parts[-1])
             if count > max_seconds * rate:

@@ -9,7 +9,9 @@ import bars
 import beside
 import cold
 import finetune
+import load
 import overhead
+import overload
 import pytest
 import starters
 
@@ -140,3 +142,26 @@ def test_what_a_job_costs_is_measured_by_turns_and_held_to_twice_the_time_alone(
 def test_a_job_that_stands_still_measures_nothing():
     with pytest.raises(SystemExit, match="did no step"):
         beside.by_turns(lambda: (1.0, 2.0, 0), Steps(0), 1, 1.0)
+
+
+def answers(*moments: tuple[float, float, int], retry: bool = False) -> list[load.Answer]:
+    """Of (due, done, status)."""
+    return [load.Answer(0, due, due, due, done, status, 1.0, retry) for due, done, status in moments]
+
+
+def test_goodput_counts_neither_the_filling_of_the_queue_nor_its_emptying():
+    steady = [(at, at + 1.5, 200) for at in (1.0, 2.0, 3.0, 4.0)]
+    flood = load.Answers(answers((0.0, 0.1, 200), *steady, (9.0, 10.5, 200), (4.0, 7.5, 200), (5.0, 5.1, 503)))
+    back = load.Answers(answers((5.0, 6.0, 200), retry=True))
+    found = overload.told([flood, back], 1.0, 10.0, 2000.0)
+    assert found["each_rps"] == [4 / 8, 0.0], "one came too late, one after the end, one in the first two seconds"
+    assert found["refused"] == 1
+    assert found["came_back"] == 0, "the flood still went on"
+
+
+def test_a_flood_without_anybody_who_came_back_proves_nothing():
+    flood = overload.told([load.Answers(answers((3.0, 3.1, 200)))], 1.0, 10.0, 2000.0)
+    neighbour = {"answered": 1.0, "p99_ms": 1.0, "deadline_ms": 2.0, "other_refused": 1}
+    found = overload.figures(dict.fromkeys(("1 x", "2 x", "10 x", "bursts"), flood), {"greedy, with a share": neighbour}, 2000.0)
+    missed = [sentence.partition(":")[0] for sentence in bars.missed(found, bars.OVERLOAD)]
+    assert missed == ["refused, p99 in ms", "the generator overslept, p99 in ms", "let in of those who came back"]
