@@ -77,7 +77,7 @@ def told(floods: Sequence[load.Answers], rate: float, seconds: float, deadline_m
     every = [one for each in asked for one in each]
     refused = [one for one in every if one.status == 503]
     refused_ms = [1000 * (one.done - one.left) for one in refused]
-    in_time = [[one for one in each if one.status == 200 and 1000 * (one.done - one.due) <= deadline_ms] for each in asked]
+    in_time = [[a for a in answers.all if a.status == 200 and 1000 * (a.done - a.due) <= deadline_ms] for answers in floods]
     goodput = [sum(warm <= one.done < seconds for one in each) / (seconds - warm) for each in in_time]
     return {
         "offered_rps": rate,

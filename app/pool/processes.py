@@ -22,7 +22,7 @@ Exited = Callable[[str, int, int], None]
 
 _LINE_BYTES = 1 << 20  # a worker's spec holds its card and file names
 
-_SPARE_S = 0.2  # until a spare that was just forked has said so; to begin anew takes seconds
+_SPARE_S = 0.5  # until a spare that was just forked has said so; to begin anew takes seconds
 _AGAIN_S = 1.0
 _FOREMAN_S = 5.0  # its own tasks take no time; its tuners are started again, whenever they end
 

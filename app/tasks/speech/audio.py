@@ -80,9 +80,11 @@ def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
     try:
         container = av.open(io.BytesIO(raw), mode="r", format=demuxer(raw), options=_OPTIONS)
     except MemoryError as error:
-        if not isinstance(error, av.FFmpegError):  # FFmpeg's own: it gives nobody more than 2 GB, whatever a header asks for
+        if not isinstance(error, av.FFmpegError):  # FFmpeg's: a header asks for more than it, or our limit, ever gives
             raise
-        raise BadInput("the recording's header asks for more memory than any needs: it is damaged; export it again") from error
+        raise BadInput(
+            "the recording's header asks for more memory than one file may have: it is damaged, or far too large; export it again"
+        ) from error
     except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
         raise UnsupportedMedia("these bytes are no recording that can be read; send WAV, FLAC, MP3, OGG, M4A or WebM") from error
     with container:

@@ -133,6 +133,7 @@ def test_channels_are_averaged_however_many_there_are(count: int):
         (wav(TONE * np.float32(1e30)), BadInput, "between -1 and 1"),
         (wav(np.full(32000, 3e38, np.float32), channels=2), BadInput, "NaN or infinity"),
         (wav(TONE)[:30], UnsupportedMedia, "no recording"),
+        ((Path(__file__).parents[3] / "fuzz/corpus/audio/found-1778f6cc5e2d").read_bytes(), BadInput, "asks for more memory"),
         (wav(TONE)[:20_000], BadInput, "ends after 0.31 of 1.00 s: send it whole"),
         (wav(np.tile(TONE, 61)), TooLarge, "1.0 minutes or more; the limit is 1:"),
         (wav(np.full(61_000, 0.1, np.float32), rate=1000), TooLarge, "limit is 1"),
