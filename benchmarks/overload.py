@@ -69,13 +69,10 @@ def told(floods: Sequence[load.Answers], rate: float, seconds: float, deadline_m
     what was answered while the flood went on, and after its first deadline: neither the queue's filling nor its emptying.
     """
     warm = min(deadline_ms / 1000, seconds / 2)
-    asked = [[one for one in answers.all if not one.retry] for answers in floods]
+    asked = [one for answers in floods for one in answers.all if not one.retry]
     back = [one.status == 200 for answers in floods for one in answers.all if one.retry and one.due >= seconds]
-    accepted_ms = [
-        [1000 * (one.done - one.due) if one.status == 200 else math.inf for one in each if one.status != 503] for each in asked
-    ]
-    every = [one for each in asked for one in each]
-    refused = [one for one in every if one.status == 503]
+    accepted_ms = [1000 * (one.done - one.due) if one.status == 200 else math.inf for one in asked if one.status != 503]
+    refused = [one for one in asked if one.status == 503]
     refused_ms = [1000 * (one.done - one.left) for one in refused]
     in_time = [[a for a in answers.all if a.status == 200 and 1000 * (a.done - a.due) <= deadline_ms] for answers in floods]
     goodput = [sum(warm <= one.done < seconds for one in each) / (seconds - warm) for each in in_time]
@@ -83,14 +80,14 @@ def told(floods: Sequence[load.Answers], rate: float, seconds: float, deadline_m
         "offered_rps": rate,
         "goodput_rps": statistics.mean(goodput),
         "each_rps": goodput,
-        "accepted_p99_ms": load.quantile([spent for each in accepted_ms for spent in each], 0.99),
+        "accepted_p99_ms": load.quantile(accepted_ms, 0.99),
         "refused": len(refused),
         "refused_p50_ms": load.quantile(refused_ms, 0.5),
         "refused_p99_ms": load.quantile(refused_ms, 0.99),
         "overslept_p99_ms": load.quantile([1000 * (one.left - one.due) for one in refused], 0.99),
         "no_retry_after": sum(one.retry_after is None for one in refused),
-        "late": sum(one.status == 504 for one in every),
-        "lost": sum(one.status not in (200, 503, 504) for one in every),
+        "late": sum(one.status == 504 for one in asked),
+        "lost": sum(one.status not in (200, 503, 504) for one in asked),
         "came_back": len(back),
         "let_in": sum(back),
     }
@@ -168,7 +165,7 @@ def figures(floods: dict[str, Any], neighbours: dict[str, Any], deadline_ms: flo
     """What bars.py holds."""
     over = [floods[name] for name in ("2 x", "10 x", "bursts")]
     back = [one["let_in"] / one["came_back"] if one["came_back"] else math.nan for one in over]
-    ten, one_ = (floods[name]["goodput_rps"] for name in ("10 x", "1 x"))
+    most, usual = (floods[name]["goodput_rps"] for name in ("10 x", "1 x"))
     return {
         "accepted p99 over the deadline": max(one["accepted_p99_ms"] for one in over) / deadline_ms,
         "without an answer, or with a wrong one": sum(one["lost"] for one in floods.values()),
@@ -176,7 +173,7 @@ def figures(floods: dict[str, Any], neighbours: dict[str, Any], deadline_ms: flo
         "refused without Retry-After": sum(one["no_retry_after"] for one in over),
         "let in of those who came back": math.nan if any(map(math.isnan, back)) else min(back),
         "the generator overslept, p99 in ms": max((one["overslept_p99_ms"] for one in over if one["refused"]), default=math.nan),
-        "goodput at 10 x over that at 1 x": ten / one_ if one_ else math.nan,
+        "goodput at 10 x over that at 1 x": most / usual if usual else math.nan,
         "single texts answered beside others": min(one["answered"] for one in neighbours.values()),
         "others too late that were let in": sum(one.get("other_late", 0) for one in neighbours.values()),
         "their p99 over the deadline": max(one["p99_ms"] / one["deadline_ms"] for one in neighbours.values()),
