@@ -159,9 +159,32 @@ def test_goodput_counts_neither_the_filling_of_the_queue_nor_its_emptying():
     assert found["came_back"] == 0, "the flood still went on"
 
 
+NEIGHBOURS = {"greedy, with a share": {"answered": 1.0, "p99_ms": 1.0, "deadline_ms": 2.0, "other_refused": 1}}
+BACK = load.Answers(answers((5.0, 5.001, 503)) + 20 * answers((11.0, 11.1, 200), retry=True))
+
+
+def held(**floods: dict[str, Any]) -> list[str]:
+    """The bars that are missed if these floods, by name, differ from one in which all was well."""
+    good = overload.told([BACK, load.Answers(answers((3.0, 3.1, 200)))], 1.0, 10.0, 2000.0)
+    figures = overload.figures(dict.fromkeys(("1 x", "2 x", "10 x", "bursts"), good) | floods, NEIGHBOURS, 2000.0)
+    return [sentence.partition(":")[0] for sentence in bars.missed(figures, bars.OVERLOAD)]
+
+
 def test_a_flood_without_anybody_who_came_back_proves_nothing():
-    flood = overload.told([load.Answers(answers((3.0, 3.1, 200)))], 1.0, 10.0, 2000.0)
-    neighbour = {"answered": 1.0, "p99_ms": 1.0, "deadline_ms": 2.0, "other_refused": 1}
-    found = overload.figures(dict.fromkeys(("1 x", "2 x", "10 x", "bursts"), flood), {"greedy, with a share": neighbour}, 2000.0)
-    missed = [sentence.partition(":")[0] for sentence in bars.missed(found, bars.OVERLOAD)]
-    assert missed == ["refused, p99 in ms", "the generator overslept, p99 in ms", "let in of those who came back"]
+    few = overload.told([load.Answers(answers((3.0, 3.1, 200))), load.Answers(BACK.all[:20])], 1.0, 10.0, 2000.0)
+    assert held() == []
+    assert held(bursts=few) == ["let in of those who came back"], "19 are too few"
+    none = overload.told([load.Answers(()), load.Answers(answers((3.0, 3.1, 200)))], 1.0, 10.0, 2000.0)
+    assert held(**{"2 x": none}) == ["refused, p99 in ms", "the generator overslept, p99 in ms", "let in of those who came back"]
+
+
+def test_goodput_under_a_flood_is_held_to_the_best_below_it():
+    better = overload.told([BACK, load.Answers(answers((3.0, 3.1, 200), (4.0, 4.1, 200)))], 1.0, 10.0, 2000.0)
+    assert held(**{"10 x": better}) == []
+    assert held(**{"2 x": better}) == held(**{"1 x": better}) == ["goodput at 10 x over that at 1 x or 2 x"]
+
+
+def test_a_flood_of_which_nothing_was_accepted_is_not_in_time():
+    nothing = overload.told([BACK], 1.0, 10.0, 2000.0)
+    for name in ("2 x", "10 x", "bursts"):
+        assert "accepted p99 over the deadline" in held(**{name: nothing})
