@@ -29,12 +29,12 @@ def small(kind: str, **options: object) -> bytes:
     return saved(Image.fromarray(pixels), kind, **options)
 
 
-def sound(container: str, codec: str, seconds: float = 1.0, rate: int = 16_000) -> bytes:
+def sound(container: str, codec: str, seconds: float = 1.0, rate: int = 16_000, layout: str = "mono") -> bytes:
     """A tone, or silence with a click in it where it is long."""
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate)
-        stream.layout = "mono"
+        stream.layout = layout
         chunk = np.zeros((1, rate), np.float32)
         chunk[0, :4000] = 0.3 * np.sin(np.arange(4000) / 5)
         for second in range(max(1, round(seconds))):

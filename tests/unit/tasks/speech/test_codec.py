@@ -114,6 +114,8 @@ def test_channels_are_averaged_however_many_there_are(count: int):
     """From eight on, PyAV took memory behind its planes for more of them (found by the fuzzer: a crash)."""
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, count)).astype(np.float32)
     np.testing.assert_allclose(read_audio(wav(samples, channels=count), 16000, 60), samples.mean(axis=1), atol=1e-7)
+    together, alone = wav(samples, rate=44100, channels=count), wav(samples.mean(axis=1), rate=44100)
+    np.testing.assert_allclose(read_audio(together, 16000, 60), read_audio(alone, 16000, 60), atol=1e-6)
 
 
 @pytest.mark.parametrize(
