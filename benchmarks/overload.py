@@ -7,7 +7,7 @@ First the capacity, by a closed loop. Then open loops (Poisson) of twelve second
 request with a deadline; latency counts from when a request was due, that of a refusal from when the generator came to send it: it
 sleeps too long by some milliseconds where others have the cores, which is told beside it. Goodput is answers 200 within the
 deadline, a second, while a flood goes on and after its first two seconds; of the rounds, the mean. One in twenty of the refused,
-at most twice the capacity one in five, asks again after just the time that it was told; of those whose time comes when the
+in bursts one in ten, at most twice the capacity one in five, asks again after just the time that it was told; of those whose time comes when the
 overload is over, twenty at least of each kind of flood, 95 % must get in. (At ten times the capacity they come half as fast as
 they are answered, once the flood has lasted longer than anyone may be told to wait; one in ten would come as fast as they are
 answered, and now and then one find the queue full. If all came back, most would.) Last, a server with keys: one caller sends ten
@@ -63,7 +63,7 @@ def bursts(url: str, raw: bytes, rate: float, seconds: float, times: int) -> lis
     for turn in range(times):
         if turn:
             time.sleep(seconds)
-        found.append(flood(url, raw, rate, seconds, turn))
+        found.append(flood(url, raw, rate, seconds, turn, retry_every=10))
     return found
 
 
@@ -177,7 +177,8 @@ def main() -> None:
     show(f"{wanted.model} ({compute}): capacity {capacity:.0f} requests/s", floods, neighbours)
     found = figures(floods, neighbours, wanted.timeout_ms)
     table(["", "measured"], [[name, f"{value:.3g}"] for name, value in found.items()])
-    report("overload", model=wanted.model, compute=compute, capacity_rps=capacity, figures=found, floods=floods, beside=neighbours)
+    told_of = {"model": wanted.model, "compute": compute, "capacity_rps": capacity}
+    report("overload", **told_of, figures=found, floods=floods, beside=neighbours)
     if wanted.check:
         bars.hold(found, bars.OVERLOAD)
 
