@@ -7,11 +7,11 @@ First the capacity, by a closed loop. Then open loops (Poisson) of twelve second
 request with a deadline; latency counts from when a request was due, that of a refusal from when the generator came to send it: it
 sleeps too long by some milliseconds where others have the cores, which is told beside it. Goodput is answers 200 within the
 deadline, a second, while a flood goes on and after its first two seconds; of the rounds, the mean. One in twenty of the refused,
-in bursts one in ten, at most twice the capacity one in five, asks again after just the time that it was told; of those whose time comes when the
-overload is over, twenty at least of each kind of flood, 95 % must get in. (At ten times the capacity they come half as fast as
-they are answered, once the flood has lasted longer than anyone may be told to wait; one in ten would come as fast as they are
-answered, and now and then one find the queue full. If all came back, most would.) Last, a server with keys: one caller sends ten
-times the capacity with a key that has a quarter of the queue, and another must not feel it.
+in bursts one in ten, at most twice the capacity one in five, asks again after just the time that it was told; of those whose time
+comes when the overload is over, twenty at least of each kind of flood, 95 % must get in. (At ten times the capacity they come
+half as fast as they are answered, once the flood has lasted longer than anyone may be told to wait; one in ten would come as fast
+as they are answered, and now and then one find the queue full. If all came back, most would.) Last, a server with keys: one
+caller sends ten times the capacity with a key that has a quarter of the queue, and another must not feel it.
 
 The load comes from the same cores, and costs goodput, whoever refuses it: at ten times the capacity, goodput is held to that at
 once the capacity while the nine others are refused elsewhere, by the smallest application that uvicorn can run. What it is of

@@ -37,8 +37,9 @@ def recordings() -> Sequence[bytes]:
     made = [("flac", "flac", 16_000), ("mp3", "libmp3lame", 16_000), ("ogg", "libopus", 48_000), ("mp4", "aac", 16_000)]
     made += [("webm", "libopus", 48_000), ("aiff", "pcm_s16be", 8_000), ("wav", "pcm_mulaw", 8_000), ("adts", "aac", 16_000)]
     found = [wave(0.1), *(hostile.sound(container, codec, 1, rate) for container, codec, rate in made)]
-    many = [("wav", "pcm_s16le", "stereo"), ("wav", "pcm_f32le", "7.1"), ("flac", "flac", "7.1"), ("adts", "aac", "5.1")]
-    return [*found, *(hostile.sound(container, codec, 1, 44_100, layout) for container, codec, layout in many)]
+    many = [("wav", "pcm_s16le", 4000, "stereo"), ("wav", "pcm_f32le", 4000, "7.1")]
+    many += [("flac", "flac", 8000, "7.1"), ("adts", "aac", 16_000, "5.1")]
+    return [*found, *(hostile.sound(container, codec, 1, rate, layout) for container, codec, rate, layout in many)]
 
 
 def archives() -> Sequence[bytes]:
