@@ -29,14 +29,8 @@ _NO_SEARCH_S = 60  # a worker on a GPU that says no reason by then looks for not
 
 
 def options(about: str | None, **defaults: Any) -> argparse.Namespace:
-    """The options of a benchmark: name=default; the default's type is the option's, False makes a flag.
-
-    NumPy has one thread, as in workers (app/pool/processes.py); it reads that where it is imported, so the program begins again.
-    The second one of its own pool, woken for the pooling of nine short texts or more, spins for longer than they take: MiniLM's
-    bare loop without a server had 140 texts/s at batches of 12, and has 255.
-    """
-    if os.environ.get(_NUMPY_THREADS) != "1":
-        os.execvpe(sys.executable, sys.orig_argv, os.environ | {_NUMPY_THREADS: "1"})  # noqa: S606
+    """The options of a benchmark: name=default; the default's type is the option's, False makes a flag."""
+    _with_one_thread_of_numpy()
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
         flag = f"--{name.replace('_', '-')}"
@@ -45,6 +39,17 @@ def options(about: str | None, **defaults: Any) -> argparse.Namespace:
         else:
             parser.add_argument(flag, type=type(default), default=default, help=f"default: {default}")
     return parser.parse_args()
+
+
+def _with_one_thread_of_numpy() -> None:
+    """Begin a program anew where NumPy may have more: workers have one (app/pool/processes.py), and NumPy reads it at its import.
+
+    The second thread of its own pool, woken for the pooling of nine short texts or more, spins for longer than that takes: a bare
+    loop of MiniLM had 140 texts/s at batches of 12, and has 255.
+    """
+    ours = Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent
+    if ours and os.environ.get(_NUMPY_THREADS) != "1":
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {_NUMPY_THREADS: "1"})  # noqa: S606
 
 
 @contextmanager
@@ -62,7 +67,8 @@ def running(command: Sequence[str], announces: str, environment: dict[str, str],
     """A process that is told `said`, from the moment it prints what `announces` describes: the match, and the process."""
     with tempfile.TemporaryFile("w+") as log:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
-        process = subprocess.Popen(command, env=os.environ | environment, **pipes)
+        others = {name: value for name, value in os.environ.items() if name != _NUMPY_THREADS}  # the server sets it where it must
+        process = subprocess.Popen(command, env=others | environment, **pipes)
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -78,6 +84,7 @@ def running(command: Sequence[str], announces: str, environment: dict[str, str],
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
+            process.stdout.close()
 
 
 @contextmanager

@@ -6,7 +6,7 @@
 First the capacity: a closed loop. Then an open loop: Poisson arrivals at shares of that capacity; latency counts from the time a
 request was due, not from when it could be sent. Aim: a small p99/p50. Then overload: arrivals at twice the capacity, each with a
 deadline. Aims: what is accepted (200) keeps its deadline, a refusal (503) takes 20 ms at the 99th percentile, from when the
-generator came to send it, and Retry-After is true: one in twenty of the refused asks again after just that time, once. While the
+generator came to send it, and Retry-After is true: one in ten of the refused asks again after just that time, once. While the
 overload lasts no server can let all of them in; those that come when it is over must get in.
 """
 
@@ -41,7 +41,7 @@ def open_loop(url: str, raw: bytes, capacity: float, wanted: Any) -> dict[str, A
 
 def overload(url: str, raw: bytes, capacity: float, wanted: Any) -> dict[str, Any]:
     """Accepted, refused and late at a multiple of the capacity."""
-    plan = {"rate": wanted.over * capacity, "seconds": wanted.seconds, "connections": SOCKETS, "retry_every": 20}
+    plan = {"rate": wanted.over * capacity, "seconds": wanted.seconds, "connections": SOCKETS, "retry_every": 10}
     answers = load.run(url, [raw], **plan)
     asked = [answer for answer in answers.all if not answer.retry]
     again = [answer for answer in answers.all if answer.retry]

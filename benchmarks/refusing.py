@@ -39,8 +39,8 @@ def main() -> None:
     listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
     print(f"at http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
     take_short_turns()
-    config = uvicorn.Config(refuse, loop="uvloop", http="httptools", lifespan="off", log_level="critical", access_log=False)
-    uvicorn.Server(config).run([listening])
+    plain = {"proxy_headers": False, "server_header": False, "access_log": False, "ws": "none", "lifespan": "off"}  # as ours
+    uvicorn.Server(uvicorn.Config(refuse, loop="uvloop", http="httptools", log_level="critical", **plain)).run([listening])
 
 
 if __name__ == "__main__":

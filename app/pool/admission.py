@@ -74,8 +74,8 @@ class Admission:
             excess_s = expected_s - _MARGIN * allowed_s
             if excess_s <= 0:
                 return
-            soon = f"{expected_s:.1f} s, too close to the {allowed_s:.1f} s allowed"
-            why = f"{before} inputs wait, this one would be answered in {soon}"
+            soon = "later than" if expected_s > allowed_s else "too close to"
+            why = f"{before} inputs wait, this one would be answered in {expected_s:.3g} s, {soon} the {allowed_s:.3g} s allowed"
         comes = max(now + min(_LONGEST_S, before * each_s, excess_s + _SLACK_S), self.promised)
         self.promised = min(comes + inputs * each_s, now + min(_LONGEST_S, _QUEUES * before * each_s))
         wait_s = max(1.0, comes - now)

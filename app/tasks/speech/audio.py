@@ -56,10 +56,9 @@ def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
         _whole(raw)
     try:
         waveform = _decode(raw, rate, max_seconds)
+    except MemoryError:
+        raise
     except av.FFmpegError as error:
-        if isinstance(error, MemoryError):  # FFmpeg's own
-            why = "asks for more memory than one file may have: it is damaged, or far too large; export it again"
-            raise BadInput(f"the recording {why}") from error
         raise BadInput(
             f"the recording is damaged or of no known format ({error.strerror}); send WAV, FLAC, MP3, OGG, M4A or WebM"
         ) from error
@@ -80,8 +79,12 @@ def read_audio(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
 def _decode(raw: bytes, rate: int, max_seconds: float) -> np.ndarray:
     try:
         container = av.open(io.BytesIO(raw), mode="r", format=demuxer(raw), options=_OPTIONS)
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        if not isinstance(error, av.FFmpegError):  # FFmpeg's: a header asks for more than it, or our limit, ever gives
+            raise
+        raise BadInput(
+            "the recording's header asks for more memory than one file may have: it is damaged, or far too large; export it again"
+        ) from error
     except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
         raise UnsupportedMedia("these bytes are no recording that can be read; send WAV, FLAC, MP3, OGG, M4A or WebM") from error
     with container:

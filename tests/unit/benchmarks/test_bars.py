@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,13 @@ import bars
 import beside
 import cold
 import finetune
+import httpx
 import load
 import overhead
 import overload
 import pytest
 import starters
+from refusing import refusing
 
 NAN = float("nan")
 GOOD = {"test set": 0.9013, "test set, blurred": 0.8953, "photos": 0.857, "digits": 0.98, "speech, word error rate": 0.05}
@@ -180,10 +183,62 @@ def test_a_flood_without_anybody_who_came_back_proves_nothing():
     assert held(**{"2 x": none}) == ["refused, p99 in ms", "the generator overslept, p99 in ms", "let in of those who came back"]
 
 
-def test_goodput_under_a_flood_is_held_to_what_there_is_beside_a_flood_elsewhere():
+def test_goodput_under_a_flood_is_held_to_that_without_and_to_that_beside_a_flood_elsewhere():
     better = overload.told([BACK, load.Answers(answers((3.0, 3.1, 200), (4.0, 4.1, 200)))], 1.0, 10.0, 2000.0)
-    assert held(**{"10 x": better}) == []
-    assert held(**{overload.ELSEWHERE: better}) == ["goodput at 10 x over that at 1 x, 9 x elsewhere"]
+    assert held(**{"10 x": better}) == held(**{"2 x": better}) == []
+    assert held(**{"1 x": better}) == ["goodput at 10 x over that at 1 x"]
+    assert held(**{overload.ELSEWHERE: better}) == ["goodput at 10 x over that at 2 x, 8 x elsewhere"]
+
+
+def test_an_error_is_lost_whether_it_was_asked_for_once_or_again():
+    worse = overload.told(
+        [BACK, load.Answers(answers((3.0, 3.1, 200)) + answers((4.0, 4.1, 500), retry=True))], 1.0, 10.0, 2000.0
+    )
+    assert held(**{"10 x": worse}) == ["without an answer, or with an error"]
+
+
+class Floods:
+    """What `by_turns` sends; everything is refused, or whatever `status` says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, status: int = 503) -> None:
+        self.sent: list[tuple[str, float]] = []
+        self._status = status
+        monkeypatch.setattr(load, "begin", lambda url, _, **plan: (self.sent.append((url, plan["rate"])), plan["rate"]))
+        monkeypatch.setattr(load, "finish", lambda begun: self._answers(begun[1], status))
+        monkeypatch.setattr(load, "run", self._run)
+        monkeypatch.setattr(overload, "refusing", lambda: nullcontext("nobody"))
+
+    def _run(self, url: str, _: list[bytes], **plan: Any) -> load.Answers:
+        self.sent.append((url, plan["rate"]))
+        return self._answers(plan["rate"], 200)
+
+    def _answers(self, rate: float, status: int) -> load.Answers:
+        return load.Answers(answers(*((at / rate, at / rate, status) for at in range(round(10 * rate)))))
+
+
+def test_the_kinds_of_flood_take_turns_and_eight_parts_of_ten_come_from_a_generator_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    floods = Floods(monkeypatch)
+    found = overload.by_turns("ours", b"", 2.0, 10.0, 4, 2000.0)
+    ten, elsewhere = [("ours", 16.0), ("ours", 4.0)], [("nobody", 16.0), ("ours", 4.0)]
+    one, two = [("ours", 2.0)], [("ours", 4.0)]
+    rounds = [one, two, elsewhere, ten], [two, ten, one, elsewhere], [ten, elsewhere, two, one], [elsewhere, one, ten, two]
+    assert floods.sent == [sent for turn in rounds for kind in turn for sent in kind]
+    assert {kind: told["offered_rps"] for kind, told in found.items()} == {"1 x": 2, "2 x": 4, "10 x": 20, overload.ELSEWHERE: 4}
+    assert {kind: told["refused"] for kind, told in found.items()} == {"1 x": 0, "2 x": 0, "10 x": 4 * 160, overload.ELSEWHERE: 0}
+
+
+def test_a_flood_elsewhere_that_is_none_ends_the_program(monkeypatch: pytest.MonkeyPatch):
+    Floods(monkeypatch, status=0)
+    with pytest.raises(SystemExit, match="elsewhere 0 of 160 were refused, 160 planned"):
+        overload.by_turns("ours", b"", 2.0, 10.0, 1, 2000.0)
+
+
+def test_who_refuses_elsewhere_refuses_everything_and_keeps_the_connection():
+    with refusing() as url, httpx.Client() as client:
+        for _ in range(2):
+            answer = client.post(f"{url}/embed/text", json={"inputs": "a text"})
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert "connection" not in answer.headers
 
 
 def test_a_flood_of_which_nothing_was_accepted_is_not_in_time():

@@ -125,6 +125,20 @@ def test_samples_count_where_an_input_made_many():
         queue.check(1, room=64, allowed_s=10, workers=1, now=0.0)
 
 
+@pytest.mark.parametrize(
+    ("held", "pace_s", "allowed_s", "words"),
+    [
+        (14, 0.1, 2.0, "14 inputs wait, this one would be answered in 1.5 s, too close to the 2 s allowed"),
+        (49, 0.1, 2.0, "49 inputs wait, this one would be answered in 5 s, later than the 2 s allowed"),
+        (14, 0.005, 0.1, "answered in 0.075 s, too close to the 0.1 s allowed"),
+        (899, 0.1, 60.0, "answered in 90 s, later than the 60 s allowed"),
+        (2399, 0.1, 120.0, "answered in 240 s, later than the 120 s allowed"),
+    ],
+)
+def test_whoever_would_wait_too_long_hears_how_long_and_how_long_he_may(held: int, pace_s: float, allowed_s: float, words: str):
+    assert words in refused(queue(held, pace_s), room=10_000, allowed_s=allowed_s).detail
+
+
 GREEDY = Key(id="00000000", name="greedy", role="infer", sha256="0" * 64, created=date(2026, 1, 1), share=0.25)
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from app.card import Card
 from app.errors import BadInput, HearthError, TooLarge, UnsupportedMedia
 from app.tasks.base import Decoded
+from app.tasks.speech import audio
 from app.tasks.speech.audio import read_audio
 from app.tasks.speech.codec import SpeechCodec
 
@@ -253,3 +254,15 @@ def test_long_recordings_are_cut_and_normalised_window_by_window(codec: SpeechCo
 def test_float_samples_in_the_range_of_integers_are_normalised_alike(codec: SpeechCodec, scale: int):
     (wanted,), (sample,) = (codec.decode(wav(TONE * np.float32(factor))).samples for factor in (1, scale))
     np.testing.assert_allclose(sample.arrays["waveform"], wanted.arrays["waveform"], atol=1e-5)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), av.error.MemoryError(12, "Cannot allocate memory")])
+def test_want_of_memory_while_it_decodes_is_no_damage(monkeypatch: pytest.MonkeyPatch, error: MemoryError):
+    """`app/decoding/decoder.py` tells it as too large."""
+
+    def mono(*_: object) -> np.ndarray:
+        raise error
+
+    monkeypatch.setattr(audio, "_mono", mono)
+    with pytest.raises(MemoryError):
+        read_audio(wav(TONE), 16000, 60)
