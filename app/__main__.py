@@ -1,5 +1,6 @@
 """`hearth`, also as `python -m app`."""
 
+import errno
 import os
 import signal
 import sys
@@ -17,6 +18,20 @@ def main() -> None:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        _drop_what_nobody_reads()
+
+
+def _drop_what_nobody_reads() -> None:
+    """The terminal was closed, or the pipe's reader has left: no failure of ours, for which Python would end with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # it may have been closed from the start
+                stream.flush()
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _leave(number: int, _: FrameType | None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +25,7 @@ _COLOURS = {"ready": "green", "failed": "red", "loading": "yellow"}
 
 
 def announce(settings: Settings, roster: Roster, port: int) -> None:
-    """Print it."""
+    """Print it, at one go. A server serves all the same where nobody reads that: its terminal was closed, its disk is full."""
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104  compared, not bound
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     table = Table("model", "task", "state", "", box=None, header_style="dim", pad_edge=False)
@@ -31,11 +34,15 @@ def announce(settings: Settings, roster: Roster, port: int) -> None:
         about = served.why or ("default; " if served.default else "") + (served.card.about.accuracy or served.card.about.title)
         table.add_row(name, served.card.task, f"[{colour}]{served.state}[/]", Text(about))
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]Hearth[/] is at [bold]{url}[/]   (docs: {url}/docs)\n")
-    console.print(table)
-    console.print()
     ready = {served.card.task for served in roster.models.values() if served.default and served.state == "ready"}
-    for task, example in _EXAMPLES:
-        if not task or task in ready:
-            console.print(f"  {example.format(url=url)}")
-    console.print()
+    with console.capture() as said:
+        console.print(f"\n[bold]Hearth[/] is at [bold]{url}[/]   (docs: {url}/docs)\n")
+        console.print(table)
+        console.print()
+        for task, example in _EXAMPLES:
+            if not task or task in ready:
+                console.print(f"  {example.format(url=url)}")
+        console.print()
+    with suppress(OSError):
+        sys.stdout.write(said.get())
+        sys.stdout.flush()

@@ -31,7 +31,7 @@ async def embed_text(request: Request) -> Response:
         model=body.model,
         items=texts(body.inputs, request.app.state.kitchen.settings.max_inputs),
         outputs=("embedding",),
-        decode={"truncate": body.truncate},
+        decode={"truncate": body.truncate, "dimensions": body.dimensions},
         interpret={"normalize": body.normalize, "dimensions": body.dimensions},
         timeout_ms=body.timeout_ms,
     )

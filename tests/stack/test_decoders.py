@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,7 +66,11 @@ async def until(what: Callable[[], Any]) -> Any:
 
 
 def children() -> dict[str, int]:
-    return {child.name(): child.pid for child in psutil.Process(processes[-1].pid).children()}
+    found = {}
+    for child in psutil.Process(processes[-1].pid).children():
+        with suppress(psutil.NoSuchProcess):  # killed a moment ago
+            found[child.name()] = child.pid
+    return found
 
 
 async def test_a_file_comes_back_as_arrays_small_and_large(decoders: Decoders):

@@ -26,6 +26,7 @@ class TextCodec:
 
     def __init__(self, card: Card, files: Files, meta: dict[str, Any]) -> None:
         self.max_tokens = min(TextInput(**card.input).max_tokens, meta.get("max_tokens") or 1 << 30)
+        self._dimensions = meta.get("dimensions") or 1 << 30
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -37,8 +38,12 @@ class TextCodec:
         """All but long texts."""
         return len(item) < _LIGHT
 
-    def decode(self, item: str, *, truncate: bool = False) -> Decoded:
-        """A text → one sample: `input_ids` int64 [T], cost T. Raises Invalid, and TooLarge unless `truncate`."""
+    def decode(self, item: str, *, truncate: bool = False, dimensions: int | None = None) -> Decoded:
+        """A text → one sample: `input_ids` int64 [T], cost T. Raises Invalid, and TooLarge unless `truncate`.
+
+        `dimensions`: what `interpret` will be asked for, so that too many are refused before anything is computed.
+        """
+        _not_more(dimensions, self._dimensions)
         if not item.strip():
             raise Invalid("the text is empty; send at least one character that is not white space")
         try:
@@ -66,11 +71,14 @@ class TextCodec:
     ) -> dict[str, Any]:
         """`embedding` float32 [D]: its first `dimensions` (Matryoshka, arXiv:2205.13147), then of length 1 if `normalize`."""
         vector = outputs[0]["embedding"]
-        if dimensions is not None:
-            if dimensions > len(vector):
-                raise Invalid(f"dimensions is {dimensions}; this model has {len(vector)}")
-            vector = vector[:dimensions]
+        _not_more(dimensions, len(vector))
+        vector = vector[:dimensions]
         return {"embedding": unit(vector) if normalize else vector}
+
+
+def _not_more(dimensions: int | None, most: int) -> None:
+    if dimensions is not None and dimensions > most:
+        raise Invalid(f"dimensions is {dimensions}; this model has {most}")
 
 
 class TextClassifierCodec(TextCodec):

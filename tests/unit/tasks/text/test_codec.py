@@ -33,7 +33,7 @@ def card(task: str) -> Card:
 
 @pytest.fixture
 def codec(tokenizer: Path) -> TextCodec:
-    return TextCodec(card("text-embedding"), {"tokenizer.json": tokenizer}, {"max_tokens": 512})
+    return TextCodec(card("text-embedding"), {"tokenizer.json": tokenizer}, {"max_tokens": 512, "dimensions": 3})
 
 
 def test_a_text_is_its_tokens_and_costs_as_many(codec: TextCodec):
@@ -78,6 +78,12 @@ def test_truncate_keeps_the_first_tokens(codec: TextCodec):
 def test_vectors_are_cut_then_scaled(codec: TextCodec, options: dict[str, Any], vector: list[float]):
     output = {"embedding": np.array([3.0, 4.0, 0.0], np.float32)}
     np.testing.assert_allclose(codec.interpret(Decoded(samples=()), [output], **options)["embedding"], vector, rtol=1e-6)
+
+
+def test_more_dimensions_than_there_are_are_refused_before_anything_is_computed(codec: TextCodec):
+    assert codec.decode("a", dimensions=3).samples
+    with pytest.raises(Invalid, match="dimensions is 4; this model has 3"):
+        codec.decode("a", dimensions=4)
 
 
 def test_more_dimensions_than_there_are_is_told(codec: TextCodec):
