@@ -45,8 +45,8 @@ from app import keys
 
 TEN = "10 x"
 ELSEWHERE = "2 x, 8 x elsewhere"
-KINDS = {"1 x": (1, 0), "2 x": (2, 0), TEN: (2, 8), ELSEWHERE: (2, 8)}  # times the capacity, from the two generators
-_OVERSLEPT_MS = 100.0
+KINDS = {"1 x": 1, "2 x": 2, TEN: 2, ELSEWHERE: 2}  # times the capacity that are asked of our server
+_OTHERS = 8  # times the capacity from a second generator, of the two last
 _FEWEST = 20  # that came back: of fewer, a share says nothing
 _BURSTS = 3
 _BURST_S = 1.0
@@ -56,18 +56,14 @@ _USUAL_MS = 30_000.0  # HEARTH_TIMEOUT_S: the deadline of who names none
 _SHARES = {"greedy": 0.25, "modest": 1.0}  # name of a key → its share of the queue
 
 
-def flood(url: str, raw: bytes, rate: float, seconds: float, seed: int, retry_every: int = 20) -> load.Answers:
-    """An open loop, and those of it who ask again."""
-    return load.run(url, [raw], rate=rate, seconds=seconds, connections=SOCKETS, retry_every=retry_every, seed=seed)
-
-
 def bursts(url: str, raw: bytes, rate: float, seconds: float, times: int) -> list[load.Answers]:
     """Floods, with a pause as long as each between them."""
+    plan = {"rate": rate, "seconds": seconds, "connections": SOCKETS, "retry_every": max(1, min(10, round(rate / 15)))}
     found = []
     for turn in range(times):
         if turn:
             time.sleep(seconds)
-        found.append(flood(url, raw, rate, seconds, turn, retry_every=max(1, min(10, round(rate / 15)))))
+        found.append(load.run(url, [raw], seed=turn, **plan))
     return found
 
 
@@ -78,25 +74,20 @@ def by_turns(url: str, raw: bytes, capacity: float, seconds: float, rounds: int,
     """
     found: dict[str, list[load.Answers]] = {kind: [] for kind in KINDS}
     with refusing() as nobody:
+        goals = {TEN: url, ELSEWHERE: nobody}
         for turn in range(rounds):
             for place in (0, 1, 3, 2):
                 kind = list(KINDS)[(place + turn) % len(KINDS)]
-                here, there = KINDS[kind]
-                plan = {
-                    "seconds": seconds,
-                    "connections": SOCKETS,
-                    "retry_every": 20 if there else max(1, min(5, round(capacity / 3))),
-                }
-                begun = []
-                if there:
-                    goal = url if kind == TEN else nobody
-                    begun = [load.begin(goal, [raw], rate=there * capacity, seed=100 + turn, **plan)]
-                answers = load.run(url, [raw], rate=here * capacity, seed=turn, **plan)
-                rest = [one for process in begun for one in load.finish(process).all]
-                if kind == ELSEWHERE:
-                    _refused_elsewhere(load.Answers(rest), there * capacity * seconds)
-                found[kind].append(load.Answers([*answers.all, *rest]) if kind == TEN else answers)
-    rates = {kind: (10 if kind == TEN else here) * capacity for kind, (here, _) in KINDS.items()}
+                every = 20 if kind in goals else max(1, min(5, round(capacity / 3)))
+                plan = {"seconds": seconds, "connections": SOCKETS, "retry_every": every}
+                beside = kind in goals and load.begin(goals[kind], [raw], rate=_OTHERS * capacity, seed=100 + turn, **plan)
+                found[kind].append(load.run(url, [raw], rate=KINDS[kind] * capacity, seed=turn, **plan))
+                others = load.finish(beside) if beside else load.Answers([])
+                if kind == TEN:
+                    found[kind][-1] = load.Answers([*found[kind][-1].all, *others.all])
+                elif kind == ELSEWHERE:
+                    _refused_elsewhere(others, _OTHERS * capacity * seconds)
+    rates = {kind: (times + _OTHERS * (kind == TEN)) * capacity for kind, times in KINDS.items()}
     return {kind: told(each, rates[kind], seconds, deadline_ms) for kind, each in found.items()}
 
 
@@ -104,7 +95,8 @@ def _refused_elsewhere(answers: load.Answers, about: float) -> None:
     """End the program where that flood was not what it is compared with."""
     refused, first = len(answers.of(503)), [one for one in answers.all if not one.retry]
     late_ms = load.quantile([1000 * (one.left - one.due) for one in first], 0.99)
-    if not 0.8 * about < len(first) < 1.2 * about or refused < 0.99 * len(first) or late_ms > _OVERSLEPT_MS:
+    overslept = bars.OVERLOAD["the generator overslept, p99 in ms"].missed_by(late_ms)
+    if not 0.8 * about < len(first) < 1.2 * about or refused < 0.99 * len(first) or overslept:
         sys.exit(f"elsewhere {refused} of {len(first)} were refused, {about:.0f} planned, sent {late_ms:.0f} ms late (p99)")
 
 
@@ -115,8 +107,9 @@ def told(floods: Sequence[load.Answers], rate: float, seconds: float, deadline_m
     what was answered while the flood went on, and after its first deadline: neither the queue's filling nor its emptying.
     """
     warm = min(deadline_ms / 1000, seconds / 2)
-    asked = [one for answers in floods for one in answers.all if not one.retry]
-    back = [one.status == 200 for answers in floods for one in answers.all if one.retry and one.due >= seconds]
+    every = [one for answers in floods for one in answers.all]
+    asked = [one for one in every if not one.retry]
+    back = [one.status == 200 for one in every if one.retry and one.due >= seconds]
     accepted_ms = [1000 * (one.done - one.due) if one.status == 200 else math.inf for one in asked if one.status != 503]
     refused = [one for one in asked if one.status == 503]
     refused_ms = [1000 * (one.done - one.left) for one in refused]
@@ -132,8 +125,8 @@ def told(floods: Sequence[load.Answers], rate: float, seconds: float, deadline_m
         "refused_p99_ms": load.quantile(refused_ms, 0.99),
         "overslept_p99_ms": load.quantile([1000 * (one.left - one.due) for one in refused], 0.99),
         "no_retry_after": sum(one.retry_after is None for one in refused),
-        "late": sum(one.status == 504 for answers in floods for one in answers.all),
-        "lost": sum(one.status not in (200, 503, 504) for answers in floods for one in answers.all),
+        "late": sum(one.status == 504 for one in every),
+        "lost": sum(one.status not in (200, 503, 504) for one in every),
         "came_back": len(back),
         "let_in": sum(back),
     }

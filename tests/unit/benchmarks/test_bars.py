@@ -202,7 +202,6 @@ class Floods:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, status: int = 503) -> None:
         self.sent: list[tuple[str, float]] = []
-        self._status = status
         monkeypatch.setattr(load, "begin", lambda url, _, **plan: (self.sent.append((url, plan["rate"])), plan["rate"]))
         monkeypatch.setattr(load, "finish", lambda begun: self._answers(begun[1], status))
         monkeypatch.setattr(load, "run", self._run)
