@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
-from contextlib import suppress
 
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +26,22 @@ _COLOURS = {"ready": "green", "failed": "red", "loading": "yellow"}
 
 
 def announce(settings: Settings, roster: Roster, port: int) -> None:
-    """Print it, at one go. A server serves all the same where nobody reads that: its terminal was closed, its disk is full."""
+    """Print it. A server serves all the same where that can't be written: it has no output, its terminal was closed, the disk
+    is full.
+    """
+    if sys.stdout is None:  # closed from the start
+        return
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=sys.stdout.isatty() or None, highlight=False, soft_wrap=True)
+    _say(console, settings, roster, port)
+    try:
+        sys.stdout.write(said.getvalue())
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it would be tried again, and fail, at the end
+
+
+def _say(console: Console, settings: Settings, roster: Roster, port: int) -> None:
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104  compared, not bound
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     table = Table("model", "task", "state", "", box=None, header_style="dim", pad_edge=False)
@@ -33,16 +49,11 @@ def announce(settings: Settings, roster: Roster, port: int) -> None:
         colour = _COLOURS.get(served.state, "dim")
         about = served.why or ("default; " if served.default else "") + (served.card.about.accuracy or served.card.about.title)
         table.add_row(name, served.card.task, f"[{colour}]{served.state}[/]", Text(about))
-    console = Console(highlight=False, soft_wrap=True)
     ready = {served.card.task for served in roster.models.values() if served.default and served.state == "ready"}
-    with console.capture() as said:
-        console.print(f"\n[bold]Hearth[/] is at [bold]{url}[/]   (docs: {url}/docs)\n")
-        console.print(table)
-        console.print()
-        for task, example in _EXAMPLES:
-            if not task or task in ready:
-                console.print(f"  {example.format(url=url)}")
-        console.print()
-    with suppress(OSError):
-        sys.stdout.write(said.get())
-        sys.stdout.flush()
+    console.print(f"\n[bold]Hearth[/] is at [bold]{url}[/]   (docs: {url}/docs)\n")
+    console.print(table)
+    console.print()
+    for task, example in _EXAMPLES:
+        if not task or task in ready:
+            console.print(f"  {example.format(url=url)}")
+    console.print()

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from app.errors import RateLimited, TooBusy, TooLarge
 from app.keys import Key
 
-_NEWEST = 0.3  # weight of the newest batch
+_NEWEST = 0.3  # weight of the newest batch, if all are of one size
 _FAR = 3.0  # times the usual pace: more is not believed at once, or one slow batch would make us refuse what would be answered
 _LONGEST_S = 60.0  # that anyone is told to wait: what will be after that, nobody knows
 _QUEUES = 4.0  # as many times what waits now may be promised: one caller who asks again at once must not send all others far away
 _SLACK_S = 2.0  # told beyond the time of the first free place: so much work is done by then that others may come meanwhile
 _MARGIN = 0.6  # share of the time allowed that the expected wait may fill: batches are uneven, and a shared machine slows down
+_FASTER = 1.25  # as fast as what is freed is worked off again, it is given out: batches of a full queue do not become smaller
 
 
 @dataclass(slots=True)
@@ -41,8 +42,14 @@ class Admission:
     held: int = 0
     sent: int = 0
     pace_s: float = 0.0
+    """Of the newest answers, the time of their batches over how many they are: a batch of one counts as one."""
+    answers: float = 0.0
+    """How many those are."""
     promised: float = 0.0
     """Until then, on the caller's clock, what is answered is promised to those who were refused."""
+    freed: float = 0.0
+    """Places that answers made free and that are not given out yet, as of `looked`."""
+    looked: float = 0.0
     places: dict[str, Place] = field(default_factory=dict)
     """By key, while it holds something."""
 
@@ -50,7 +57,9 @@ class Admission:
         """One answer came, of a batch of so many that took so long each."""
         if not self.pace_s:
             self.pace_s = pace_s
-        self.pace_s += (min(pace_s, _FAR * self.pace_s) - self.pace_s) * _NEWEST / batch
+        self.answers = (1 - _NEWEST / batch) * self.answers + 1
+        self.pace_s += (min(pace_s, _FAR * self.pace_s) - self.pace_s) / self.answers
+        self.freed += 1
 
     def check(self, inputs: int, *, room: int, allowed_s: float, workers: float, now: float) -> None:
         """Raise TooBusy, with the seconds until it should fit. `workers`: how many answer this frontend; `room`: its share.
@@ -61,25 +70,43 @@ class Admission:
         refused again.
         """
         if not self.held:
-            self.promised = 0.0
+            self.promised = self.freed = 0.0
             return
-        before = max(self.held, self.sent)
+        waiting = max(self.held, self.sent)
         asked = min(inputs, max(1, room // 2))  # a request larger than that enters a queue that is half empty
         each_s = self.pace_s / workers
-        if before + asked > room:
-            excess_s = (before + asked - room) * each_s
-            why = f"{before} inputs wait and the queue holds {room}"
+        kept = self._kept(now, each_s, room, allowed_s)
+        if waiting + kept + asked > room:
+            excess_s = (waiting + kept + asked - room) * each_s
+            why = f"{waiting} inputs wait and the queue holds {room}"
         else:
-            expected_s = (before + inputs) * each_s
-            excess_s = expected_s - _MARGIN * allowed_s
+            expected_s = (waiting + inputs) * each_s
+            excess_s = expected_s + kept * each_s - _MARGIN * allowed_s
             if excess_s <= 0:
                 return
             soon = "later than" if expected_s > allowed_s else "too close to"
-            why = f"{before} inputs wait, this one would be answered in {expected_s:.3g} s, {soon} the {allowed_s:.3g} s allowed"
-        comes = max(now + min(_LONGEST_S, before * each_s, excess_s + _SLACK_S), self.promised)
-        self.promised = min(comes + inputs * each_s, now + min(_LONGEST_S, _QUEUES * before * each_s))
+            takes = f"{_told(expected_s)}, {soon} the {_told(allowed_s)} allowed"
+            why = f"{waiting} inputs wait, this one would be answered in {takes}"
+        if kept >= 1:
+            why += f", and {kept:.0f} places more are kept for those who were told to come"
+        comes = max(now + min(_LONGEST_S, waiting * each_s, excess_s + _SLACK_S), self.promised)
+        self.promised = min(comes + inputs * each_s, now + min(_LONGEST_S, _QUEUES * waiting * each_s))
         wait_s = max(1.0, comes - now)
         raise TooBusy(f"{self.model}: {why}; come back in {math.ceil(wait_s)} s", retry_after_s=wait_s)
+
+    def _kept(self, now: float, each_s: float, room: int, allowed_s: float) -> float:
+        """Places that are not given out yet, while some are promised.
+
+        What a batch frees at once is given out one by one. Who asks all the time would take it within moments, and who comes
+        when he was told would find a full queue until the next batch ends. Half of what may wait is given out at once, so that
+        the next batch is not small.
+        """
+        passed_s, self.looked = now - self.looked, now
+        if not each_s or now >= self.promised:
+            self.freed = 0.0
+            return 0.0
+        self.freed = min(room / 2, max(0.0, self.freed - _FASTER * passed_s / each_s))
+        return min(self.freed, _MARGIN * allowed_s / each_s / 2)
 
     def place(self, key: Key, inputs: int, *, room: int, allowed_s: float, workers: float) -> Place:
         """The place of a key whose share has room for so many more. Raises RateLimited, with the seconds until it should
@@ -103,3 +130,7 @@ class Admission:
             why = f"{key.name} has {before} inputs in the queue and its share is {most}"
             raise RateLimited(f"{self.model}: {why}; come back in {math.ceil(wait_s)} s", retry_after_s=wait_s)
         return place
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"

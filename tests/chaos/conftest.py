@@ -6,9 +6,14 @@ run may be late by seconds. `--long` (`make chaos`) repeats each fault for longe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import shutil
+import socket
 import statistics
+import struct
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +99,31 @@ def questions(server: Server, *models: str) -> list[Question]:
     found = [asked(server.url, path, picture(n * 9, n * 5, n * 3), "image/png") for n in range(12) for path in paths]
     assert {question.known[0]["model"] for question in found} == set(models or ["toy"])
     return found
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A file that says by how many seconds the clock is wrong, and what makes a server believe it."""
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler here")
+    file, library = tmp_path / "ahead", tmp_path / "clock.so"
+    file.write_bytes(struct.pack("l", 0))
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("clock.c")], check=True)
+    return file, {"LD_PRELOAD": str(library), "CLOCK_AHEAD": str(file)}
+
+
+def set_ahead(file: Path, days: int) -> None:
+    """Where it lies: what reads it may have mapped it."""
+    with file.open("r+b") as ahead:
+        ahead.write(struct.pack("l", days * 24 * 3600))
+
+
+def strangers(server: Server, count: int) -> Iterator[socket.socket]:
+    """Connections without a word."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    for _ in range(count):
+        with contextlib.suppress(OSError):
+            yield socket.create_connection((host, int(port)), timeout=10)
 
 
 @pytest.fixture

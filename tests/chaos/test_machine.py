@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import shutil
-import socket
-import struct
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import faults
 import httpx
-import pytest
 from callers import Callers
 
 from tests.chaos import toys
-from tests.chaos.conftest import Chaos, questions
+from tests.chaos.conftest import Chaos, questions, set_ahead, strangers
 from tests.stack.conftest import Server, picture, saved, wait_for
 
 ONE = {"HEARTH_MODELS": "toy", "HEARTH_FRONTENDS": "1"}
@@ -42,31 +37,20 @@ def test_the_home_volume_is_full_then_read_only(small_disk: Path, chaos: Chaos):
             while file.write(bytes(1 << 16)):
                 file.flush()
         assert asked_by_form(server) == 200
-        callers.felt(lambda: faults.kill(server.process.pid, "toy"))
+        felt = [callers.felt(lambda: faults.kill(server.process.pid, "toy"))]
         callers.more()
         assert server.http.post("/models/other/load").json()["state"] == "ready"
         subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
         assert asked_by_form(server) == 200
-        callers.felt(lambda: faults.kill(server.process.pid, "toy"))
+        felt.append(callers.felt(lambda: faults.kill(server.process.pid, "toy")))
         callers.more()
         files = {"dataset": ("a.zip", b"PK", "application/zip")}
         answer = server.http.post("/finetune", data={"spec": '{"base": "toy", "name": "x"}'}, files=files)
         assert answer.status_code in (413, 503) and answer.headers["content-type"] == "application/problem+json", answer.text
-    chaos.note("home volume full, then read-only", callers.counts)
+    chaos.note("home volume full, then read-only", callers.counts, felt)
     with Server(home, **ONE) as server:
         assert server.predict(picture(1, 2, 3)).status_code == 200, "it starts on a read-only home, too"
     assert "Traceback" not in server.log, server.log
-
-
-@pytest.fixture
-def clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A file that says by how many seconds the clock is wrong, and what makes a server believe it."""
-    if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler here")
-    file, library = tmp_path / "ahead", tmp_path / "clock.so"
-    file.write_bytes(struct.pack("l", 0))
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("clock.c")], check=True)
-    return file, {"LD_PRELOAD": str(library), "CLOCK_AHEAD": str(file)}
 
 
 def test_the_clock_jumps(frail: Path, clock: tuple[Path, dict[str, str]], chaos: Chaos):
@@ -75,26 +59,17 @@ def test_the_clock_jumps(frail: Path, clock: tuple[Path, dict[str, str]], chaos:
     def date(server: Server) -> str:
         return httpx.get(f"{server.url}/health/live").headers["date"][5:16]
 
-    with Server(frail, **ONE, **believe) as server, Callers(server.url, questions(server)) as callers, file.open("r+b") as ahead:
+    with Server(frail, **ONE, **believe) as server, Callers(server.url, questions(server)) as callers:
+        felt = []
         for days in (400, -400, 0):
             before = date(server)
-            ahead.seek(0)
-            ahead.write(struct.pack("l", days * 24 * 3600))
-            ahead.flush()
+            set_ahead(file, days)
             wait_for(lambda before=before: date(server) != before)
             callers.more(3)
             assert server.http.get("/health/ready").status_code == 200
-            callers.felt(lambda: faults.kill(server.process.pid, "toy"))
+            felt.append(callers.felt(lambda: faults.kill(server.process.pid, "toy")))
             callers.more(3)
-    chaos.note("clock forward and back by 400 days", callers.counts)
-
-
-def strangers(server: Server, count: int) -> Iterator[socket.socket]:
-    """Connections without a word."""
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    for _ in range(count):
-        with contextlib.suppress(OSError):
-            yield socket.create_connection((host, int(port)), timeout=10)
+    chaos.note("clock forward and back by 400 days", callers.counts, felt)
 
 
 def test_idle_connections_take_all_descriptors(frail: Path, chaos: Chaos):
@@ -105,10 +80,10 @@ def test_idle_connections_take_all_descriptors(frail: Path, chaos: Chaos):
             for stranger in strangers(server, chaos.times(300, 3000)):
                 held.callback(stranger.close)
             callers.more()
-            callers.felt(lambda: faults.kill(server.process.pid, "toy"))
+            felt = [callers.felt(lambda: faults.kill(server.process.pid, "toy"))]
             callers.more()
             assert server.http.get("/health/ready").status_code == 200
-    chaos.note("descriptors taken by idle connections", callers.counts)
+    chaos.note("descriptors taken by idle connections", callers.counts, felt)
 
 
 def test_ten_thousand_idle_connections(frail: Path, chaos: Chaos):

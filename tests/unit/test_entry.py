@@ -14,8 +14,8 @@ from tests.conftest import ROOT
 SAYING = "import app.__main__, app.cli; app.cli.main = lambda: print('a word'); app.__main__.main()"
 
 
-def status(stdout: int) -> int:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"PYTHONPATH": str(ROOT)}
+def status(stdout: int, unbuffered: str) -> int:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
     return subprocess.run(
         [sys.executable, "-P", "-c", SAYING], env=environment, stdout=stdout, stderr=subprocess.DEVNULL
     ).returncode
@@ -26,15 +26,16 @@ def test_what_a_pipe_does_not_take_whose_reader_left_is_no_failure():
     read, written = os.pipe()
     os.close(read)
     try:
-        assert status(written) == 0
+        assert status(written, unbuffered="") == 0
     finally:
         os.close(written)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
-def test_what_a_full_disk_does_not_take_is_one():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_a_full_disk_does_not_take_is_one(unbuffered: str):
     full = os.open("/dev/full", os.O_WRONLY)
     try:
-        assert status(full) != 0
+        assert status(full, unbuffered) != 0
     finally:
         os.close(full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from app.__main__ import _drop_what_nobody_reads
 from app.settings import Settings
 from app.welcome import announce
 
@@ -24,14 +24,33 @@ def test_why_a_model_failed_is_shown_as_it_was_said(tmp_path: Path, capsys: pyte
     assert why in shown and "failed" in shown and "[/]" not in shown
 
 
-def test_a_server_whose_terminal_is_closed_while_it_announces_itself_serves_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("gone", ["terminal", "pipe", "disk"])
+def test_a_server_that_nobody_hears_serves_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str, unbuffered: bool
 ):
-    terminal, theirs = os.openpty()
-    os.close(terminal)
-    with monkeypatch.context() as patch, open(theirs, "w") as stdout:
+    """Each write fails, or with a buffer the flush; and what the buffer keeps would be written once more at the end."""
+    with monkeypatch.context() as patch, closed(gone, unbuffered) as stdout:
         patch.setattr(sys, "stdout", stdout)
-        roster: Any = SimpleNamespace(models={})
-        announce(Settings(home=tmp_path), roster, 80)
-        _drop_what_nobody_reads()
+        announce(Settings(home=tmp_path), NOBODY, 80)
         stdout.write("and whatever comes later\n")
+        stdout.flush()
+
+
+def test_a_server_without_an_output_serves_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    announce(Settings(home=tmp_path), NOBODY, 80)
+
+
+NOBODY: Any = SimpleNamespace(models={})
+
+
+def closed(gone: str, unbuffered: bool) -> io.TextIOWrapper:
+    """An output that takes nothing; without a buffer, as PYTHONUNBUFFERED makes it."""
+    if gone == "disk":
+        theirs = os.open("/dev/full", os.O_WRONLY)
+    else:
+        ours, theirs = os.openpty() if gone == "terminal" else os.pipe()
+        os.close(ours)
+    raw = io.FileIO(theirs, "w")
+    return io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), write_through=unbuffered)  # type: ignore[type-var]

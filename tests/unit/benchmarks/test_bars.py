@@ -197,6 +197,13 @@ def test_an_error_is_lost_whether_it_was_asked_for_once_or_again():
     assert held(**{"10 x": worse}) == ["without an answer, or with an error"]
 
 
+def test_one_late_answer_among_many_is_late_whether_it_was_asked_for_once_or_again():
+    many = answers(*((at / 1000, at / 1000 + 0.1, 200) for at in range(3000, 4000)))
+    for retry in (False, True):
+        late = overload.told([BACK, load.Answers(many + answers((4.0, 6.1, 200), retry=retry))], 1.0, 10.0, 2000.0)
+        assert held(**{"2 x": late, "10 x": late, "1 x": late, overload.ELSEWHERE: late}) == ["accepted, but too late"]
+
+
 class Floods:
     """What `by_turns` sends; everything is refused, or whatever `status` says."""
 
@@ -226,10 +233,13 @@ def test_the_kinds_of_flood_take_turns_and_eight_parts_of_ten_come_from_a_genera
     assert {kind: told["refused"] for kind, told in found.items()} == {"1 x": 0, "2 x": 0, "10 x": 4 * 160, overload.ELSEWHERE: 0}
 
 
-def test_a_flood_elsewhere_that_is_none_ends_the_program(monkeypatch: pytest.MonkeyPatch):
+def test_a_flood_elsewhere_that_is_none_is_told_and_compared_with_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     Floods(monkeypatch, status=0)
-    with pytest.raises(SystemExit, match="elsewhere 0 of 160 were refused, 160 planned"):
-        overload.by_turns("ours", b"", 2.0, 10.0, 1, 2000.0)
+    found = overload.by_turns("ours", b"", 2.0, 10.0, 1, 2000.0)
+    assert "elsewhere 0 of 160 were refused, 160 planned" in capsys.readouterr().out
+    assert held(**{overload.ELSEWHERE: found[overload.ELSEWHERE]}) == [f"goodput at 10 x over that at {overload.ELSEWHERE}"]
 
 
 def test_who_refuses_elsewhere_refuses_everything_and_keeps_the_connection():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
 from datetime import date
+from heapq import heappop, heappush
+from math import ceil
 
 import pytest
 
@@ -106,6 +110,130 @@ def test_the_pace_follows_what_batches_take():
     assert admission.pace_s == pytest.approx(0.05, rel=0.01)
 
 
+def test_a_batch_of_one_says_less_of_the_pace_than_a_large_one():
+    admission = Admission("toy")
+    for _ in range(50):
+        for batch, took_s in ((31, 0.155), (1, 0.005)):
+            for _ in range(batch):
+                admission.answered(took_s / batch, batch)
+    assert admission.pace_s == pytest.approx(0.16 / 32)
+    for _ in range(50):
+        for batch, took_s in ((31, 0.031), (1, 0.003)):
+            for _ in range(batch):
+                admission.answered(took_s / batch, batch)
+    assert admission.pace_s == pytest.approx(0.034 / 32, rel=0.05)
+
+
+def test_what_a_batch_frees_is_given_out_one_by_one_while_places_are_promised():
+    full = queue(60)
+    refused(full, allowed_s=10.0, now=100.0)  # 0.6 x 10 s is the time of 60; what is answered until 102.2 is promised
+    _answer(full, 20)
+    assert "40 inputs wait" in refused(full, allowed_s=10.0, now=100.0).detail
+    assert "and 20 places more are kept for those who were told to come" in refused(full, allowed_s=10.0, now=100.0).detail
+    assert _entered(full, now=100.84) == 10, "1.25 x what is worked off in that time"
+    assert _entered(full, now=101.64) == 10
+    _answer(full, 20)
+    assert _entered(full, now=1000.0) == 20, "nobody is promised anything any more"
+
+
+def test_half_a_queue_is_given_out_at_once_so_that_the_next_batch_is_large():
+    full = queue(60)
+    refused(full, allowed_s=10.0, now=100.0)
+    _answer(full, 50)
+    assert _entered(full, now=100.0) == 20
+
+
+def test_nothing_is_kept_from_callers_where_nobody_was_refused():
+    half = queue(60)
+    _answer(half, 40)
+    assert _entered(half, now=100.0) == 40
+
+
+def _answer(admission: Admission, batch: int) -> None:
+    for _ in range(batch):
+        admission.answered(0.1, batch)
+    admission.held -= batch
+
+
+def _entered(admission: Admission, now: float) -> int:
+    """How many are let in until one is refused."""
+    held = admission.held
+    with suppress(TooBusy):
+        while True:
+            admission.check(1, room=100, allowed_s=10.0, workers=1.0, now=now)
+            admission.held += 1
+    return admission.held - held
+
+
+def test_of_a_worker_that_is_faster_than_its_pace_no_more_than_half_a_queue_is_kept():
+    full = queue(60)
+    for second in range(100, 200):
+        refused(full, allowed_s=10.0, now=float(second))
+        _answer(full, 40)
+        full.held += 40
+    refused(full, allowed_s=10.0, now=200.0)
+    assert full.freed == 50.0
+    assert _entered(full, now=204.01) == 0
+    assert full.freed == 0.0
+
+
+@pytest.mark.parametrize("largest", [8, 64])
+def test_most_who_come_when_they_were_told_find_room_the_moment_a_flood_is_over(largest: int):
+    """One worker, ten times what it can answer in a second for ten seconds, and of the refused one in twenty comes back."""
+    floods = [Flood(seed, times=10, seconds=10.0, each_s=0.03, largest=largest) for seed in range(8)]
+    came_back = sum(flood.came_back for flood in floods)
+    assert came_back > 300
+    assert sum(flood.let_in for flood in floods) >= 0.97 * came_back
+    assert max(flood.longest_s for flood in floods) < 2.0
+    assert min(flood.in_time * 0.03 / flood.seconds for flood in floods) > 0.9
+
+
+class Flood:
+    """What comes of one, in simulated time; a batch takes up to a fifth more or less than the last one."""
+
+    def __init__(self, seed: int, times: float, seconds: float, each_s: float, largest: int) -> None:
+        self.queue, self.seconds = Admission("toy"), seconds
+        self.came_back = self.let_in = self.refused = self.in_time = 0
+        self.longest_s = self.took_s = 0.0
+        self.waiting: list[float] = []
+        draw, self.events = random.Random(seed), list[tuple[float, str]]()
+        for _ in range(int(times * seconds / each_s)):
+            heappush(self.events, (draw.uniform(0.0, seconds), "asks"))
+        self.running: list[float] = []
+        while self.events:
+            now, what = heappop(self.events)
+            if what == "answered":
+                self._answer(now)
+            else:
+                self._ask(now, returns=what == "returns")
+            if self.waiting and not self.running:
+                self.running, self.waiting = self.waiting[:largest], self.waiting[largest:]
+                self.took_s = each_s * len(self.running) * draw.uniform(0.8, 1.2)
+                heappush(self.events, (now + self.took_s, "answered"))
+
+    def _answer(self, now: float) -> None:
+        for since in self.running:
+            self.queue.answered(self.took_s / len(self.running), len(self.running))
+            self.longest_s = max(self.longest_s, now - since)
+        self.in_time += len(self.running) * (now < self.seconds)
+        self.queue.held -= len(self.running)
+        self.running = []
+
+    def _ask(self, now: float, returns: bool) -> None:
+        counts = returns and now >= self.seconds
+        self.came_back += counts
+        try:
+            self.queue.check(1, room=512, allowed_s=2.0, workers=1.0, now=now)
+        except TooBusy as error:
+            self.refused += not returns
+            if not returns and self.refused % 20 == 0:
+                heappush(self.events, (now + ceil(error.retry_after_s or 0.0), "returns"))
+            return
+        self.let_in += counts
+        self.queue.held += 1
+        self.waiting.append(now)
+
+
 def test_before_the_first_answer_only_the_room_counts():
     Admission("toy", held=50).check(1, room=100, allowed_s=0.01, workers=1.0, now=0.0)
 
@@ -132,11 +260,12 @@ def test_samples_count_where_an_input_made_many():
         (49, 0.1, 2.0, "49 inputs wait, this one would be answered in 5 s, later than the 2 s allowed"),
         (14, 0.005, 0.1, "answered in 0.075 s, too close to the 0.1 s allowed"),
         (899, 0.1, 60.0, "answered in 90 s, later than the 60 s allowed"),
+        (19_999, 0.1, 1800.0, "answered in 2000 s, later than the 1800 s allowed"),
         (2399, 0.1, 120.0, "answered in 240 s, later than the 120 s allowed"),
     ],
 )
 def test_whoever_would_wait_too_long_hears_how_long_and_how_long_he_may(held: int, pace_s: float, allowed_s: float, words: str):
-    assert words in refused(queue(held, pace_s), room=10_000, allowed_s=allowed_s).detail
+    assert words in refused(queue(held, pace_s), room=100_000, allowed_s=allowed_s).detail
 
 
 GREEDY = Key(id="00000000", name="greedy", role="infer", sha256="0" * 64, created=date(2026, 1, 1), share=0.25)
