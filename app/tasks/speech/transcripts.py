@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from app.card import Card
@@ -227,6 +228,9 @@ def _read(recording: Recording, raw: bytes, wanted: SpeechInput, found: Found) -
         return None
     except HearthError as error:
         found.wrong(recording.where, f"{name}: {error.detail}", "repair it, or take the row out")
+        return None
+    except av.error.MemoryError:  # a damaged one may ask for gigabytes; that the rest is fine shall not be lost with it
+        found.wrong(recording.where, f"{name} takes more memory to decode than there is", "repair it, or take the row out")
         return None
     if len(wave) // HOP < recording.frames:
         told = f"{name} lasts {len(wave) / wanted.sampling_rate:.2f} s, too short for {len(recording.text)} characters"

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
 from app.card import Card
+from app.tasks.speech import transcripts
+from app.tasks.speech.audio import read_audio
 from app.tasks.speech.transcripts import check, prepared
 
 LETTERS = {"<pad>": 0, "<unk>": 1, "|": 2, **{letter: 3 + place for place, letter in enumerate("ENOTW'")}}
@@ -109,6 +112,21 @@ def test_everything_is_told_at_once_by_line(tmp_path: Path):
     assert len(report["problems"]) == 11 and not list(into.glob("sample.*"))
     remedies = {problem["where"]: problem["remedy"] for problem in report["problems"]}
     assert remedies["transcripts.csv:9"] == "write it with the letters ' E N O T W"
+
+
+def test_a_recording_that_asks_for_too_much_memory_is_told_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    large = tone(440)
+
+    def decode(raw: bytes, *how: Any) -> np.ndarray:
+        if raw == large:
+            raise av.error.MemoryError(12, "Cannot allocate memory")
+        return read_audio(raw, *how)
+
+    monkeypatch.setattr(transcripts, "read_audio", decode)
+    rows = ["file,transcript", "large.wav,one", *(f"{number}.wav,two" for number in range(4))]
+    files = {f"{number}.wav": tone(500 + number) for number in range(4)}
+    report, _ = checked(lay(tmp_path / "data", rows, files | {"large.wav": large}))
+    assert told(report) == {"transcripts.csv:2": "large.wav takes more memory to decode than there is"}
 
 
 def test_words_that_the_vocabulary_lacks_are_named(tmp_path: Path):
