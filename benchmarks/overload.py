@@ -69,7 +69,7 @@ def bursts(url: str, raw: bytes, rate: float, seconds: float, times: int) -> lis
 def by_turns(url: str, raw: bytes, capacity: float, seconds: float, rounds: int, deadline_ms: float) -> dict[str, Any]:
     """Floods of 1, 2 and 10 times the capacity, and of twice that while eight times as many are refused elsewhere.
 
-    In four rounds each comes once after each other one. Of ten parts eight come from a generator of their own, wherever they go.
+    Within four rounds each comes once after each other one. Eight of ten parts have a generator of their own, wherever they go.
     """
     found: dict[str, list[load.Answers]] = {kind: [] for kind in KINDS}
     comparable = True

@@ -19,6 +19,7 @@ def test_sigterm_under_load(frail: Path, chaos: Chaos):
     """Whoever sends on a connection at the moment when it is closed, or to a port that is closed, is lost, and knows it at once; of
     all that was begun everything is answered, and heard.
     """
+    right, lost_s = 0, list[float]()
     for _ in range(chaos.times(1, 20)):
         with Server(frail, **ONE, HEARTH_LOG_LEVEL="debug") as server:
             known = [asked(server.url, "/predict/image", slow(number), "image/png") for number in range(2)]
@@ -33,7 +34,8 @@ def test_sigterm_under_load(frail: Path, chaos: Chaos):
         assert len(begun) == len(known) + counts.right, counts
         assert all("POST /predict/image 200 " in line for line in begun), begun
         assert "Traceback" not in server.log, server.log
-    chaos.figure("SIGTERM under load", right=counts.right, lost_unread_in_s=max(counts.lost_s, default=0.0))
+        right, lost_s = right + counts.right, lost_s + counts.lost_s
+    chaos.figure("SIGTERM under load", right=right, lost_unread=len(lost_s), in_s=max(lost_s, default=0.0))
 
 
 def test_the_supervisor_is_killed(frail: Path, chaos: Chaos):

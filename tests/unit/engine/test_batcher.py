@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, strategies as st
 
 from app.engine.batcher import Batcher, Waiting, yields_s
@@ -54,6 +55,37 @@ def test_without_padding_a_batch_costs_what_it_holds_and_goes_by_age():
         batcher.add(waiting(id, cost))
     assert ids(batcher.next_batch()) == {0, 1, 3, 4}  # 60 more would be 110: it is the oldest of the next batch
     assert ids(batcher.next_batch()) == {2}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_batch_ends_soon_so_that_nobody_who_comes_waits_long(padded: bool):
+    batcher = Batcher(max_batch=64, max_cost=1000, padded=padded)
+    assert len(_of_64(batcher)) == 64, "how long it takes nobody knows"
+    batcher.took([waiting(id, 2.0) for id in range(64)], 2.0)
+    assert len(_of_64(batcher)) == 16
+    batcher.took([waiting(id, 2.0) for id in range(16)], 0.01)
+    for _ in range(20):
+        batcher.took(_of_64(batcher), 0.01)
+    assert len(_of_64(batcher)) == 64, "it is fast now, and a slow start is forgotten"
+
+
+def test_eight_are_a_batch_however_long_they_take():
+    batcher = Batcher(max_batch=64, max_cost=1000)
+    batcher.took([waiting(1, 2.0)], 3.0)
+    assert len(_of_64(batcher)) == 8
+    narrow = Batcher(max_batch=64, max_cost=10)
+    narrow.took([waiting(1, 2.0)], 3.0)
+    assert len(_of_64(narrow)) == 5
+
+
+def _of_64(batcher: Batcher) -> list[Waiting]:
+    """The first batch of 64 samples, each of the cost 2."""
+    for id in range(64):
+        batcher.add(waiting(id, 2.0))
+    batch = batcher.next_batch()
+    while batcher.next_batch():
+        pass
+    return batch
 
 
 def test_a_request_of_many_samples_lets_those_go_first_that_come_while_it_waits():
