@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict
+
+from app.logs import log
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -178,12 +181,21 @@ class ForSupervisor:
         families().http_restarts.inc()
 
     def process_gone(self, pid: int) -> None:
-        """Forget a dead process's gauges; add its counts to those of all the dead, so that deaths leave no files behind."""
-        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        """Forget a dead process's gauges; add its counts to those of all the dead, so that deaths leave no files behind. Counts
+        that cannot be read or written are lost: no reason to end.
+        """
+        try:
+            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+            self._add_up(pid)
+        except OSError as error:
+            log.error("the counts of process %d are lost: %s", pid, error)
+
+    def _add_up(self, pid: int) -> None:
         for kind in ("counter", "histogram"):
             file = self.folder / f"{kind}_{pid}.db"
             if file.exists():
-                values = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
+                counted = file.stat().st_size > 0  # else it was killed as it made the file
+                values = list(MmapedDict.read_all_values_from_file(str(file))) if counted else []  # type: ignore[no-untyped-call]
                 file.unlink()
                 dead = MmapedDict(str(self.folder / f"{kind}_dead.db"))  # type: ignore[no-untyped-call]
                 for key, value, stamp, _ in values:
@@ -201,11 +213,19 @@ def for_supervisor(folder: Path) -> ForSupervisor:
     return ForSupervisor(folder)
 
 
+class _Begun(multiprocess.MultiProcessCollector):
+    """Of all processes, but for files that are just being made: the library takes an empty one for damage."""
+
+    def collect(self) -> Iterable[Metric]:
+        files = [file for file in Path(self._path).glob("*.db") if file.stat().st_size > 0]
+        return self.merge([str(file) for file in files])  # type: ignore[no-untyped-call, no-any-return]
+
+
 def render(memory: Iterable[tuple[str, str, int]]) -> bytes:
     """Everything of all processes in Prometheus's text format. `memory`: (model, worker, bytes), read at this moment."""
     tally().flush()
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    _Begun(registry)  # type: ignore[no-untyped-call]
     try:
         counted = generate_latest(registry)
     except FileNotFoundError:  # a process died between the listing and the reading; by now its counts are with the dead

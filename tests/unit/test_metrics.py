@@ -38,3 +38,22 @@ def test_dead_processes_are_added_up_in_one_file(tmp_path: Path):
     assert not [file for file in tmp_path.iterdir() for pid in pids if pid in file.name]
     assert {name: value for name, value in before.items() if not name.endswith(("depth", "in_flight"))} == after
     assert "hearth_queue_depth" not in after, "a dead worker has no queue"
+
+
+def test_a_process_that_was_killed_as_it_made_its_files_counted_nothing(tmp_path: Path):
+    """That ended the supervisor, and the server with it; and whoever asked for the metrics meanwhile got 500."""
+    pid = python(CHILD, tmp_path).strip()
+    before = read(tmp_path)
+    for kind in ("counter", "histogram"):
+        (tmp_path / f"{kind}_1.db").touch()
+    assert read(tmp_path) == before
+    python(BURIAL, tmp_path, str(tmp_path), "1", pid)
+    assert not [*tmp_path.glob("*_1.db"), *tmp_path.glob(f"*_{pid}.db")]
+    assert read(tmp_path)["hearth_batch_size_count"] == 1
+
+
+def test_counts_that_cannot_be_written_are_lost_and_nothing_else(tmp_path: Path):
+    pid = python(CHILD, tmp_path).strip()
+    for kind in ("counter", "histogram"):
+        (tmp_path / f"{kind}_dead.db").mkdir()
+    python(BURIAL, tmp_path, str(tmp_path), pid)
