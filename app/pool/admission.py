@@ -75,7 +75,7 @@ class Admission:
         waiting = max(self.held, self.sent)
         asked = min(inputs, max(1, room // 2))  # a request larger than that enters a queue that is half empty
         each_s = self.pace_s / workers
-        kept = self._kept(now, each_s, room, allowed_s)
+        kept = math.floor(self._kept(now, each_s, room, allowed_s))
         if waiting + kept + asked > room:
             excess_s = (waiting + kept + asked - room) * each_s
             why = f"{waiting} inputs wait and the queue holds {room}"
@@ -87,8 +87,8 @@ class Admission:
             soon = "later than" if expected_s > allowed_s else "too close to"
             takes = f"{_told(expected_s)}, {soon} the {_told(allowed_s)} allowed"
             why = f"{waiting} inputs wait, this one would be answered in {takes}"
-        if kept >= 1:
-            why += f", and {kept:.0f} places more are kept for those who were told to come"
+        if kept:
+            why += f", and {kept} places more are kept for those who were told to come"
         comes = max(now + min(_LONGEST_S, waiting * each_s, excess_s + _SLACK_S), self.promised)
         self.promised = min(comes + inputs * each_s, now + min(_LONGEST_S, _QUEUES * waiting * each_s))
         wait_s = max(1.0, comes - now)
