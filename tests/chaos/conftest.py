@@ -49,11 +49,6 @@ class Chaos:
         assert not counts.bad, counts
         self._hold(felt_s, stall_s)
 
-    def felt(self, fault: str, felt_s: Sequence[float], *, stall_s: float = 0.0) -> None:
-        """A row of the times of one fault among several."""
-        _rows.append({"fault": fault} | _times(felt_s))
-        self._hold(felt_s, stall_s)
-
     def _hold(self, felt_s: Sequence[float], stall_s: float) -> None:
         bars = PROMISED if self.long else GENEROUS
         if felt_s:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from contextlib import suppress
 from datetime import date
-from heapq import heappop, heappush
-from math import ceil
 
 import pytest
 
 from app.errors import RateLimited, TooBusy, TooLarge
 from app.keys import Key
 from app.pool.admission import Admission, Place
+from tests.unit.pool.flood import Flood
 
 
 def queue(held: int, pace_s: float = 0.1) -> Admission:
@@ -186,52 +184,6 @@ def test_most_who_come_when_they_were_told_find_room_the_moment_a_flood_is_over(
     assert sum(flood.let_in for flood in floods) >= 0.97 * came_back
     assert max(flood.longest_s for flood in floods) < 2.0
     assert min(flood.in_time * 0.03 / flood.seconds for flood in floods) > 0.9
-
-
-class Flood:
-    """What comes of one, in simulated time; a batch takes up to a fifth more or less than the last one."""
-
-    def __init__(self, seed: int, times: float, seconds: float, each_s: float, largest: int) -> None:
-        self.queue, self.seconds = Admission("toy"), seconds
-        self.came_back = self.let_in = self.refused = self.in_time = 0
-        self.longest_s = self.took_s = 0.0
-        self.waiting: list[float] = []
-        draw, self.events = random.Random(seed), list[tuple[float, str]]()
-        for _ in range(int(times * seconds / each_s)):
-            heappush(self.events, (draw.uniform(0.0, seconds), "asks"))
-        self.running: list[float] = []
-        while self.events:
-            now, what = heappop(self.events)
-            if what == "answered":
-                self._answer(now)
-            else:
-                self._ask(now, returns=what == "returns")
-            if self.waiting and not self.running:
-                self.running, self.waiting = self.waiting[:largest], self.waiting[largest:]
-                self.took_s = each_s * len(self.running) * draw.uniform(0.8, 1.2)
-                heappush(self.events, (now + self.took_s, "answered"))
-
-    def _answer(self, now: float) -> None:
-        for since in self.running:
-            self.queue.answered(self.took_s / len(self.running), len(self.running))
-            self.longest_s = max(self.longest_s, now - since)
-        self.in_time += len(self.running) * (now < self.seconds)
-        self.queue.held -= len(self.running)
-        self.running = []
-
-    def _ask(self, now: float, returns: bool) -> None:
-        counts = returns and now >= self.seconds
-        self.came_back += counts
-        try:
-            self.queue.check(1, room=512, allowed_s=2.0, workers=1.0, now=now)
-        except TooBusy as error:
-            self.refused += not returns
-            if not returns and self.refused % 20 == 0:
-                heappush(self.events, (now + ceil(error.retry_after_s or 0.0), "returns"))
-            return
-        self.let_in += counts
-        self.queue.held += 1
-        self.waiting.append(now)
 
 
 def test_before_the_first_answer_only_the_room_counts():
