@@ -2,8 +2,8 @@
 
 A batch costs what the device pays: where samples are padded, its length times its dearest sample, else what they cost together.
 The rule: the oldest sample always goes; then those nearest to it in cost (where nothing is padded: the next in age), as long as
-the batch stays within `max_batch` and `max_cost`; and within half a second, where eight do not take longer, so that nobody who
-comes waits long for it to end. So age beats fit and nothing starves. A request of many samples lets others go
+the batch stays within `max_batch` and `max_cost`; and within about half a second, where eight do not take longer, so that nobody
+who comes waits long for it to end (longer, where most of that is the same for every batch). So age beats fit and nothing starves. A request of many samples lets others go
 first: all but the first of them count as younger than they are (`yields_s`). An idle device takes what waits, at once, unless a
 `max_wait_s` says otherwise.
 """
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 _YIELDED = 0.125  # of the time allowed
 _LONG_S = 0.5  # on two slow cores 64 texts of 128 tokens take two seconds, and 18 at a time no longer altogether
 _FEW = 8  # are a batch however long they take: what reads its weights for one sample as long as for many gets most of that
-_NEWEST = 0.3  # weight of the newest batch in what a batch is expected to take
+_WORTH = 4.0  # times what a batch of nothing takes, one may take: then three quarters of its time are its samples'
+_NEWEST = 0.1  # weight of the newest batch in what a batch is expected to take
+_TELLING = 0.03  # of the mean cost squared, its variance: batches more alike than that do not tell what each unit of cost takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class Batcher:
         self._padded = padded
         self._max_wait_s = max_wait_s
         self._queue: dict[int, Waiting] = {}  # in order of arrival
-        self._ran_cost = self._ran_s = 0.0  # of the newest batches
+        self._seen = [0.0] * 5  # of the newest batches, for a line through what they took: 1, cost, cost ², s, cost × s
+        self._each_s = math.inf  # its slope
         self._yielding = False  # something that waits does, or lately did: else that is the order of turns
 
     def __len__(self) -> int:
@@ -73,10 +76,22 @@ class Batcher:
         self._room = min(self._room, cost / 2)
 
     def took(self, batch: Sequence[Waiting], seconds: float) -> None:
-        """So long it ran."""
+        """So long it ran, if all of it was answered."""
         cost = max(sample.cost for sample in batch) * len(batch) if self._padded else sum(sample.cost for sample in batch)
-        self._ran_cost += cost - _NEWEST * self._ran_cost
-        self._ran_s += seconds - _NEWEST * self._ran_s
+        newest = (1.0, cost, cost**2, seconds, cost * seconds)
+        self._seen = [(1 - _NEWEST) * before + value for before, value in zip(self._seen, newest, strict=True)]
+        count, costs, squares, took_s, products = self._seen
+        if (spread := count * squares - costs**2) > _TELLING * costs**2:
+            self._each_s = max(0.0, (count * products - costs * took_s) / spread)
+        self._each_s = min(self._each_s, took_s / costs)
+
+    def _quick(self) -> float:
+        """The cost of a batch that takes as long as one should."""
+        count, costs, _, took_s, _ = self._seen
+        if not count or not self._each_s:
+            return math.inf
+        fixed_s = (took_s - self._each_s * costs) / count
+        return (max(_LONG_S, _WORTH * fixed_s) - fixed_s) / self._each_s
 
     def cancel(self, id: int) -> bool:
         """Forget a sample. False if it does not wait here (any more)."""
@@ -114,7 +129,7 @@ class Batcher:
 
     def _gather(self, oldest: Waiting, others: list[Waiting]) -> list[Waiting]:
         batch, dearest, total = [oldest], oldest.cost, oldest.cost
-        quick = _LONG_S * self._ran_cost / self._ran_s if self._ran_s else math.inf
+        quick = self._quick()
         for sample in self._nearest(oldest, others):
             if len(batch) >= self._max_batch:
                 break

@@ -248,7 +248,8 @@ class Worker:
             results = self._runner.land(launched.pending)
         now = self._worked = time.monotonic()
         self._ran_s = now - began
-        self._batcher.took(batch, self._ran_s)
+        if not any(isinstance(result, HearthError) for result in results):
+            self._batcher.took(batch, self._ran_s)
         busy_since = max(self._landed, min(sample.arrived for sample in batch))
         self._landed, pace_s = now, (now - busy_since) / len(batch)
         if self._launched:

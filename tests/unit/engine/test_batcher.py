@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import statistics
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -63,8 +66,7 @@ def test_a_batch_ends_soon_so_that_nobody_who_comes_waits_long(padded: bool):
     assert len(_of_64(batcher)) == 64, "how long it takes nobody knows"
     batcher.took([waiting(id, 2.0) for id in range(64)], 2.0)
     assert len(_of_64(batcher)) == 16
-    batcher.took([waiting(id, 2.0) for id in range(16)], 0.01)
-    for _ in range(20):
+    for _ in range(40):
         batcher.took(_of_64(batcher), 0.01)
     assert len(_of_64(batcher)) == 64, "it is fast now, and a slow start is forgotten"
 
@@ -76,6 +78,19 @@ def test_eight_are_a_batch_however_long_they_take():
     narrow = Batcher(max_batch=64, max_cost=10)
     narrow.took([waiting(1, 2.0)], 3.0)
     assert len(_of_64(narrow)) == 5
+
+
+@pytest.mark.parametrize("fixed_s", [0.0, 0.04, 0.4])
+def test_what_every_batch_costs_by_itself_is_no_reason_for_small_ones(fixed_s: float):
+    """A line through what batches took: of the cost 1 it takes 5 ms more. Of a batch's time a quarter is its own at most."""
+    chance, batcher = random.Random(1), Batcher(max_batch=64, max_cost=1000)
+    sizes = []
+    for _ in range(60):
+        batch = _of_64(batcher)
+        sizes.append(len(batch))
+        batcher.took(batch, (fixed_s + 0.005 * 2 * len(batch)) * chance.uniform(0.9, 1.1))
+    best = (max(0.5, 4 * fixed_s) - fixed_s) / 0.01
+    assert 0.8 * min(64, best) <= statistics.mean(sizes[20:]) <= 1.2 * best
 
 
 def _of_64(batcher: Batcher) -> list[Waiting]:

@@ -110,10 +110,12 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
             "about": {"licence": "x"},
         }
     )
-    words = {"name": "toy.1", "card": card.model_dump_json(), "files": {"weights": str(tmp_path / "weights.safetensors")}}
+    words = {"name": "toy.1", "files": {"weights": str(tmp_path / "weights.safetensors")}}
     words |= {"home": "", "address": "", "control": "", "blackbox": str(tmp_path / "box")}
 
-    def run(*turns: list[Message], depth: int = 2) -> tuple[Paper, dict[int, Message]]:
+    def run(*turns: list[Message], depth: int = 2, max_batch: int = 2) -> tuple[Paper, dict[int, Message]]:
+        limits = card.limits.model_copy(update={"max_batch": max_batch})
+        words["card"] = card.model_copy(update={"limits": limits}).model_dump_json()
         frontends = Peer([[message for message in turn if not isinstance(message, Stop)] for turn in turns])
         lane = Paper(depth, BlackBox(tmp_path / "box", create=True), frontends)
         supervisor = Peer([[message for message in turn if isinstance(message, Stop)] for turn in turns] + [[Stop()]])
@@ -191,6 +193,14 @@ def test_a_batch_that_fails_harms_neither_its_neighbours_nor_the_other_batch(pla
     _, answers = play([ask(1), ask(13), ask(3), ask(4)])
     assert {id for id, answer in answers.items() if isinstance(answer, Failed)} == {13}
     assert len(answers) == 4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("first", "then"), [(20, 8), (13, 16)])
+def test_what_a_batch_took_bounds_the_next_one_unless_it_failed(play: Play, first: int, then: int):
+    _, answers = play([ask(first + n) for n in range(16)], [ask(100 + n) for n in range(16)], depth=1, max_batch=16)
+    assert len(answers) == 32
+    assert answers[100].batch == then
 
 
 def test_a_suspect_has_the_device_for_itself(play: Play):
