@@ -3,9 +3,9 @@
 A batch costs what the device pays: where samples are padded, its length times its dearest sample, else what they cost together.
 The rule: the oldest sample always goes; then those nearest to it in cost (where nothing is padded: the next in age), as long as
 the batch stays within `max_batch` and `max_cost`; and within about half a second, where eight do not take longer, so that nobody
-who comes waits long for it to end (longer, where most of that is the same for every batch). So age beats fit and nothing starves. A request of many samples lets others go
-first: all but the first of them count as younger than they are (`yields_s`). An idle device takes what waits, at once, unless a
-`max_wait_s` says otherwise.
+who comes waits long for it to end (longer, where most of that is the same for every batch). So age beats fit and nothing starves.
+A request of many samples lets others go first: all but the first of them count as younger than they are (`yields_s`). An idle
+device takes what waits, at once, unless a `max_wait_s` says otherwise.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """One connection: uvicorn's, which in addition waits for ever neither for a request that has not wholly begun nor for a reader
-who does not read, and reads headers up to a limit; and the idle ones make room when there is none for more.
+who does not read, and reads headers up to a limit; the idle ones make room when there is none for more; and what an application
+refuses `at_once` gets its answer before anything else is read.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ import asyncio
 import select
 import sys
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import HearthError, TooBusy, TooLarge
@@ -31,6 +33,9 @@ class Connection(HttpToolsProtocol):
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # as uvicorn has it: none before the first header
     _late: asyncio.TimerHandle | None = None
     _reader: asyncio.TimerHandle | None = None
+    _begins: tuple[RequestResponseCycle, Any] | None = None
+    """A request, and who answers it, while what came with its header is read."""
+    _reading = False
     _unread = 0
     """Bytes since the last header's end, or part of a body: those of a header, or of what follows a body in chunks."""
 
@@ -45,7 +50,11 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """A timer runs while a header is half here, and only then: most come whole."""
         self._unread += len(data)
+        self._reading = True
         super().data_received(data)
+        self._reading = False
+        if self._begins is not None:
+            self._begin(*self._begins)
         if self._unread > _MOST_HEADER:
             self._refuse_header()
         if self.cycle is None or self.cycle.scope is not self.scope:
@@ -58,6 +67,29 @@ class Connection(HttpToolsProtocol):
         # The rest of a body whose request was answered early. uvicorn has stopped its timer, and would start it no more.
         if self.cycle.response_complete and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._reading:
+            self._begins = cycle, app
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _begin(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._begins = None
+        alone = cycle.scope is self.scope and not cycle.more_body and not self.pipeline  # whole, and nothing behind it
+        able = alone and not self.flow.write_paused and not self.transport.is_closing()
+        refuse = getattr(app, "at_once", None) if able else None
+        if refuse is None or (answer := refuse(cycle.scope, cycle.body)) is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            answer.headers["Connection"] = "close"
+        cycle.keep_alive = answer.headers.get("Connection") != "close"
+        self.transport.write(_written(answer))
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def on_headers_complete(self) -> None:
         """It was not too large."""
@@ -142,10 +174,14 @@ class Connection(HttpToolsProtocol):
         """Answer what no endpoint will answer, and close."""
         answer = from_error(error)
         answer.headers["Connection"] = "close"
-        status = HTTPStatus(answer.status_code)
-        head = b"".join(b"%s: %s\r\n" % pair for pair in answer.raw_headers)
-        self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), head, bytes(answer.body)))
+        self.transport.write(_written(answer))
         self.transport.close()
+
+
+def _written(answer: Response) -> bytes:
+    status = HTTPStatus(answer.status_code)
+    head = b"".join(b"%s: %s\r\n" % pair for pair in answer.raw_headers)
+    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), head, bytes(answer.body))
 
 
 def most_connections(descriptors: int) -> int:

@@ -3,6 +3,9 @@
 
 Inference goes from here straight to its endpoint. On the way through FastAPI (six layers of middleware, routing, dependencies,
 exit stacks) a request spends 60 µs, as much as everything else that we do for it; and it needs none of that.
+
+While some are refused, a request does not even get a task, if it is here as a whole and is refused, too (`at_once`): what a flood
+costs is taken from those who are answered, and twice where a model's threads wait for one another.
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ from app.web.origins import Origins
 from app.web.overrun import Overrun
 from app.web.problems import LEFT, from_error, on_error
 from app.web.security import Guard
+from app.web.sketch import admitted
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _WRITE_S = 0.2
+_FLOOD_S = 1.0  # after one that was refused, others probably are
 _BORNE = 1 << 16  # bytes of a refused body that are read so that the connection can be used again
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _NOTHING_WAS_TRIED = (*range(300, 400), 405)  # the caller is sent elsewhere, or used a method that is none
@@ -46,9 +51,14 @@ class Edge:
     """The outermost ASGI layer. `direct`: path → endpoint of what is asked by POST and reads its own query and body."""
 
     def __init__(
-        self, app: FastAPI, direct: Mapping[str, Endpoint], settings: Settings, larger: Mapping[str, int] | None = None
+        self,
+        app: FastAPI,
+        direct: Mapping[str, Endpoint],
+        settings: Settings,
+        larger: Mapping[str, int] | None = None,
+        sketched: Mapping[str, str] | None = None,
     ) -> None:
-        """`larger`: paths whose bodies have a limit of their own, in bytes."""
+        """`larger`: paths whose bodies have a limit of their own, in bytes. `sketched`: those of `sketch.py`, and their tasks."""
         self.guard = Guard(settings, direct)
         self._app = app
         self._direct = direct
@@ -56,9 +66,11 @@ class Edge:
         self._origins = Origins(settings.cors_origins) if settings.cors_origins else None
         self._max_body_bytes = int(settings.max_body_mb * 2**20)
         self._larger = larger or {}
+        self._sketched = sketched or {}
         self._intake = Intake(settings.silence_s)
         self._overrun = Overrun()
         self._ids = _ids()
+        self._refused = -math.inf  # when somebody last was, for want of room
         self._writing = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,22 +78,9 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.monotonic()
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"").decode("latin-1")
-        id = given if given and _SANE_ID.fullmatch(given) else next(self._ids)
-        token = request_id.set(id)
-        scope["state"] = {
-            **scope.get("state", {}),
-            "started": started,
-            "until": math.inf,  # when its body must be here, if the caller says so
-            "timing": {},
-            "model": "",
-            "endpoint": "",
-            "key": None,
-            "heads": self._origins.heads(headers) if self._origins else [],  # of the answer
-            "audit": None,  # of a change: what the audit log shall tell of it
-        }
+        refusal = None if "started" in scope.get("state", ()) else self._begin(scope)
+        state = scope["state"]
+        token = request_id.set(state["id"])
         status = LEFT
         tally().in_flight += 1
         self._write_soon()
@@ -89,27 +88,60 @@ class Edge:
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status, state = message["status"], scope["state"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", id.encode()),
-                    _NO_SNIFFING,
-                    *_timing(state["timing"]),
-                    *state["heads"],
-                ]
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_heads(state)]
                 if state["audit"] is not None and status not in _NOTHING_WAS_TRIED:
                     await self._audit(scope, status)
             await send(message)
 
         try:
-            if (refusal := self._refusal(scope, headers)) is not None:
+            if refusal is not None:
                 await refusal(scope, receive, sending)
             else:
-                await self._answer(scope, self._intake.reading(receive, self._limit(scope), scope["state"]), sending)
+                await self._answer(scope, self._intake.reading(receive, self._limit(scope), state), sending)
         finally:
             tally().in_flight -= 1
-            self._note(scope, status, time.monotonic() - started)
+            self._note(scope, status)
             request_id.reset(token)
+
+    def at_once(self, scope: Scope, body: bytearray) -> Response | None:
+        """The answer to a request that is here as a whole, if it is refused while others are. None: it goes the usual way."""
+        if time.monotonic() > self._refused + _FLOOD_S or (task := self._sketched.get(scope["path"])) is None:
+            return None
+        if scope["method"] != "POST" or scope["query_string"] or len(body) > self._limit(scope):
+            return None
+        refusal, state = self._begin(scope), scope["state"]
+        if refusal is None:
+            try:
+                admitted(self._app.state.kitchen, task, body, state)
+            except HearthError as error:
+                state["code"] = error.code
+                refusal = from_error(error, state["id"])
+            else:
+                return None
+        refusal.raw_headers.extend(_heads(state))
+        self._write_soon()
+        self._note(scope, refusal.status_code)
+        return refusal
+
+    def _begin(self, scope: Scope) -> Response | None:
+        """What is known of a request from its head, and whether it is refused for that."""
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        scope["app"] = self._app
+        scope["state"] = {
+            **scope.get("state", {}),
+            "id": given if given and _SANE_ID.fullmatch(given) else next(self._ids),
+            "started": time.monotonic(),
+            "until": math.inf,  # when its body must be here, if the caller says so
+            "timing": {},
+            "model": "",
+            "endpoint": scope["path"] if self._endpoint(scope) else "",
+            "key": None,
+            "heads": self._origins.heads(headers) if self._origins else [],  # of the answer
+            "audit": None,  # of a change: what the audit log shall tell of it
+        }
+        return self._refusal(scope, headers)
 
     def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
         """What is answered from the head alone; None: the request is to be read."""
@@ -120,13 +152,12 @@ class Edge:
             return answer
         try:
             if overrun and scope["path"] in self._direct:  # health, metrics and changes are few
-                scope["state"]["endpoint"] = scope["path"]
                 raise TooBusy("more is asked than this server can read; come back in 1 s", retry_after_s=1)
             self.guard.check(scope, headers)
             if size > limit:
                 raise too_large(limit)
         except HearthError as error:
-            refusal = from_error(error)
+            refusal = from_error(error, scope["state"]["id"])
             scope["state"]["code"] = refusal.code
             if size > _BORNE or b"transfer-encoding" in headers:  # nobody is made to read what is not wanted
                 refusal.headers["Connection"] = "close"
@@ -143,18 +174,19 @@ class Edge:
         await asyncio.to_thread(note, self._home, what, outcome, key=key.id if key else "", address=address, **more)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
+        endpoint = self._endpoint(scope)
         if endpoint is None:
             await self._app(scope, receive, send)
             return
-        state = scope["state"]
-        scope["app"], state["endpoint"] = self._app, scope["path"]
         request = Request(scope, receive, send)
         try:
             response = await endpoint(request)
         except Exception as error:  # noqa: BLE001  on_error knows an answer to everything, and logs what it did not expect
             response = await on_error(request, error)
         await response(scope, receive, send)
+
+    def _endpoint(self, scope: Scope) -> Endpoint | None:
+        return self._direct.get(scope["path"]) if scope["method"] == "POST" else None
 
     def _write_soon(self) -> None:
         """Metrics go to the shared files a few times a second, while there is anything to write."""
@@ -171,11 +203,15 @@ class Edge:
     def _limit(self, scope: Scope) -> int:
         return self._larger.get(scope["path"], self._max_body_bytes)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        state = scope["state"]
+    def _note(self, scope: Scope, status: int) -> None:
+        state, now = scope["state"], time.monotonic()
+        seconds = now - state["started"]
         endpoint = state["endpoint"] or getattr(scope.get("route"), "path", "other")
         tally().request(endpoint, state["model"], status, seconds, state.get("code", ""))
-        told = status >= 400 and state.get("code") not in _COUNTED
+        counted = state.get("code") in _COUNTED
+        if counted:
+            self._refused = now
+        told = status >= 400 and not counted
         level = logging.INFO if told else logging.DEBUG
         if log.isEnabledFor(level):
             log.log(level, "%s %s %d %.1f ms", scope["method"], scope["path"], status, seconds * 1000)
@@ -185,6 +221,11 @@ def _ids() -> Iterator[str]:
     """Unique among processes and restarts; random bytes for each one would cost a call to the kernel."""
     start = secrets.token_hex(12)
     return (f"{start}{n:08x}" for n in count())
+
+
+def _heads(state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """What every answer says."""
+    return [(b"x-request-id", state["id"].encode()), _NO_SNIFFING, *_timing(state["timing"]), *state["heads"]]
 
 
 def _timing(stages: dict[str, float]) -> list[tuple[bytes, Any]]:

@@ -38,6 +38,7 @@ class Line(asyncio.BufferedProtocol):
         self._inherited = slot
         self._parts: list[bytes] = []
         self._size = 0
+        self._taking = False
 
     # To the loop: a protocol
 
@@ -87,10 +88,10 @@ class Line(asyncio.BufferedProtocol):
     # To the connection: a transport
 
     def write(self, data: bytes) -> None:
-        """When the loop comes round."""
+        """When the loop comes round, or once what was read is looked through."""
         if self.is_closing():
             return
-        if not self._parts:
+        if not self._parts and not self._taking:
             self._connection.loop.call_soon(self._flush)
         self._parts.append(data)
         self._size += len(data)
@@ -110,14 +111,19 @@ class Line(asyncio.BufferedProtocol):
 
     def _take(self, data: memoryview) -> None:
         connection = self._connection
+        before = connection.cycle
+        ended = before is not None and before.response_complete
+        self._taking = True
         connection.data_received(data)  # type: ignore[arg-type]  # any buffer will do
+        self._taking = False
+        self._flush()
         cycle = connection.cycle
         if cycle is None:
             return
         if not cycle.response_complete:
             if cycle.scope is not connection.scope or connection.pipeline:
                 self._slot.spoil()  # a request came before the one before it was answered
-        elif cycle.scope is connection.scope and not cycle.more_body:
+        elif cycle is before and ended and cycle.scope is connection.scope and not cycle.more_body:
             self._slot.forget()
 
     def _flush(self) -> None:

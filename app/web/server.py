@@ -53,7 +53,8 @@ def make_app(
     direct = {route.path: route.endpoint for part in (predict, embed, transcribe) for route in part.router.routes}
     _document(app)
     larger = {"/finetune": int(settings.max_dataset_mb * 2**20)}
-    return Edge(app, direct, settings, larger)
+    sketched = {"/predict/text": "text-classification", "/embed/text": "text-embedding"}
+    return Edge(app, direct, settings, larger, sketched)
 
 
 def _document(app: FastAPI) -> None:
