@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -29,16 +30,18 @@ def announce(settings: Settings, roster: Roster, port: int) -> None:
     """Print it. A server serves all the same where that can't be written: it has no output, its terminal was closed, the disk
     is full.
     """
-    if sys.stdout is None:  # closed from the start
+    if sys.stdout is None or sys.stdout.closed:  # from the start
         return
     said = io.StringIO()
     console = Console(file=said, force_terminal=sys.stdout.isatty() or None, highlight=False, soft_wrap=True)
     _say(console, settings, roster, port)
+    letters = sys.stdout.encoding or "utf-8"
     try:
-        sys.stdout.write(said.getvalue())
+        sys.stdout.write(said.getvalue().encode(letters, "replace").decode(letters))
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it would be tried again, and fail, at the end
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # it would be tried again, and fail, at the end
 
 
 def _say(console: Console, settings: Settings, roster: Roster, port: int) -> None:

@@ -33,9 +33,11 @@ def folder(process: psutil.Process) -> str | None:
     return None
 
 
-def kill(server: int, name: str) -> psutil.Process:
-    """`kill -9` of the oldest process of this name, which is told. Raises LookupError where there is none."""
-    victim = _oldest(server, name)
+def kill(server: int, name: str, *, running: bool = False) -> psutil.Process:
+    """`kill -9` of the oldest process of this name, which is told; `running`: of those that are not stopped. Raises LookupError
+    where there is none.
+    """
+    victim = _oldest(server, name, running=running)
     victim.kill()
     return victim
 
@@ -47,9 +49,10 @@ def stop(server: int, name: str) -> psutil.Process:
     return victim
 
 
-def _oldest(server: int, name: str) -> psutil.Process:
+def _oldest(server: int, name: str, *, running: bool = False) -> psutil.Process:
     for found in processes(server, name):
-        return found
+        if not (running and found.status() == psutil.STATUS_STOPPED):
+            return found
     raise LookupError(f"no process hearth {name} of {server}: nothing went wrong")
 
 

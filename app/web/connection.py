@@ -18,6 +18,7 @@ from app.errors import HearthError, TooBusy, TooLarge
 from app.web.intake import silent
 from app.web.problems import from_error
 
+_CLOSES = (b"connection", b"close")
 _MOST_HEADER = 1 << 16  # bytes; of small fields, each takes twenty times as much memory
 
 
@@ -83,9 +84,10 @@ class Connection(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
             return
         cycle.response_started = cycle.response_complete = True
-        if not cycle.keep_alive:
-            answer.headers["Connection"] = "close"
-        cycle.keep_alive = answer.headers.get("Connection") != "close"
+        if _CLOSES in answer.raw_headers:
+            cycle.keep_alive = False
+        elif not cycle.keep_alive:
+            answer.raw_headers.append(_CLOSES)
         self.transport.write(_written(answer))
         if not cycle.keep_alive:
             self.transport.close()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import faults
 import httpx
@@ -21,12 +22,13 @@ from callers import Callers
 from common import memory, total
 
 from tests.chaos import toys
-from tests.chaos.conftest import PROMISED, Chaos, questions, set_ahead, strangers
+from tests.chaos.conftest import GENEROUS, PROMISED, Chaos, questions, set_ahead, strangers
 from tests.chaos.test_processes import FRONTEND_STALL_S
 from tests.chaos.toys import LEVERS, wrong
 from tests.stack.conftest import Server, wait_for
 
 FRONTENDS, MODELS, DESCRIPTORS = 2, ("toy", "other"), 200
+TAKEN_S = 1.0  # all descriptors
 DAYS = (400, -400, 0)
 HANGS = wrong("hangs")
 
@@ -97,35 +99,48 @@ class Wreckers:
 
 
 @contextlib.contextmanager
-def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
-    """All that a server outlives; its ends have tests of their own. What stands still, or hangs, is rare: it costs its limit."""
-    pid, days = server.process.pid, random.Random(1)
+def wreckers(server: Server, disk: Disk, ahead: Path, rare_s: float) -> Iterator[Wreckers]:
+    """All that a server outlives; its ends have tests of their own. What stands still, or hangs, is rare, because it costs its
+    limit; nobody kills it before that.
+    """
+    pid, days, hanging = server.process.pid, random.Random(1), threading.Lock()
+
+    def worker() -> None:
+        if hanging.locked():
+            raise LookupError
+        faults.kill(pid, "toy", running=True)
 
     def hangs() -> None:
-        assert http.post(HANGS.path, content=HANGS.body).status_code >= 500, "it hangs, and cannot be answered"
+        with hanging:
+            assert http.post(HANGS.path, content=HANGS.body).status_code >= 500, "it hangs, and cannot be answered"
 
     def descriptors() -> None:
         with contextlib.ExitStack() as held:
             for stranger in strangers(server, 2 * DESCRIPTORS):
                 held.callback(stranger.close)
+            threading.Event().wait(TAKEN_S)
+
+    def change(method: str, path: str, **more: Any) -> None:
+        if (status := http.request(method, path, **more).status_code) != 200:
+            raise LookupError(status)
 
     with (
         httpx.Client(base_url=server.url, timeout=60) as http,
         Wreckers(
-            worker=(1.0, lambda: faults.kill(pid, "toy")),
+            worker=(1.0, worker),
             other=(1.0, lambda: faults.kill(pid, "other")),
             nursery=(3.0, lambda: faults.kill(pid, "nursery")),
-            frontend=(4.0, lambda: faults.kill(pid, "http")),
-            stopped_worker=(10.0, lambda: faults.stop(pid, "toy")),
-            stopped_frontend=(30.0, lambda: faults.stop(pid, "http")),
-            unload=(3.0, lambda: http.post("/models/other/unload")),
-            load=(2.0, lambda: http.post("/models/other/load")),
-            traffic=(1.0, lambda: http.put("/models/toy/traffic", json={"shares": {"1": 1}})),
+            frontend=(4.0, lambda: faults.kill(pid, "http", running=True)),
+            stopped_worker=(rare_s / 3, lambda: faults.stop(pid, "toy")),
+            stopped_frontend=(rare_s, lambda: faults.stop(pid, "http")),
+            unload=(3.0, lambda: change("POST", "/models/other/unload")),
+            load=(2.0, lambda: change("POST", "/models/other/load")),
+            traffic=(1.0, lambda: change("PUT", "/models/toy/traffic", json={"shares": {"1": 1}})),
             hangup=(2.0, lambda: server.process.send_signal(signal.SIGHUP)),
             clock=(3.0, lambda: set_ahead(ahead, days.choice(DAYS))),
             disk=(2.0, disk.worse),
             descriptors=(5.0, descriptors),
-            hangs=(30.0, hangs),
+            hangs=(rare_s, hangs),
         ) as every,
     ):
         yield every
@@ -146,7 +161,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
         felt: list[float] = []
         with Callers(server.url, known) as callers, Callers(server.url, wicked_ones, count=1) as wicked:
             until = time.monotonic() + chaos.times(12, 600)
-            with wreckers(server, disk, ahead) as done:
+            with wreckers(server, disk, ahead, rare_s=chaos.times(8, 30)) as done:
                 while time.monotonic() < until:
                     felt.append(callers.felt(lambda: None))
             disk.mend()
@@ -166,6 +181,6 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     if chaos.long:
         assert min(done.done.values()) > 0, done.done
         assert statistics.median(felt) <= PROMISED["median"]
-    assert calm_s <= FRONTEND_STALL_S + (3 if chaos.long else 60)
+    assert max(*felt, calm_s) <= FRONTEND_STALL_S + (PROMISED if chaos.long else GENEROUS)["longest"]
     # In a few seconds only what is grossly lost can be seen: allocators have not yet taken what they will take.
     assert growth <= (0.10 if chaos.long else 0.50)

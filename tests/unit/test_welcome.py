@@ -25,7 +25,10 @@ def test_why_a_model_failed_is_shown_as_it_was_said(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("unbuffered", [False, True])
-@pytest.mark.parametrize("gone", ["terminal", "pipe", "disk"])
+@pytest.mark.parametrize(
+    "gone",
+    ["terminal", "pipe", pytest.param("disk", marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device"))],
+)
 def test_a_server_that_nobody_hears_serves_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str, unbuffered: bool
 ):
@@ -38,8 +41,20 @@ def test_a_server_that_nobody_hears_serves_all_the_same(
 
 
 def test_a_server_without_an_output_serves_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    announce(Settings(home=tmp_path), NOBODY, 80)
+    ended = io.StringIO()
+    ended.close()
+    for nothing in (None, ended):
+        monkeypatch.setattr(sys, "stdout", nothing)
+        announce(Settings(home=tmp_path), NOBODY, 80)
+
+
+def test_letters_that_an_output_does_not_know_are_not_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    model = SimpleNamespace(card=SimpleNamespace(task="text-embedding"), state="failed", why="müde", default=True)
+    roster: Any = SimpleNamespace(models={"toy": model})
+    announce(Settings(home=tmp_path), roster, 80)
+    assert b"m?de" in raw.getvalue()
 
 
 NOBODY: Any = SimpleNamespace(models={})

@@ -229,7 +229,10 @@ def _read(recording: Recording, raw: bytes, wanted: SpeechInput, found: Found) -
     except HearthError as error:
         found.wrong(recording.where, f"{name}: {error.detail}", "repair it, or take the row out")
         return None
-    except av.error.MemoryError:  # a damaged one may ask for gigabytes; that the rest is fine shall not be lost with it
+    except (
+        av.error.MemoryError,
+        MemoryError,
+    ):  # a damaged one may ask for gigabytes; that the rest is fine shall not be lost with it
         found.wrong(recording.where, f"{name} takes more memory to decode than there is", "repair it, or take the row out")
         return None
     if len(wave) // HOP < recording.frames:

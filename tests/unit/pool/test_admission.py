@@ -181,7 +181,7 @@ def test_most_who_come_when_they_were_told_find_room_the_moment_a_flood_is_over(
     floods = [Flood(seed, times=10, seconds=10.0, each_s=0.03, largest=largest) for seed in range(8)]
     came_back = sum(flood.came_back for flood in floods)
     assert came_back > 300
-    assert sum(flood.let_in for flood in floods) >= 0.97 * came_back
+    assert sum(flood.let_in for flood in floods) >= 0.98 * came_back
     assert max(flood.longest_s for flood in floods) < 2.0
     assert min(flood.in_time * 0.03 / flood.seconds for flood in floods) > 0.9
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import uvicorn
+from starlette.responses import Response
 from uvicorn.server import ServerState
 
 from app.web.connection import _MOST_HEADER, Connection
-from tests.unit.web.test_line import echo
+from tests.unit.web.test_line import echo, request
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n"
@@ -50,11 +51,30 @@ async def held(_: Any, receive: Callable[..., Any], __: Callable[..., Any]) -> N
         pass
 
 
+class Refusing:
+    """Refuses at once what says so; the rest goes the usual way."""
+
+    def __init__(self, usual: Any = echo, close: bool = False) -> None:
+        self.usual, self.close = usual, close
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.usual(scope, receive, send)
+
+    def at_once(self, _: Any, body: bytearray) -> Response | None:
+        return Response(b"no", 503, {"Connection": "close"} if self.close else None) if body == b"refuse" else None
+
+
+def made(app: Any, transport: Transport) -> Connection:
+    config = uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False)
+    connection = Connection(config, ServerState(), {})
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    return connection
+
+
 async def feed(data: bytes, app: Any = echo, piece: int = PIECE) -> tuple[Transport, int]:
     """What a connection says to it, and how much of it is read."""
     transport = Transport()
-    connection = Connection(uvicorn.Config(app, log_config=None, access_log=False), ServerState(), {})
-    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection = made(app, transport)
     read = 0
     while read < len(data) and not transport.closed:
         connection.data_received(data[read : read + piece])
@@ -101,3 +121,47 @@ async def test_bodies_and_many_requests_are_not_taken_for_headers(piece: int):
     for wanted in (large + GET + SMALL * 10_000 + b"\r\n", chunks + large, (GET + b"\r\n") * 5000):
         transport, read = await feed(wanted, piece=piece)
         assert read >= len(wanted) and b" 413 " not in transport.sent
+
+
+NO = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno"
+
+
+async def at_once(data: bytes, writable: bool = True) -> tuple[Transport, int]:
+    """What a connection has said when this was read and the loop has not come round, and how many tasks it has."""
+    transport = Transport()
+    connection = made(Refusing(held), transport)
+    connection.flow.write_paused = not writable
+    connection.data_received(data)
+    tasks = list(connection.tasks)
+    connection.connection_lost(None)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks) if tasks else None
+    return transport, len(tasks)
+
+
+async def test_a_refusal_is_written_before_anything_else_is_read_and_the_connection_goes_on():
+    transport, tasks = await at_once(request(b"refuse"))
+    assert (transport.sent, transport.closed, tasks) == (NO, True, 0)  # closed by its end below
+    transport, read = await feed(request(b"refuse") * 3, Refusing(), len(request(b"refuse")))
+    assert (transport.sent, read) == (NO * 3, 3 * len(request(b"refuse")))
+
+
+async def test_of_several_requests_at_once_and_of_parts_none_is_refused_at_once():
+    whole = request(b"refuse")
+    for data in (whole * 2, whole + b"GET", whole[:-1]):
+        transport, tasks = await at_once(data)
+        assert (transport.sent, tasks) == (b"", 1)
+
+
+async def test_nothing_is_refused_at_once_to_who_does_not_read_his_answers():
+    transport, tasks = await at_once(request(b"refuse"), writable=False)
+    assert (transport.sent, tasks) == (b"", 1)
+
+
+async def test_a_refusal_says_that_it_closes_where_it_does():
+    old = request(b"refuse").replace(b"HTTP/1.1", b"HTTP/1.0")
+    for data, app in ((old, Refusing()), (request(b"refuse"), Refusing(close=True))):
+        transport, read = await feed(data + request(b"next"), app, len(data))
+        assert b"connection: close" in transport.sent.lower() and transport.sent.endswith(b"no") and transport.closed
+        assert read == len(data)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings, strategies as st
+from starlette.responses import Response
 from uvicorn.server import ServerState
 
 from app.web.journal import Journal, Note, Pending, Seen, Slot, judge
@@ -42,6 +43,18 @@ async def echo(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]
     await asyncio.sleep(0)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
+
+
+class Refusing:
+    """As `echo`, but for what it refuses at once."""
+
+    __call__ = staticmethod(echo)
+
+    def at_once(self, _: Any, body: bytearray) -> Response | None:
+        return Response(b"no", 503) if body == b"refuse" else None
+
+
+NO = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno"
 
 
 class Kernel:
@@ -143,7 +156,8 @@ class Socket:
 
 async def live(kernel: Kernel, slot: Slot | None, piece: int) -> None:
     """A process's life: it reads what there is, in pieces, until it is killed or all is said."""
-    connection = Noted(uvicorn.Config(echo, log_config=None, access_log=False), ServerState(), {})
+    config = uvicorn.Config(Refusing(), log_config=None, access_log=False, proxy_headers=False)  # type: ignore[arg-type]  # as ours
+    connection = Noted(config, ServerState(), {})
     line, transport = Line(connection, kernel.journal, slot), Socket(kernel)
     line.connection_made(transport)  # type: ignore[arg-type]  # a fake
     while not kernel.dead and kernel.talk():
@@ -188,6 +202,13 @@ async def test_a_death_at_any_moment_costs_no_answer(journal: Journal, piece: in
     deaths = [await ask(journal, bodies, [fatal], piece) for fatal in range(1, 60)]
     assert sum(deaths) > 10
     assert deaths[-1] == 0, "each moment was tried"
+
+
+async def test_a_death_at_any_moment_costs_no_refusal_that_comes_at_once(journal: Journal):
+    script = [(request(b"refuse"), NO), (request(b"x"), answer(b"x"))]
+    deaths = [await perform(journal, script * 3, [fatal]) for fatal in range(1, 60)]
+    assert sum(deaths) > 10
+    assert deaths[-1] == 0
 
 
 async def test_a_death_at_any_moment_of_large_requests_costs_no_answer(journal: Journal):

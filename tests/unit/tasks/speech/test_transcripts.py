@@ -114,12 +114,15 @@ def test_everything_is_told_at_once_by_line(tmp_path: Path):
     assert remedies["transcripts.csv:9"] == "write it with the letters ' E N O T W"
 
 
-def test_a_recording_that_asks_for_too_much_memory_is_told_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("error", [av.error.MemoryError(12, "Cannot allocate memory"), MemoryError()], ids=["FFmpeg", "NumPy"])
+def test_a_recording_that_asks_for_too_much_memory_is_told_by_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
     large = tone(440)
 
     def decode(raw: bytes, *how: Any) -> np.ndarray:
         if raw == large:
-            raise av.error.MemoryError(12, "Cannot allocate memory")
+            raise error
         return read_audio(raw, *how)
 
     monkeypatch.setattr(transcripts, "read_audio", decode)

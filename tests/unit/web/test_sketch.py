@@ -1,0 +1,128 @@
+"""What is refused at once, in a flood: the same answer as on the usual way, and nothing that would have been let in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from app import keys
+from app.errors import TooBusy
+from app.settings import Settings
+from app.web.edge import Edge
+from app.web.server import make_app
+from tests.unit.web.test_edge import scope
+
+TEXT: dict[str, Any] = {"inputs": "a text", "model": "toy", "timeout_ms": 2000}
+FULL = TooBusy("toy: full; come back in 3 s", retry_after_s=2.4)
+
+
+def at_once(app: Edge, body: Any = TEXT, path: str = "/embed/text", heads: dict[str, str] | None = None, **more: Any) -> Any:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = [(name.encode(), value.encode()) for name, value in ({"content-type": "application/json"} | (heads or {})).items()]
+    return app.at_once(scope(path, [*headers, (b"content-length", b"%d" % len(raw))]) | more, bytearray(raw))
+
+
+@pytest.fixture
+async def flood(app: Edge, pool: Any, client: httpx.AsyncClient) -> httpx.Response:
+    """A refusal, after which others are looked at at once; the queue is still full."""
+    pool.refusal = FULL
+    return await client.post("/embed/text", json=TEXT)
+
+
+def test_nothing_is_looked_at_twice_while_nobody_is_refused(app: Edge, pool: Any):
+    pool.refusal = FULL
+    assert at_once(app) is None
+
+
+@pytest.mark.parametrize("path", ["/embed/text", "/predict/text"])
+def test_a_refusal_is_that_of_the_usual_way(app: Edge, flood: httpx.Response, path: str):
+    refusal: Response = at_once(app, path=path, heads={"x-request-id": "mine"})
+    assert refusal.status_code == flood.status_code == 503
+    told, usual = json.loads(refusal.body), flood.json()
+    assert told == usual | {"request_id": "mine"}
+    heads = {name.decode(): value.decode() for name, value in refusal.raw_headers}
+    same = {name: value for name, value in flood.headers.items() if name not in ("x-request-id", "content-length")}
+    assert heads == same | {"x-request-id": "mine", "content-length": str(len(refusal.body))}
+
+
+def test_what_there_is_room_for_goes_the_usual_way(app: Edge, pool: Any, flood: httpx.Response):
+    pool.refusal = None
+    assert at_once(app) is None
+    pool.refusal = FULL
+    assert at_once(app) is not None
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"body": b"{"},
+        {"body": b'{"inputs": "\xff"}'},
+        {"body": b""},
+        {"body": {"inputs": 1}},
+        {"body": {"inputs": []}},
+        {"body": {"inputs": ["a"] * 5}},
+        {"body": {"inputs": "a", "timeout_ms": 0}},
+        {"body": TEXT | {"inputs": "a" * 300_000}},
+        {"query_string": b"model=toy"},
+        {"method": "GET"},
+        {"path": "/predict/image"},
+        {"path": "/models"},
+        {"path": "/health/live"},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_told_at_a_glance_goes_the_usual_way(app: Edge, flood: httpx.Response, asked: dict[str, Any]):
+    assert at_once(app, **asked) is None
+
+
+def test_an_unknown_model_is_told_at_once_too(app: Edge, flood: httpx.Response):
+    assert at_once(app, TEXT | {"model": "../.."}).status_code == 404
+
+
+async def test_it_is_counted_as_any_other(app: Edge, pool: Any, flood: httpx.Response, client: httpx.AsyncClient):
+    async def refused() -> tuple[float, ...]:
+        lines = [line.rsplit(" ", 1) for line in (await client.get("/metrics")).text.splitlines()]
+        wanted = ("hearth_requests_total", "hearth_errors_total", "hearth_request_seconds_count")
+        return tuple(
+            sum(float(value) for name, value in lines if name.startswith(one) and "/embed/text" in name and '"2' not in name)
+            for one in wanted
+        )
+
+    before = await refused()
+    for _ in range(3):
+        assert at_once(app) is not None
+    assert [after - old for old, after in zip(before, await refused(), strict=True)] == [3, 3, 3]
+
+
+async def test_keys_are_asked_for_first_and_a_rate_is_spent_once(pool: Any, tmp_path: Path):
+    file = tmp_path / "keys"
+    _, secret = keys.add(file, "someone", "infer", rate="3/h")
+    app = make_app(pool, Settings(home=tmp_path, keys_file=str(file), frontends=1))
+    app.guard.take(file.read_text())
+    mine = {"authorization": f"Bearer {secret}"}
+    pool.refusal = FULL
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=mine) as client:
+        assert (await client.post("/embed/text", json=TEXT)).status_code == 503
+    assert at_once(app).status_code == 401
+    refusal = at_once(app, heads=mine)
+    assert refusal.status_code == 503 and (b"ratelimit", b'"key";r=1;t=') in [(n, v[:12]) for n, v in refusal.raw_headers]
+    pool.refusal = None
+    asked = scope("/embed/text", [(b"authorization", mine["authorization"].encode())])
+    body = json.dumps(TEXT).encode()
+    assert app.at_once(asked, bytearray(body)) is None
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(asked, receive, send)
+    assert sent[0]["status"] == 200, "the third of three, though it was looked at twice"
+    assert at_once(app, heads=mine).status_code == 429
