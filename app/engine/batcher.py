@@ -17,7 +17,8 @@ from dataclasses import dataclass
 _YIELDED = 0.125  # of the time allowed
 _LONG_S = 0.5  # on two slow cores 64 texts of 128 tokens take two seconds, and 18 at a time no longer altogether
 _FEW = 8  # are a batch however long they take: what reads its weights for one sample as long as for many gets most of that
-_WORTH = 4.0  # times what a batch of nothing takes, one may take: then three quarters of its time are its samples'
+_WORTH = 4.0  # times what a batch of nothing takes, one may take: then three quarters of its time are its samples' …
+_LONGEST_S = 2.0  # … up to so long
 _NEWEST = 0.1  # weight of the newest batch in what a batch is expected to take
 _TELLING = 0.03  # of the mean cost squared, its variance: batches more alike than that do not tell what each unit of cost takes
 
@@ -78,12 +79,17 @@ class Batcher:
     def took(self, batch: Sequence[Waiting], seconds: float) -> None:
         """So long it ran, if all of it was answered."""
         cost = max(sample.cost for sample in batch) * len(batch) if self._padded else sum(sample.cost for sample in batch)
+        if not cost:
+            return
         newest = (1.0, cost, cost**2, seconds, cost * seconds)
         self._seen = [(1 - _NEWEST) * before + value for before, value in zip(self._seen, newest, strict=True)]
         count, costs, squares, took_s, products = self._seen
+        whole_s = took_s / costs  # as if a batch cost nothing by itself
         if (spread := count * squares - costs**2) > _TELLING * costs**2:
             self._each_s = max(0.0, (count * products - costs * took_s) / spread)
-        self._each_s = min(self._each_s, took_s / costs)
+        elif self._each_s < whole_s:  # it may be of other times: smaller batches will tell
+            self._each_s += _NEWEST * (whole_s - self._each_s)
+        self._each_s = min(self._each_s, whole_s)
 
     def _quick(self) -> float:
         """The cost of a batch that takes as long as one should."""
@@ -91,7 +97,7 @@ class Batcher:
         if not count or not self._each_s:
             return math.inf
         fixed_s = (took_s - self._each_s * costs) / count
-        return (max(_LONG_S, _WORTH * fixed_s) - fixed_s) / self._each_s
+        return (max(_LONG_S, min(_LONGEST_S, _WORTH * fixed_s)) - fixed_s) / self._each_s
 
     def cancel(self, id: int) -> bool:
         """Forget a sample. False if it does not wait here (any more)."""

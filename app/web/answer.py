@@ -38,7 +38,8 @@ async def serve(request: Request, order: Order) -> Served:
     deadline = state["started"] + order.timeout_ms / 1000 if order.timeout_ms else now + kitchen.settings.timeout_s
     if now > deadline:
         raise Deadline("the request was not here before its deadline; allow more time with timeout_ms, or send less")
-    model, codec = kitchen.pool.find(order.model, order.task)
+    drawn = state["drawn"]
+    model, codec = kitchen.pool.find(drawn or order.model, order.task, exactly=bool(drawn))
     state["model"] = model.card.name
     with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
         pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])

@@ -19,6 +19,8 @@ from app.web.intake import silent
 from app.web.problems import from_error
 
 _CLOSES = (b"connection", b"close")
+_REST_S = 0.01  # for which the rest of a request that may be refused is waited for, and …
+_MOST_WAITED = 1 << 16  # … up to how many bytes
 _MOST_HEADER = 1 << 16  # bytes; of small fields, each takes twenty times as much memory
 
 
@@ -35,7 +37,9 @@ class Connection(HttpToolsProtocol):
     _late: asyncio.TimerHandle | None = None
     _reader: asyncio.TimerHandle | None = None
     _begins: tuple[RequestResponseCycle, Any] | None = None
-    """A request, and who answers it, while what came with its header is read."""
+    """A request, and who answers it, while what came with its header is read, and a moment longer where it may be refused."""
+    _rest: asyncio.TimerHandle | None = None
+    """Runs while the rest of that is waited for."""
     _reading = False
     _unread = 0
     """Bytes since the last header's end, or part of a body: those of a header, or of what follows a body in chunks."""
@@ -76,19 +80,41 @@ class Connection(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def _begin(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._begins = None
-        alone = cycle.scope is self.scope and not cycle.more_body and not self.pipeline  # whole, and nothing behind it
+        """Refuse it, if `app` does so at once; else have it answered."""
+        alone = cycle.scope is self.scope and not self.pipeline  # nothing is behind it
         able = alone and not self.flow.write_paused and not self.transport.is_closing()
-        refuse = getattr(app, "at_once", None) if able else None
-        if refuse is None or (answer := refuse(cycle.scope, cycle.body)) is None:
+        answer = None
+        if able and getattr(app, "at_once", None) and app.sketches(cycle.scope):
+            if not cycle.more_body:
+                answer = app.at_once(cycle.scope, cycle.body)
+            elif len(cycle.body) <= _MOST_WAITED and not cycle.waiting_for_100_continue:  # many send head and body apart
+                self._rest = self._rest or self.loop.call_later(_REST_S, self._begin_late)
+                return
+        self._waited()
+        if answer is None:
             super()._start_asgi_task(cycle, app)
-            return
+        else:
+            self._refuse(cycle, answer)
+
+    def _begin_late(self) -> None:
+        if (begins := self._waited()) is not None:
+            super()._start_asgi_task(*begins)
+
+    def _waited(self) -> tuple[RequestResponseCycle, Any] | None:
+        begins, self._begins = self._begins, None
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+        return begins
+
+    def _refuse(self, cycle: RequestResponseCycle, answer: Response) -> None:
         cycle.response_started = cycle.response_complete = True
+        cycle.on_response = _nothing  # it would keep this alive
         if _CLOSES in answer.raw_headers:
             cycle.keep_alive = False
         elif not cycle.keep_alive:
             answer.raw_headers.append(_CLOSES)
-        self.transport.write(_written(answer))
+        self._write(answer)
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
@@ -114,6 +140,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         super().connection_lost(exc)
+        self._waited()
         for timer in (self._late, self._reader):
             if timer is not None:
                 timer.cancel()
@@ -176,14 +203,16 @@ class Connection(HttpToolsProtocol):
         """Answer what no endpoint will answer, and close."""
         answer = from_error(error)
         answer.headers["Connection"] = "close"
-        self.transport.write(_written(answer))
+        self._write(answer)
         self.transport.close()
 
+    def _write(self, answer: Response) -> None:
+        status = HTTPStatus(answer.status_code)
+        head = b"".join(b"%s: %s\r\n" % pair for pair in (*self.server_state.default_headers, *answer.raw_headers))
+        self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), head, bytes(answer.body)))
 
-def _written(answer: Response) -> bytes:
-    status = HTTPStatus(answer.status_code)
-    head = b"".join(b"%s: %s\r\n" % pair for pair in answer.raw_headers)
-    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), head, bytes(answer.body))
+
+def _nothing() -> None: ...
 
 
 def most_connections(descriptors: int) -> int:

@@ -4,8 +4,8 @@
 Inference goes from here straight to its endpoint. On the way through FastAPI (six layers of middleware, routing, dependencies,
 exit stacks) a request spends 60 µs, as much as everything else that we do for it; and it needs none of that.
 
-While some are refused, a request does not even get a task, if it is here as a whole and is refused, too (`at_once`): what a flood
-costs is taken from those who are answered, and twice where a model's threads wait for one another.
+While some are refused, a request for texts that is refused, too, does not even get a task (`at_once`): what a flood costs is
+taken from those who are answered.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from app.web.origins import Origins
 from app.web.overrun import Overrun
 from app.web.problems import LEFT, from_error, on_error
 from app.web.security import Guard
-from app.web.sketch import admitted
+from app.web.sketch import sketch
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -78,9 +78,10 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = None if "started" in scope.get("state", ()) else self._begin(scope)
+        before = request_id.set("")
+        refusal = None if "begun" in scope.get("state", ()) else self._begin(scope)
         state = scope["state"]
-        token = request_id.set(state["id"])
+        request_id.set(state["id"])
         status = LEFT
         tally().in_flight += 1
         self._write_soon()
@@ -102,27 +103,39 @@ class Edge:
         finally:
             tally().in_flight -= 1
             self._note(scope, status)
-            request_id.reset(token)
+            request_id.reset(before)
+
+    def sketches(self, scope: Scope) -> bool:
+        """Whether to ask `at_once` when the request is here as a whole: others were refused just now."""
+        flooded = time.monotonic() <= self._refused + _FLOOD_S
+        return flooded and scope["path"] in self._sketched and scope["method"] == "POST" and not scope["query_string"]
 
     def at_once(self, scope: Scope, body: bytearray) -> Response | None:
-        """The answer to a request that is here as a whole, if it is refused while others are. None: it goes the usual way."""
-        if time.monotonic() > self._refused + _FLOOD_S or (task := self._sketched.get(scope["path"])) is None:
+        """The answer to a request that is refused. None: it goes the usual way."""
+        if len(body) > self._limit(scope):
             return None
-        if scope["method"] != "POST" or scope["query_string"] or len(body) > self._limit(scope):
+        before = request_id.set("")
+        try:
+            if (refusal := self._sketch(scope, body)) is not None:
+                refusal.raw_headers.extend(_heads(scope["state"]))
+                self._write_soon()
+                self._note(scope, refusal.status_code)
+            return refusal
+        finally:
+            request_id.reset(before)
+
+    def _sketch(self, scope: Scope, body: bytearray) -> Response | None:
+        try:
+            if (refusal := self._begin(scope)) is not None:
+                return refusal
+            sketch(self._app.state.kitchen, self._sketched[scope["path"]], body, scope["state"])
+        except HearthError as error:
+            problem = from_error(error)
+            scope["state"]["code"] = problem.code
+            return problem
+        except Exception:  # noqa: BLE001  a mistake of ours: the usual way makes it again, and tells
             return None
-        refusal, state = self._begin(scope), scope["state"]
-        if refusal is None:
-            try:
-                admitted(self._app.state.kitchen, task, body, state)
-            except HearthError as error:
-                state["code"] = error.code
-                refusal = from_error(error, state["id"])
-            else:
-                return None
-        refusal.raw_headers.extend(_heads(state))
-        self._write_soon()
-        self._note(scope, refusal.status_code)
-        return refusal
+        return None
 
     def _begin(self, scope: Scope) -> Response | None:
         """What is known of a request from its head, and whether it is refused for that."""
@@ -140,8 +153,12 @@ class Edge:
             "key": None,
             "heads": self._origins.heads(headers) if self._origins else [],  # of the answer
             "audit": None,  # of a change: what the audit log shall tell of it
+            "drawn": "",  # the version that answers, where that is known already
         }
-        return self._refusal(scope, headers)
+        request_id.set(scope["state"]["id"])
+        refusal = self._refusal(scope, headers)
+        scope["state"]["begun"] = True
+        return refusal
 
     def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
         """What is answered from the head alone; None: the request is to be read."""
@@ -157,7 +174,7 @@ class Edge:
             if size > limit:
                 raise too_large(limit)
         except HearthError as error:
-            refusal = from_error(error, scope["state"]["id"])
+            refusal = from_error(error)
             scope["state"]["code"] = refusal.code
             if size > _BORNE or b"transfer-encoding" in headers:  # nobody is made to read what is not wanted
                 refusal.headers["Connection"] = "close"

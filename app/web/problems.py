@@ -48,8 +48,8 @@ class Problem(Response):
     code: str
 
 
-def problem(code: str, detail: str, *, headers: dict[str, str] | None = None, id: str = "", **more: Any) -> Problem:
-    """The answer for one error. `id`: of the request, if it is not the one that is being answered."""
+def problem(code: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> Problem:
+    """The answer for one error."""
     status, title = STATUS[code]
     body = {
         "type": "about:blank",
@@ -57,21 +57,21 @@ def problem(code: str, detail: str, *, headers: dict[str, str] | None = None, id
         "status": status,
         "code": code,
         "detail": detail,
-        "request_id": id or request_id.get(),
+        "request_id": request_id.get(),
     }
     response = Problem(orjson.dumps(body | more), status, headers, MEDIA_TYPE)
     response.code = code
     return response
 
 
-def from_error(error: HearthError, id: str = "") -> Problem:
+def from_error(error: HearthError) -> Problem:
     """The answer for an expected failure, with `Retry-After` where one is known."""
     headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if error.retry_after_s is not None else {}
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"
     if isinstance(error, Unauthorised):
         headers["WWW-Authenticate"] = 'Bearer realm="hearth"'
-    return problem(error.code, error.detail, headers=headers, id=id)
+    return problem(error.code, error.detail, headers=headers)
 
 
 async def on_error(request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from app.errors import HearthError
 from app.web.kitchen import Kitchen
 
 
@@ -21,11 +22,15 @@ class Asked(msgspec.Struct):
 _decode = msgspec.json.Decoder(Asked).decode
 
 
-def admitted(kitchen: Kitchen, task: str, body: bytearray, state: dict[str, Any]) -> None:
-    """Returns if there is room for it, or if it is no such body. Raises what `Pool.find` and `Pool.admit` raise."""
+def sketch(kitchen: Kitchen, task: str, body: bytearray, state: dict[str, Any]) -> None:
+    """Returns if there is room for it, or if it is no such body. Raises what `Pool.find` and `Pool.admit` raise.
+
+    Of a model whose traffic versions share, the version that was drawn answers (`state["drawn"]`): drawn anew, a request would
+    need room in both.
+    """
     try:
         asked = _decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return
     settings = kitchen.settings
     inputs = 1 if isinstance(asked.inputs, str) else len(asked.inputs)
@@ -33,6 +38,10 @@ def admitted(kitchen: Kitchen, task: str, body: bytearray, state: dict[str, Any]
         return
     allowed_s = asked.timeout_ms / 1000 if asked.timeout_ms else settings.timeout_s
     model, _ = kitchen.pool.find(asked.model, task)
-    state["model"] = model.card.name
-    with kitchen.pool.admit(model.card.name, inputs, time.monotonic() + allowed_s, state["key"]):
-        pass
+    drawn = model.card.name
+    try:
+        with kitchen.pool.admit(drawn, inputs, time.monotonic() + allowed_s, state["key"]):
+            state["drawn"] = drawn
+    except HearthError:
+        state["model"] = drawn
+        raise

@@ -15,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
 from app.card import Card
@@ -229,10 +228,7 @@ def _read(recording: Recording, raw: bytes, wanted: SpeechInput, found: Found) -
     except HearthError as error:
         found.wrong(recording.where, f"{name}: {error.detail}", "repair it, or take the row out")
         return None
-    except (
-        av.error.MemoryError,
-        MemoryError,
-    ):  # a damaged one may ask for gigabytes; that the rest is fine shall not be lost with it
+    except MemoryError:  # FFmpeg's, too: a damaged one may ask for gigabytes; that the rest is fine shall not be lost with it
         found.wrong(recording.where, f"{name} takes more memory to decode than there is", "repair it, or take the row out")
         return None
     if len(wave) // HOP < recording.frames:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n"
 SMALL = b"a: b\r\n"
 PIECE = 1000
+HEADS = [(b"date", b"now")]  # of every answer
 
 
 class Transport:
@@ -56,9 +59,14 @@ class Refusing:
 
     def __init__(self, usual: Any = echo, close: bool = False) -> None:
         self.usual, self.close = usual, close
+        self.begun = asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.begun.set()
         await self.usual(scope, receive, send)
+
+    def sketches(self, _: Any) -> bool:
+        return True
 
     def at_once(self, _: Any, body: bytearray) -> Response | None:
         return Response(b"no", 503, {"Connection": "close"} if self.close else None) if body == b"refuse" else None
@@ -66,7 +74,9 @@ class Refusing:
 
 def made(app: Any, transport: Transport) -> Connection:
     config = uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False)
-    connection = Connection(config, ServerState(), {})
+    state = ServerState()
+    state.default_headers = HEADS
+    connection = Connection(config, state, {})
     connection.connection_made(transport)  # type: ignore[arg-type]
     return connection
 
@@ -123,40 +133,73 @@ async def test_bodies_and_many_requests_are_not_taken_for_headers(piece: int):
         assert read >= len(wanted) and b" 413 " not in transport.sent
 
 
-NO = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno"
+NO = b"HTTP/1.1 503 Service Unavailable\r\ndate: now\r\ncontent-length: 2\r\n\r\nno"
 
 
-async def at_once(data: bytes, writable: bool = True) -> tuple[Transport, int]:
-    """What a connection has said when this was read and the loop has not come round, and how many tasks it has."""
-    transport = Transport()
-    connection = made(Refusing(held), transport)
+async def at_once(*parts: bytes, writable: bool = True, wait_s: float = 0.0) -> tuple[bytes, int]:
+    """What a connection has said when this was read and the loop has not come round, and how many tasks it has then."""
+    transport, app = Transport(), Refusing(held)
+    connection = made(app, transport)
     connection.flow.write_paused = not writable
-    connection.data_received(data)
-    tasks = list(connection.tasks)
+    for part in parts:
+        connection.data_received(part)
+    if wait_s:
+        await asyncio.wait_for(app.begun.wait(), wait_s)
+    sent, tasks = transport.sent, list(connection.tasks)
     connection.connection_lost(None)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks) if tasks else None
-    return transport, len(tasks)
+    await asyncio.sleep(0.03)
+    assert not connection.tasks - set(tasks), "one began after the end"
+    return sent, len(tasks)
 
 
 async def test_a_refusal_is_written_before_anything_else_is_read_and_the_connection_goes_on():
-    transport, tasks = await at_once(request(b"refuse"))
-    assert (transport.sent, transport.closed, tasks) == (NO, True, 0)  # closed by its end below
-    transport, read = await feed(request(b"refuse") * 3, Refusing(), len(request(b"refuse")))
-    assert (transport.sent, read) == (NO * 3, 3 * len(request(b"refuse")))
-
-
-async def test_of_several_requests_at_once_and_of_parts_none_is_refused_at_once():
     whole = request(b"refuse")
-    for data in (whole * 2, whole + b"GET", whole[:-1]):
-        transport, tasks = await at_once(data)
-        assert (transport.sent, tasks) == (b"", 1)
+    assert await at_once(whole) == (NO, 0)
+    assert await at_once(whole, whole, whole) == (NO * 3, 0)
+    transport, read = await feed(whole * 3, Refusing(), len(whole))
+    assert (transport.sent, read) == (NO * 3, 3 * len(whole))
+
+
+async def test_the_rest_of_what_may_be_refused_is_waited_for_a_moment():
+    whole = request(b"refuse")
+    for cut in (len(whole) - len(b"refuse"), len(whole) - 1):
+        assert await at_once(whole[:cut], whole[cut:]) == (NO, 0)
+        assert await at_once(whole[:cut]) == (b"", 0)
+        assert await at_once(whole[:cut], wait_s=20) == (b"", 1)
+
+
+async def test_neither_a_large_body_is_waited_for_nor_one_that_waits_to_be_told_to_continue():
+    large = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 300000\r\n\r\n" + bytes(100_000)
+    polite = b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n"
+    for begun in (large, polite):
+        assert await at_once(begun) == (b"", 1)
+
+
+async def test_of_several_requests_at_once_none_is_refused_at_once():
+    whole = request(b"refuse")
+    for data in (whole * 2, whole + b"GET"):
+        assert await at_once(data) == (b"", 1)
 
 
 async def test_nothing_is_refused_at_once_to_who_does_not_read_his_answers():
-    transport, tasks = await at_once(request(b"refuse"), writable=False)
-    assert (transport.sent, tasks) == (b"", 1)
+    assert await at_once(request(b"refuse"), writable=False) == (b"", 1)
+
+
+async def test_a_connection_whose_last_request_was_refused_at_once_is_gone_with_its_end():
+    """Waiting for the garbage collector, those of a flood would be many."""
+    gc.disable()
+    try:
+        connection = made(Refusing(held), Transport())
+        connection.data_received(request(b"refuse"))
+        connection.connection_lost(None)
+        seen = weakref.ref(connection.cycle)
+        del connection
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_refusal_says_that_it_closes_where_it_does():

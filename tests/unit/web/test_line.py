@@ -50,6 +50,9 @@ class Refusing:
 
     __call__ = staticmethod(echo)
 
+    def sketches(self, _: Any) -> bool:
+        return True
+
     def at_once(self, _: Any, body: bytearray) -> Response | None:
         return Response(b"no", 503) if body == b"refuse" else None
 
@@ -204,9 +207,10 @@ async def test_a_death_at_any_moment_costs_no_answer(journal: Journal, piece: in
     assert deaths[-1] == 0, "each moment was tried"
 
 
-async def test_a_death_at_any_moment_costs_no_refusal_that_comes_at_once(journal: Journal):
+@pytest.mark.parametrize("piece", [30, 1 << 20], ids=["in pieces", "whole"])
+async def test_a_death_at_any_moment_costs_no_refusal_that_comes_at_once(journal: Journal, piece: int):
     script = [(request(b"refuse"), NO), (request(b"x"), answer(b"x"))]
-    deaths = [await perform(journal, script * 3, [fatal]) for fatal in range(1, 60)]
+    deaths = [await perform(journal, script * 3, [fatal], piece) for fatal in range(1, 60)]
     assert sum(deaths) > 10
     assert deaths[-1] == 0
 

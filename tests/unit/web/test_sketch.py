@@ -13,6 +13,7 @@ from starlette.responses import Response
 from app import keys
 from app.errors import TooBusy
 from app.settings import Settings
+from app.web import edge
 from app.web.edge import Edge
 from app.web.server import make_app
 from tests.unit.web.test_edge import scope
@@ -24,19 +25,24 @@ FULL = TooBusy("toy: full; come back in 3 s", retry_after_s=2.4)
 def at_once(app: Edge, body: Any = TEXT, path: str = "/embed/text", heads: dict[str, str] | None = None, **more: Any) -> Any:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = [(name.encode(), value.encode()) for name, value in ({"content-type": "application/json"} | (heads or {})).items()]
-    return app.at_once(scope(path, [*headers, (b"content-length", b"%d" % len(raw))]) | more, bytearray(raw))
+    asked = scope(path, [*headers, (b"content-length", b"%d" % len(raw))]) | more
+    return app.at_once(asked, bytearray(raw)) if app.sketches(asked) else None
 
 
 @pytest.fixture
-async def flood(app: Edge, pool: Any, client: httpx.AsyncClient) -> httpx.Response:
-    """A refusal, after which others are looked at at once; the queue is still full."""
+async def flood(app: Edge, pool: Any, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> httpx.Response:
+    """A refusal, after which others are looked at at once, however slow this machine is; the queue is still full."""
+    monkeypatch.setattr(edge, "_FLOOD_S", 1e9)
     pool.refusal = FULL
     return await client.post("/embed/text", json=TEXT)
 
 
-def test_nothing_is_looked_at_twice_while_nobody_is_refused(app: Edge, pool: Any):
+async def test_nothing_is_looked_at_twice_while_nobody_is_refused(app: Edge, pool: Any, client: httpx.AsyncClient):
     pool.refusal = FULL
-    assert at_once(app) is None
+    assert not app.sketches(scope("/embed/text"))
+    await client.post("/embed/text", json=TEXT)
+    app._refused -= 2 * edge._FLOOD_S
+    assert not app.sketches(scope("/embed/text"))
 
 
 @pytest.mark.parametrize("path", ["/embed/text", "/predict/text"])
@@ -63,6 +69,7 @@ def test_what_there_is_room_for_goes_the_usual_way(app: Edge, pool: Any, flood: 
         {"body": b"{"},
         {"body": b'{"inputs": "\xff"}'},
         {"body": b""},
+        {"body": b'{"inputs": "a", "x": ' + b"[" * 50_000},
         {"body": {"inputs": 1}},
         {"body": {"inputs": []}},
         {"body": {"inputs": ["a"] * 5}},
@@ -99,7 +106,54 @@ async def test_it_is_counted_as_any_other(app: Edge, pool: Any, flood: httpx.Res
     assert [after - old for old, after in zip(before, await refused(), strict=True)] == [3, 3, 3]
 
 
-async def test_keys_are_asked_for_first_and_a_rate_is_spent_once(pool: Any, tmp_path: Path):
+async def test_a_mistake_of_ours_is_left_to_the_usual_way_and_lets_nobody_around_the_guard(
+    app: Edge, pool: Any, flood: httpx.Response, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    asked = scope("/embed/text")
+    with monkeypatch.context() as patch:
+        patch.setattr(app.guard, "check", broken)
+        assert app.at_once(asked, bytearray(json.dumps(TEXT).encode())) is None
+        with pytest.raises(RuntimeError):
+            await app(asked, *[None] * 2)  # type: ignore[arg-type]
+    pool.admit = broken
+    assert at_once(app) is None
+
+
+async def test_the_version_that_was_drawn_for_it_is_the_one_that_answers(
+    app: Edge, pool: Any, flood: httpx.Response, monkeypatch: pytest.MonkeyPatch
+):
+    pool.refusal, found, find = None, list[Any](), pool.find
+
+    def finding(name: str | None, task: str, *, exactly: bool = False) -> Any:
+        found.append((name, exactly))
+        return find(name, task)
+
+    monkeypatch.setattr(pool, "find", finding)
+    asked, body = scope("/embed/text", [(b"content-type", b"application/json")]), json.dumps({"inputs": "a"}).encode()
+    assert app.at_once(asked, bytearray(body)) is None
+    assert await answered(app, asked, body) == 200
+    assert found == [(None, False), ("toy", True)]
+
+
+async def answered(app: Edge, asked: dict[str, Any], body: bytes) -> int:
+    """The status on the usual way."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(asked, receive, send)
+    return int(sent[0]["status"])
+
+
+async def test_keys_are_asked_for_first_and_a_rate_is_spent_once(pool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(edge, "_FLOOD_S", 1e9)
     file = tmp_path / "keys"
     _, secret = keys.add(file, "someone", "infer", rate="3/h")
     app = make_app(pool, Settings(home=tmp_path, keys_file=str(file), frontends=1))
@@ -115,14 +169,5 @@ async def test_keys_are_asked_for_first_and_a_rate_is_spent_once(pool: Any, tmp_
     asked = scope("/embed/text", [(b"authorization", mine["authorization"].encode())])
     body = json.dumps(TEXT).encode()
     assert app.at_once(asked, bytearray(body)) is None
-    sent: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    await app(asked, receive, send)
-    assert sent[0]["status"] == 200, "the third of three, though it was looked at twice"
+    assert await answered(app, asked, body) == 200, "the third of three, though it was looked at twice"
     assert at_once(app, heads=mine).status_code == 429
