@@ -14,9 +14,9 @@
                           (accelerate) · command.py: `hearth tune` · jobs: spec.py, store.py (database), foreman.py (who
                           runs when), gate.py, process.py (the tuner) → archive.py, image.py, text.py, speech.py, lora.py,
                           features.py · publish.py
-    engine/           4   in a worker: worker.py → batcher.py → runner.py → compute.py, lane.py; with torch: eagerly.py →
-                          loader.py, modules.py, torch_lane.py, graphs.py; what computes: kept.py, search.py, choosing.py,
-                          order.py, agreement.py; device.py; nursery.py forks it
+    engine/           4   in a worker: worker.py → batcher.py → expected.py; runner.py → compute.py, lane.py; with torch:
+                          eagerly.py → loader.py, modules.py, torch_lane.py, graphs.py; what computes: kept.py, search.py,
+                          choosing.py, order.py, agreement.py; device.py; nursery.py forks it
     decoding/         3   files of strangers are read apart: client.py → link.py → (socket) → decoder.py → confine.py; nursery.py
                           forks it
     catalogue.py      3   models/*/card.toml → cards

@@ -10,17 +10,14 @@ device takes what waits, at once, unless a `max_wait_s` says otherwise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from app.engine.expected import Expected
+
 _YIELDED = 0.125  # of the time allowed
-_LONG_S = 0.5  # on two slow cores 64 texts of 128 tokens take two seconds, and 18 at a time no longer altogether
 _FEW = 8  # are a batch however long they take: what reads its weights for one sample as long as for many gets most of that
-_WORTH = 4.0  # times what a batch of nothing takes, one may take: then three quarters of its time are its samples' …
-_LONGEST_S = 2.0  # … up to so long
-_NEWEST = 0.1  # weight of the newest batch in what a batch is expected to take
-_TELLING = 0.03  # of the mean cost squared, its variance: batches more alike than that do not tell what each unit of cost takes
+_BLIND = 16  # batches in a row that were cut alike; then a smaller one shall tell what each costs by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +54,8 @@ class Batcher:
         self._padded = padded
         self._max_wait_s = max_wait_s
         self._queue: dict[int, Waiting] = {}  # in order of arrival
-        self._seen = [0.0] * 5  # of the newest batches, for a line through what they took: 1, cost, cost ², s, cost × s
-        self._each_s = math.inf  # its slope
+        self._expected = Expected()
+        self._cut = 0  # batches in a row that would have been too long with what waited
         self._yielding = False  # something that waits does, or lately did: else that is the order of turns
 
     def __len__(self) -> int:
@@ -79,25 +76,7 @@ class Batcher:
     def took(self, batch: Sequence[Waiting], seconds: float) -> None:
         """So long it ran, if all of it was answered."""
         cost = max(sample.cost for sample in batch) * len(batch) if self._padded else sum(sample.cost for sample in batch)
-        if not cost:
-            return
-        newest = (1.0, cost, cost**2, seconds, cost * seconds)
-        self._seen = [(1 - _NEWEST) * before + value for before, value in zip(self._seen, newest, strict=True)]
-        count, costs, squares, took_s, products = self._seen
-        whole_s = took_s / costs  # as if a batch cost nothing by itself
-        if (spread := count * squares - costs**2) > _TELLING * costs**2:
-            self._each_s = max(0.0, (count * products - costs * took_s) / spread)
-        elif self._each_s < whole_s:  # it may be of other times: smaller batches will tell
-            self._each_s += _NEWEST * (whole_s - self._each_s)
-        self._each_s = min(self._each_s, whole_s)
-
-    def _quick(self) -> float:
-        """The cost of a batch that takes as long as one should."""
-        count, costs, _, took_s, _ = self._seen
-        if not count or not self._each_s:
-            return math.inf
-        fixed_s = (took_s - self._each_s * costs) / count
-        return (max(_LONG_S, min(_LONGEST_S, _WORTH * fixed_s)) - fixed_s) / self._each_s
+        self._expected.took(cost, seconds)
 
     def cancel(self, id: int) -> bool:
         """Forget a sample. False if it does not wait here (any more)."""
@@ -135,12 +114,17 @@ class Batcher:
 
     def _gather(self, oldest: Waiting, others: list[Waiting]) -> list[Waiting]:
         batch, dearest, total = [oldest], oldest.cost, oldest.cost
-        quick = self._quick()
+        quick, few, before = self._expected.bound(), _FEW, self._cut
+        if before >= _BLIND and not self._expected.told:
+            quick, few, before = quick / 2, _FEW // 2, 0
+        self._cut = 0
         for sample in self._nearest(oldest, others):
             if len(batch) >= self._max_batch:
                 break
             cost = (len(batch) + 1) * max(dearest, sample.cost) if self._padded else total + sample.cost
-            if cost <= self._room and (cost <= quick or len(batch) < _FEW):
+            if cost > quick and len(batch) >= few:
+                self._cut = before + 1
+            elif cost <= self._room:
                 batch.append(sample)
                 dearest, total = max(dearest, sample.cost), total + sample.cost
         return batch

@@ -32,7 +32,7 @@ from app.settings import Settings
 from app.web.intake import Intake, too_large
 from app.web.origins import Origins
 from app.web.overrun import Overrun
-from app.web.problems import LEFT, from_error, on_error
+from app.web.problems import LEFT, Problem, from_error, on_error
 from app.web.security import Guard
 from app.web.sketch import sketch
 
@@ -70,7 +70,7 @@ class Edge:
         self._intake = Intake(settings.silence_s)
         self._overrun = Overrun()
         self._ids = _ids()
-        self._refused = -math.inf  # when somebody last was, for want of room
+        self._refused = -math.inf  # when somebody last was, for want of room or of a rate
         self._writing = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,25 +116,24 @@ class Edge:
             return None
         before = request_id.set("")
         try:
-            if (refusal := self._sketch(scope, body)) is not None:
+            if (refusal := self._begin(scope) or self._sketch(scope, body)) is not None:
                 refusal.raw_headers.extend(_heads(scope["state"]))
                 self._write_soon()
                 self._note(scope, refusal.status_code)
             return refusal
+        except Exception:  # noqa: BLE001  a mistake of ours: the usual way makes it again, and tells
+            scope.get("state", {}).pop("begun", None)  # with all that was to be checked
+            return None
         finally:
             request_id.reset(before)
 
-    def _sketch(self, scope: Scope, body: bytearray) -> Response | None:
+    def _sketch(self, scope: Scope, body: bytearray) -> Problem | None:
         try:
-            if (refusal := self._begin(scope)) is not None:
-                return refusal
             sketch(self._app.state.kitchen, self._sketched[scope["path"]], body, scope["state"])
         except HearthError as error:
-            problem = from_error(error)
-            scope["state"]["code"] = problem.code
-            return problem
-        except Exception:  # noqa: BLE001  a mistake of ours: the usual way makes it again, and tells
-            return None
+            refusal = from_error(error)
+            scope["state"]["code"] = refusal.code
+            return refusal
         return None
 
     def _begin(self, scope: Scope) -> Response | None:

@@ -31,6 +31,13 @@ def _questions(server: Server) -> Sequence[Question]:
     return [Refusable(one.path, one.body, one.media, one.known) for one in found]
 
 
+def _refused_at_a_glance(server: Server) -> bool:
+    """On the usual way it would be told that a body of this kind is not read here."""
+    answer = server.http.post(PATH, content=b'{"inputs": "a"}', headers={"content-type": "text/plain"})
+    assert answer.status_code in (415, 503)
+    return answer.status_code == 503
+
+
 def test_a_flood_while_frontends_are_killed(tmp_path: Path, chaos: Chaos):
     folder = tmp_path / "models" / "toy-text"
     write_text(folder)
@@ -41,6 +48,7 @@ def test_a_flood_while_frontends_are_killed(tmp_path: Path, chaos: Chaos):
                 faults.kill(server.process.pid, "http")
                 both = callers.counts.right + 20, callers.counts.failed + 20
                 wait_for(lambda both=both: callers.counts.right > both[0] and callers.counts.failed > both[1], 60)
+            wait_for(lambda: _refused_at_a_glance(server), 60)
         refused = server.metric(f'hearth_errors_total{{code="too_busy",endpoint="{PATH}"')
     counts = callers.counts
     chaos.figure("a flood, frontends killed", **counts.figures())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import statistics
-
 import pytest
 from hypothesis import given, strategies as st
 
@@ -78,52 +75,6 @@ def test_eight_are_a_batch_however_long_they_take():
     narrow = Batcher(max_batch=64, max_cost=10)
     narrow.took([waiting(1, 2.0)], 3.0)
     assert len(_of_64(narrow)) == 5
-
-
-@pytest.mark.parametrize("fixed_s", [0.0, 0.04, 0.4])
-def test_what_every_batch_costs_by_itself_is_no_reason_for_small_ones(fixed_s: float):
-    """A line through what batches took: of the cost 1 it takes 5 ms more. Of a batch's time a quarter is its own at most."""
-    chance, batcher = random.Random(1), Batcher(max_batch=64, max_cost=1000)
-    sizes = []
-    for _ in range(60):
-        batch = _of_64(batcher)
-        sizes.append(len(batch))
-        batcher.took(batch, (fixed_s + 0.005 * 2 * len(batch)) * chance.uniform(0.9, 1.1))
-    best = (max(0.5, 4 * fixed_s) - fixed_s) / 0.01
-    assert 0.8 * min(64, best) <= statistics.mean(sizes[20:]) <= 1.2 * best
-
-
-def _sizes(batcher: Batcher, each_s: float, times: int = 60) -> list[int]:
-    """Of batches while more waits than they can hold; without what a batch takes by itself."""
-    sizes = []
-    for _ in range(times):
-        batch = _of_64(batcher)
-        sizes.append(len(batch))
-        batcher.took(batch, each_s * 2 * len(batch))
-    return sizes
-
-
-def test_one_slow_batch_and_a_machine_that_slows_down_are_not_taken_for_what_every_batch_costs():
-    batcher = Batcher(max_batch=64, max_cost=1000)
-    batcher.took([waiting(1, 2.0)], 1.0)
-    assert _sizes(batcher, 0.015)[-1] == pytest.approx(16, abs=2)
-    batcher.took([waiting(1, 2.0)], 3.0)
-    assert _sizes(batcher, 0.015)[-1] == pytest.approx(16, abs=2)
-    assert _sizes(batcher, 0.003)[-1] == 64
-    assert _sizes(batcher, 0.012)[-1] == pytest.approx(20, abs=3)
-
-
-def test_no_batch_takes_more_than_two_seconds_for_what_it_costs_by_itself():
-    batcher = Batcher(max_batch=64, max_cost=1000)
-    for count in (8, 32) * 20:
-        batcher.took([waiting(id, 2.0) for id in range(count)], 1.5 + 0.05 * count)
-    assert len(_of_64(batcher)) == pytest.approx(10, abs=1)
-
-
-def test_what_costs_nothing_tells_nothing():
-    batcher = Batcher(max_batch=64, max_cost=1000)
-    batcher.took([waiting(1, 0.0)], 1.0)
-    assert len(_of_64(batcher)) == 64
 
 
 def _of_64(batcher: Batcher) -> list[Waiting]:

@@ -11,11 +11,14 @@ import pytest
 from starlette.responses import Response
 
 from app import keys
-from app.errors import TooBusy
+from app.decoding.client import Threads
+from app.errors import TooBusy, Unauthorised
 from app.settings import Settings
 from app.web import edge
 from app.web.edge import Edge
+from app.web.kitchen import Kitchen
 from app.web.server import make_app
+from app.web.sketch import sketch
 from tests.unit.web.test_edge import scope
 
 TEXT: dict[str, Any] = {"inputs": "a text", "model": "toy", "timeout_ms": 2000}
@@ -46,7 +49,7 @@ async def test_nothing_is_looked_at_twice_while_nobody_is_refused(app: Edge, poo
 
 
 @pytest.mark.parametrize("path", ["/embed/text", "/predict/text"])
-def test_a_refusal_is_that_of_the_usual_way(app: Edge, flood: httpx.Response, path: str):
+async def test_a_refusal_is_that_of_the_usual_way(app: Edge, flood: httpx.Response, path: str):
     refusal: Response = at_once(app, path=path, heads={"x-request-id": "mine"})
     assert refusal.status_code == flood.status_code == 503
     told, usual = json.loads(refusal.body), flood.json()
@@ -56,7 +59,7 @@ def test_a_refusal_is_that_of_the_usual_way(app: Edge, flood: httpx.Response, pa
     assert heads == same | {"x-request-id": "mine", "content-length": str(len(refusal.body))}
 
 
-def test_what_there_is_room_for_goes_the_usual_way(app: Edge, pool: Any, flood: httpx.Response):
+async def test_what_there_is_room_for_goes_the_usual_way(app: Edge, pool: Any, flood: httpx.Response):
     pool.refusal = None
     assert at_once(app) is None
     pool.refusal = FULL
@@ -83,11 +86,19 @@ def test_what_there_is_room_for_goes_the_usual_way(app: Edge, pool: Any, flood: 
     ],
     ids=str,
 )
-def test_what_cannot_be_told_at_a_glance_goes_the_usual_way(app: Edge, flood: httpx.Response, asked: dict[str, Any]):
+async def test_what_cannot_be_told_at_a_glance_goes_the_usual_way(app: Edge, flood: httpx.Response, asked: dict[str, Any]):
     assert at_once(app, **asked) is None
+    assert at_once(app) is not None, "others are refused"
 
 
-def test_an_unknown_model_is_told_at_once_too(app: Edge, flood: httpx.Response):
+@pytest.mark.parametrize(
+    "body", [b"{", b'{"inputs": "\xff"}', b'{"inputs": "a", "x": ' + b"[" * 50_000], ids=["cut", "letters", "deep"]
+)
+def test_a_body_that_is_none_is_not_sketched(pool: Any, body: bytes):
+    sketch(Kitchen(pool, Settings(), Threads(1)), "text-embedding", bytearray(body), {})
+
+
+async def test_an_unknown_model_is_told_at_once_too(app: Edge, flood: httpx.Response):
     assert at_once(app, TEXT | {"model": "../.."}).status_code == 404
 
 
@@ -118,8 +129,18 @@ async def test_a_mistake_of_ours_is_left_to_the_usual_way_and_lets_nobody_around
         assert app.at_once(asked, bytearray(json.dumps(TEXT).encode())) is None
         with pytest.raises(RuntimeError):
             await app(asked, *[None] * 2)  # type: ignore[arg-type]
-    pool.admit = broken
-    assert at_once(app) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "admit", broken)
+        assert at_once(app) is None
+
+    def refusing(*_: Any) -> None:
+        raise Unauthorised("no key")
+
+    monkeypatch.setattr(app.guard, "check", refusing)
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "_note", broken)
+        assert app.at_once(asked, bytearray(json.dumps(TEXT).encode())) is None
+    assert await answered(app, asked, json.dumps(TEXT).encode()) == 401
 
 
 async def test_the_version_that_was_drawn_for_it_is_the_one_that_answers(
