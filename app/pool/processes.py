@@ -98,9 +98,10 @@ class Nursery:
         if pid := self.workers.get(worker):
             kill(pid)
 
-    def kill_stopped(self) -> None:
-        """End the nursery if somebody stopped it: its spare hears what it does not."""
-        kill_stopped(self._pid if self._writer else 0, "the nursery")
+    def kill_stopped(self, worker: str = "") -> None:
+        """End the nursery, or a worker, if somebody stopped it: its spare hears what it does not, and the next one begins."""
+        pid = self.workers.get(worker, 0) if worker else self._pid if self._writer else 0
+        kill_stopped(pid, f"worker {worker}" if worker else "the nursery")
 
     async def close(self) -> None:
         """End the nursery and with it every worker that is left."""

@@ -224,7 +224,8 @@ class Supervisor:
             self._foreman.kill_stopped()
             for name, box in list(self._loading.boxes.items()):
                 found = self._roster.find(name)
-                if found is None or found[1].state != "ready":
+                if found is None or found[1].state != "ready":  # loading has no limit, and no beat: files may come slowly
+                    self._nursery.kill_stopped(name)
                     continue
                 reading = box.read()
                 stall_s = found[0].card.limits.stall_s

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from PIL import Image
 
-from tests.stack.conftest import Clients, Server, picture, saved, wait_for
+from tests.stack.conftest import Clients, Server, picture, saved, wait_for, write_toy
 
 MAGENTA, GREEN, BLUE = picture(255, 0, 255), picture(0, 255, 0), picture(0, 0, 255)
 
@@ -233,6 +233,23 @@ def test_a_nursery_that_is_stopped_is_replaced_by_its_spare(server: Server):
         wait_for(replaced(server, pid))
         assert psutil.Process(server.worker()).ppid() == heir.pid
         wait_for(lambda: not nursery.is_running())
+        at = load.right
+        wait_for(lambda: load.right > at + 5)
+    assert not load.wrong
+
+
+def test_a_worker_that_is_stopped_while_it_loads_is_replaced(tmp_path: Path):
+    write_toy(tmp_path / "models" / "toy", "true")
+    model, hold = tmp_path / "models" / "toy" / "model.py", tmp_path / "hold"
+    waits = f"import pathlib\nwhile pathlib.Path({str(hold)!r}).exists():\n    time.sleep(0.01)\nimport torch\n"
+    model.write_text(model.read_text().replace("import torch\n", waits, 1))
+    with Server(tmp_path, HEARTH_MODELS="toy") as server, Load(server) as load:
+        hold.touch()
+        os.kill(server.worker(), signal.SIGKILL)
+        loading = wait_for(lambda: server.children().get("hearth toy.2"))
+        loading.suspend()
+        hold.unlink()
+        wait_for(replaced(server, loading.pid))
         at = load.right
         wait_for(lambda: load.right > at + 5)
     assert not load.wrong
