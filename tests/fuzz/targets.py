@@ -10,16 +10,20 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import numpy as np
 from starlette.requests import Request
 
 from app.catalogue import read_card
+from app.decoding.client import Threads
 from app.errors import HearthError
+from app.settings import Settings
 from app.tasks import table
 from app.tasks.findings import Findings
 from app.tasks.image import idx
@@ -31,6 +35,8 @@ from app.tasks.text import table as texts
 from app.tuning.archive import Bounds, is_archive, strip, unpack
 from app.tuning.job import is_id
 from app.web import finetune, read, schemas
+from app.web.kitchen import Kitchen
+from app.web.sketch import sketch
 from app.wire.frames import PREFIX, FrameError, Splitter, pack, unpack as unpack_letters
 from app.wire.messages import Cancel, Decode, Done, Failed, Run, Samples
 from app.wire.parcels import ParcelStream
@@ -157,15 +163,36 @@ def _multipart(data: bytes) -> None:
     json.dumps([name for name, _ in files]).encode()
 
 
+_SETTINGS = Settings()
 _BODIES = (schemas.EmbedText, schemas.PredictText)
 _QUERIES = (schemas.PredictQuery, schemas.TranscribeQuery, schemas.EmbedImageQuery)
+
+
+class _Asked:
+    """A pool that has room for everything; what a sketch took a body for."""
+
+    def __init__(self) -> None:
+        self.model: str | None = ""
+        self.inputs = 0
+
+    def find(self, name: str | None, _: str) -> tuple[Any, None]:
+        self.model = name
+        return SimpleNamespace(card=SimpleNamespace(name="")), None
+
+    def admit(self, _: str, inputs: int, *__: Any) -> Any:
+        self.inputs = inputs
+        return nullcontext()
 
 
 def _json(data: bytes) -> None:
     which = len(data) % 5
     if which < 2:
+        pool: Any = _Asked()
+        sketch(Kitchen(pool, _SETTINGS, Threads(1)), "text-embedding", bytearray(data), {"key": None})
         body = _result(read.read_json(_request(data, "application/json"), _BODIES[which]))
-        read.texts(body.inputs, 256)
+        found = read.texts(body.inputs, _SETTINGS.max_inputs)
+        if pool.inputs and (pool.model, pool.inputs) != (body.model, len(found)):
+            raise AssertionError(f"a sketch takes it for {pool.inputs} inputs for {pool.model!r}")
     elif which == 2:
         finetune._spec(data.decode("utf-8", "replace"))
     else:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
+from hypothesis import given, reject, strategies as st
 from starlette.responses import Response
 
 from app import keys
 from app.decoding.client import Threads
-from app.errors import TooBusy, Unauthorised
+from app.errors import HearthError, TooBusy, Unauthorised
 from app.settings import Settings
 from app.web import edge
 from app.web.edge import Edge
 from app.web.kitchen import Kitchen
+from app.web.read import read_json, texts
+from app.web.schemas import EmbedText
 from app.web.server import make_app
 from app.web.sketch import sketch
+from tests.unit.web.conftest import ToyPool
 from tests.unit.web.test_edge import scope
 
 TEXT: dict[str, Any] = {"inputs": "a text", "model": "toy", "timeout_ms": 2000}
@@ -96,6 +104,54 @@ async def test_what_cannot_be_told_at_a_glance_goes_the_usual_way(app: Edge, flo
 )
 def test_a_body_that_is_none_is_not_sketched(pool: Any, body: bytes):
     sketch(Kitchen(pool, Settings(), Threads(1)), "text-embedding", bytearray(body), {})
+
+
+_TEXT = st.text(max_size=5)
+_VALUES = {
+    "inputs": st.one_of(_TEXT, st.lists(_TEXT, max_size=6)),
+    "model": st.one_of(_TEXT, st.none()),
+    "timeout_ms": st.one_of(st.integers(0, 5), st.none(), st.floats(0, 5)),
+    "normalize": st.booleans(),
+}
+_PAIRS = st.sampled_from(sorted(_VALUES)).flatmap(lambda name: _VALUES[name].map(lambda value: (name, value)))
+
+
+@given(pairs=st.lists(_PAIRS, min_size=1, max_size=6), plain=st.booleans())
+async def test_a_sketch_sees_in_a_body_what_the_usual_way_sees(pairs: list[tuple[str, Any]], plain: bool):
+    """Also where a field stands twice."""
+    pool, fields = _Asked(), [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=plain)}" for name, value in pairs]
+    raw = ("{" + ", ".join(fields) + "}").encode("utf-8", "replace")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": raw, "more_body": False}
+
+    try:
+        body = await read_json(Request(scope("/embed/text", [(b"content-type", b"application/json")]), receive), EmbedText)
+        items = texts(body.inputs, 4)
+    except HearthError:
+        reject()
+    sketch(Kitchen(pool, Settings(max_inputs=4, timeout_s=30), Threads(1)), "text-embedding", bytearray(raw), {"key": None})
+    if not pool.inputs:  # a field that stands twice was wrong the first time
+        assert len(dict(pairs)) < len(pairs)
+        return
+    assert (pool.model, pool.inputs) == (body.model, len(items))
+    allowed_s = body.timeout_ms / 1000 if body.timeout_ms else 30
+    assert allowed_s - 1 < pool.deadline - time.monotonic() <= allowed_s
+
+
+class _Asked(ToyPool):
+    """It has room for everything, and remembers what it was asked for."""
+
+    inputs = 0
+
+    def find(self, name: str | None, task: str, **_: Any) -> Any:
+        self.model = name
+        return super().find(None, task)
+
+    @contextmanager
+    def admit(self, model: str, inputs: int, deadline: float, key: Any = None) -> Iterator[None]:
+        self.inputs, self.deadline = inputs, deadline
+        yield
 
 
 async def test_an_unknown_model_is_told_at_once_too(app: Edge, flood: httpx.Response):
