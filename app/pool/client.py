@@ -273,7 +273,7 @@ class Client:
         self._load.pop(died.worker, None)
         self._answered.pop(died.worker, None)
         self._longest.pop(died.worker, None)
-        again, poisoned = self._flights.died(died.worker, died.running)
+        again, poisoned = self._flights.died(died.worker, died.running, stalled=died.stalled)
         for flight in poisoned:
             self._fail(flight, Poisoned("this input, run alone, ended the process that ran it; do not send it again"))
         for flight in again:

@@ -2,7 +2,9 @@
 
 The rule of DESIGN §3: a death blames the samples that were running, not those that waited. A sample blamed once is sent
 again; blamed twice, it runs alone; what kills a worker alone, twice, is poisoned (twice, so that one kill from outside
-convicts no innocent neighbour of a poisoned sample). Samples that only waited are just sent again.
+convicts no innocent neighbour of a poisoned sample). What a worker stands still with is no chance: it runs alone at once, and if
+it does that again, it is poisoned; each time its neighbours wait for as long as a batch may take. Samples that only waited are
+just sent again.
 """
 
 from __future__ import annotations
@@ -62,17 +64,19 @@ class Flights(Generic[T]):
         """The flights at `worker`; None: those that wait for one."""
         return [flight for flight in self._open.values() if flight.worker == worker]
 
-    def died(self, worker: str, running: Collection[int]) -> tuple[list[Flight[T]], list[Flight[T]]]:
-        """`worker` died while `running` ran. Returns (to send again, poisoned); the poisoned are closed."""
+    def died(self, worker: str, running: Collection[int], *, stalled: bool = False) -> tuple[list[Flight[T]], list[Flight[T]]]:
+        """`worker` died while `running` ran, or was killed because they did not end (`stalled`). Returns (to send again,
+        poisoned); the poisoned are closed.
+        """
         again, poisoned = [], []
         for flight in self.aboard(worker):
             flight.worker = None
             if flight.id not in running:
                 again.append(flight)
-            elif flight.blamed >= _CONVICTED:
+            elif flight.blamed >= _CONVICTED or (stalled and flight.alone):
                 poisoned.append(flight)
                 del self._open[flight.id]
             else:
-                flight.blamed += 1
+                flight.blamed = max(flight.blamed + 1, _SUSPECT if stalled else 0)
                 again.append(flight)
         return again, poisoned

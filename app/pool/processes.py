@@ -98,6 +98,10 @@ class Nursery:
         if pid := self.workers.get(worker):
             kill(pid)
 
+    def stopped(self, worker: str) -> bool:
+        """Whether somebody stopped it (SIGSTOP)."""
+        return worker in self.workers and is_stopped(self.workers[worker])
+
     def kill_stopped(self, worker: str = "") -> None:
         """End the nursery, or a worker, if somebody stopped it: its spare hears what it does not, and the next one begins."""
         pid = self.workers.get(worker, 0) if worker else self._pid if self._writer else 0

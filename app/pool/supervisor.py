@@ -59,6 +59,7 @@ class Supervisor:
         self._settled = asyncio.Event()
         self._stop = asyncio.Event()
         self._broken = False
+        self._stuck: dict[str, bool] = {}  # workers that were killed because they stood still, and whether by themselves
         self._nursery = Nursery(environment, str(folder), self._on_forked, self._on_exited)
         self._loading = Loading(settings, roster, folder, fetch, self._nursery, self)
         self._switching = Switching(roster, traffic, self._loading, self, kept=settings.versions, grace_s=settings.timeout_s)
@@ -163,6 +164,9 @@ class Supervisor:
 
     def _on_exited(self, name: str, pid: int, status: int) -> None:
         running = self._loading.buried(name)  # nothing, if it was told to stop; a model can end its process with 0, too
+        stalled = self._stuck.pop(name, None)
+        if stalled is False:  # what it ran has no part in that
+            running = ()
         self._seen.process_gone(pid)
         found = self._roster.find(name)
         if found:
@@ -175,7 +179,7 @@ class Supervisor:
             else:
                 self._loading.give_up(model, self._roster.models[model].why)
         for frontend in self.frontends:
-            self.tell(Died(name, running), to=frontend)
+            self.tell(Died(name, running, bool(stalled)), to=frontend)
         self.publish()
         self._loading.settle_all()
 
@@ -233,6 +237,7 @@ class Supervisor:
                 silent = not reading.busy_since and now - reading.beat > min(stall_s, _PULSE_LOST_S)
                 if stuck or silent:
                     log.error("worker %s has not moved for %.0f s; killing it", name, now - reading.beat)
+                    self._stuck[name] = not self._nursery.stopped(name)
                     self._nursery.kill(name)
 
     async def _reap(self) -> None:

@@ -167,6 +167,8 @@ class Died(Struct, tag="died", frozen=True, array_like=True):
 
     worker: str
     running: tuple[int, ...]
+    stalled: bool = False
+    """It was ended because that batch did not."""
 
 
 class Changed(Struct, tag="changed", frozen=True, array_like=True):

@@ -29,6 +29,18 @@ def test_two_deaths_isolate_and_two_deaths_alone_convict():
     assert flights.close(flight.id) is None
 
 
+def test_what_a_worker_stands_still_with_is_alone_at_once_and_the_next_time_poisoned():
+    flights: Flights[str] = Flights()
+    stuck, neighbour = flights.open("m", "a"), flights.open("m", "b")
+    stuck.worker = neighbour.worker = "w1"
+    again, poisoned = flights.died("w1", {stuck.id, neighbour.id}, stalled=True)
+    assert [flight.alone for flight in again] == [True, True] and not poisoned
+    stuck.worker = neighbour.worker = "w2"
+    assert flights.died("w2", {stuck.id}, stalled=True) == ([neighbour], [stuck])
+    neighbour.worker = "w3"
+    assert flights.died("w3", {neighbour.id}) == ([neighbour], []), "a kill from outside"
+
+
 def test_only_the_dead_workers_flights_move():
     flights: Flights[str] = Flights()
     here, there = flights.open("m", "a"), flights.open("m", "b")

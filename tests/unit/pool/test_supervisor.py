@@ -88,6 +88,26 @@ async def test_a_model_that_ends_its_process_with_0_in_a_batch_is_blamed_for_it(
     assert Died(birth.name, (7,)) in told
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["by itself", "by somebody"])
+async def test_a_batch_that_does_not_end_is_blamed_unless_somebody_stopped_its_worker(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, stopped: bool
+):
+    told, killed = list[Message](), asyncio.Event()
+    monkeypatch.setattr(supervisor, "tell", lambda message, to: told.append(message))
+    monkeypatch.setattr(supervisor._nursery, "kill", lambda _: killed.set())
+    monkeypatch.setattr(supervisor._nursery, "stopped", lambda _: stopped)
+    supervisor.frontends.add("frontend.1")
+    (birth,) = supervisor._roster.want("m", {})
+    supervisor._loading.fork(birth)
+    supervisor._roster.ready(birth.name, {})
+    supervisor._loading.boxes[birth.name].start(1.0, 0, [7])
+    watch = asyncio.create_task(supervisor._watch())
+    await asyncio.wait_for(killed.wait(), 10)
+    watch.cancel()
+    supervisor._on_exited(birth.name, 1, -9)
+    assert (Died(birth.name, ()) if stopped else Died(birth.name, (7,), stalled=True)) in told
+
+
 async def test_a_worker_that_stands_still_between_two_batches_is_killed_after_its_stall_limit(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ):
