@@ -8,10 +8,7 @@ _LONG_S = 0.5  # on two slow cores 64 texts of 128 tokens take two seconds, and 
 _WORTH = 4.0  # times what a batch of nothing takes, one may take: then three quarters of its time are its samples' …
 _LONGEST_S = 2.0  # … up to so long
 _NEWEST = 0.1  # weight of the newest batch
-_FAR = (
-    3.0  # times what it was expected to take: more is not believed at once, it may have been stopped or starved; nor is the line
-)
-# beyond so many times what it was drawn through
+_FAR = 3.0  # times what was expected: more is not believed at once, a batch may have been stopped; nor the line, so far out
 _TELLING = 0.03  # of the mean cost squared, its variance: batches more alike than that do not tell what each unit of cost takes
 
 

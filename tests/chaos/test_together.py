@@ -99,7 +99,7 @@ class Wreckers:
 
 
 @contextlib.contextmanager
-def wreckers(server: Server, disk: Disk, ahead: Path, rare_s: float) -> Iterator[Wreckers]:
+def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
     """All that a server outlives; its ends have tests of their own. What stands still, or hangs, is rare, because it costs its
     limit; nobody kills it before that.
     """
@@ -131,8 +131,8 @@ def wreckers(server: Server, disk: Disk, ahead: Path, rare_s: float) -> Iterator
             other=(1.0, lambda: faults.kill(pid, "other")),
             nursery=(3.0, lambda: faults.kill(pid, "nursery")),
             frontend=(4.0, lambda: faults.kill(pid, "http", running=True)),
-            stopped_worker=(rare_s / 3, lambda: faults.stop(pid, "toy")),
-            stopped_frontend=(rare_s, lambda: faults.stop(pid, "http")),
+            stopped_worker=(10.0, lambda: faults.stop(pid, "toy")),
+            stopped_frontend=(30.0, lambda: faults.stop(pid, "http")),
             unload=(3.0, lambda: change("POST", "/models/other/unload")),
             load=(2.0, lambda: change("POST", "/models/other/load")),
             traffic=(1.0, lambda: change("PUT", "/models/toy/traffic", json={"shares": {"1": 1}})),
@@ -140,7 +140,7 @@ def wreckers(server: Server, disk: Disk, ahead: Path, rare_s: float) -> Iterator
             clock=(3.0, lambda: set_ahead(ahead, days.choice(DAYS))),
             disk=(2.0, disk.worse),
             descriptors=(5.0, descriptors),
-            hangs=(rare_s, hangs),
+            hangs=(30.0, hangs),
         ) as every,
     ):
         yield every
@@ -161,7 +161,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
         felt: list[float] = []
         with Callers(server.url, known) as callers, Callers(server.url, wicked_ones, count=1) as wicked:
             until = time.monotonic() + chaos.times(12, 600)
-            with wreckers(server, disk, ahead, rare_s=30) as done:
+            with wreckers(server, disk, ahead) as done:
                 while time.monotonic() < until:
                     felt.append(callers.felt(lambda: None))
             disk.mend()
@@ -181,6 +181,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     if chaos.long:
         assert min(done.done.values()) > 0, done.done
         assert statistics.median(felt) <= PROMISED["median"]
-    assert (max(*felt, calm_s) if chaos.long else calm_s) <= FRONTEND_STALL_S + (PROMISED if chaos.long else GENEROUS)["longest"]
+        assert max(felt) <= FRONTEND_STALL_S + PROMISED["longest"]
+    assert calm_s <= FRONTEND_STALL_S + (PROMISED if chaos.long else GENEROUS)["longest"]
     # In a few seconds only what is grossly lost can be seen: allocators have not yet taken what they will take.
     assert growth <= (0.10 if chaos.long else 0.50)
