@@ -23,7 +23,7 @@ class Expected:
 
     def took(self, cost: float, seconds: float) -> None:
         """A batch that was answered took so long."""
-        if not cost:
+        if cost <= 0 or seconds <= 0:  # nothing, or less than the clock can tell
             return
         seconds = min(seconds, _FAR * (self._fixed_s + self._each_s * cost))
         newest = (1.0, cost, cost**2, seconds, cost * seconds)

@@ -30,7 +30,7 @@ from tests.fuzz.targets import TARGETS, Target
 CORPUS = Path(__file__).with_name("corpus")
 _ROOM = 768 << 20  # bytes that a target may allocate beyond what it begins with
 _NOTE = struct.Struct("<QQ")  # executions done, bytes of the input that is tried now
-_POOL = 400
+_POOL = 100
 _TOLD = 5  # findings of one kind are alike
 
 
@@ -69,10 +69,11 @@ def trial(name: str, count: int, seed: int, begin: int = 0, note: mmap.mmap | No
                 keep(name, data)
                 print(f"{name}: {place}: {str(error)[:200]}", flush=True)
             continue
-        counts["taken" if said.startswith("taken") else "refused"] += 1
+        taken = said.startswith("taken")
+        counts["taken" if taken else "refused"] += 1
         if said not in seen:
             seen.add(said)
-            if len(pool) < _POOL and number >= len(pool):
+            if (taken or len(pool) < _POOL) and number >= len(pool):  # what is refused would soon be all of it
                 pool.append(data)
     counts["ways"] = len(seen)
     return counts

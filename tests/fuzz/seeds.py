@@ -104,13 +104,11 @@ FORM_WORDS = [
 
 
 def bodies() -> Sequence[bytes]:
-    values = [
-        {"inputs": "a text", "model": "m", "truncate": True, "dimensions": 3, "encoding": "base64"},
-        {"inputs": ["a", "b"], "top_k": 5, "timeout_ms": 100},
-        {"name": "photos", "base": "toy", "method": "head", "epochs": 3, "learning_rate": 0.1, "traffic": 0.5},
-    ]
-    found = [json.dumps(value).encode() + b" " * pad for value in values for pad in range(5)]
-    return [*found, *(b"model=a&top_k=3&words=true&timeout_ms=5&encoding=float" + b"&" * pad for pad in range(5))]
+    embed = [{"inputs": "a text", "model": "m", "truncate": True}, {"inputs": ["a", "b"], "dimensions": 3, "encoding": "base64"}]
+    predict = [{"inputs": ["a", "b"], "top_k": 5, "timeout_ms": 100}, {"timeout_ms": None, "model": None, "inputs": "é"}]
+    spec = [{"name": "photos", "base": "toy", "method": "head", "epochs": 3, "learning_rate": 0.1, "traffic": 0.5}]
+    found = [b"%d" % kind + json.dumps(value).encode() for kind, values in enumerate((embed, predict, spec)) for value in values]
+    return [*found, b"3model=a&top_k=3&timeout_ms=5", b"4model=a&words=true", b"5normalize=0&encoding=base64"]
 
 
 JSON_WORDS = [
@@ -120,10 +118,19 @@ JSON_WORDS = [
     b"null",
     b"1e400",
     b"-0",
+    b"1",
     b"\\ud800",
+    b"\\u00e9",
     b"NaN",
     b"[" * 100,
     b'{"inputs":',
+    b'"inputs": ["a"], ',
+    b'"inputs": "b", ',
+    b'"model": "n", ',
+    b', "model": null',
+    b', "timeout_ms": 7',
+    b', "inputs": []',
+    b"&model=b",
     b"%00",
     b"%ff",
     b"9" * 400,

@@ -184,20 +184,22 @@ class _Asked:
         return nullcontext()
 
 
-def _json(data: bytes) -> None:
-    which = len(data) % 5
+def _json(data: bytes) -> object:
+    """The first byte tells what for; the rest is JSON, or a query."""
+    which, rest = data[0] % 6 if data else 0, data[1:]
     if which < 2:
         pool: Any = _Asked()
-        sketch(Kitchen(pool, _SETTINGS, Threads(1)), "text-embedding", bytearray(data), {"key": None})
-        body = _result(read.read_json(_request(data, "application/json"), _BODIES[which]))
+        sketch(Kitchen(pool, _SETTINGS, Threads(1)), "text-embedding", bytearray(rest), {"key": None})
+        body = _result(read.read_json(_request(rest, "application/json"), _BODIES[which]))
         found = read.texts(body.inputs, _SETTINGS.max_inputs)
         if pool.inputs and (pool.model, pool.inputs) != (body.model, len(found)):
             raise AssertionError(f"a sketch takes it for {pool.inputs} inputs for {pool.model!r}")
     elif which == 2:
-        finetune._spec(data.decode("utf-8", "replace"))
+        body = finetune._spec(rest.decode("utf-8", "replace"))
     else:
-        read.read_query(_request(b"", "", data.replace(b"\n", b"&")), _QUERIES[len(data) % 3])
+        body = read.read_query(_request(b"", "", rest.replace(b"\n", b"&")), _QUERIES[which - 3])
     is_id(data[:40].decode("latin-1"))
+    return " ".join(sorted(body.model_fields_set))
 
 
 def _tables(data: bytes) -> object:

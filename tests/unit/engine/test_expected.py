@@ -69,4 +69,5 @@ def test_what_an_empty_batch_takes_is_bounded_too():
 def test_nothing_is_known_at_first_nor_by_what_costs_nothing():
     expected = Expected()
     expected.took(0.0, 1.0)
+    expected.took(1.0, 0.0)
     assert expected.bound() == math.inf
