@@ -40,6 +40,7 @@ _BROKEN = (
     RuntimeError,
     ValueError,
     IndexError,  # zipfile asks for the last letter of a name that has none
+    MemoryError,  # LZMA's dictionaries are as large as four bytes say
 )
 
 
@@ -115,13 +116,17 @@ def _take(member: _Member, into: Path, budget: _Budget) -> bool:
             raise BadInput(f"{member.name[:80]}… is a longer name than files may have; pack it with shorter ones") from error
         if _is_of_the_disk(error):
             raise
-        raise BadInput(f"{member.name} is damaged in the archive ({error}); pack it again") from error
+        raise BadInput(f"{member.name} is damaged in the archive ({_why(error)}); pack it again") from error
     return True
 
 
 def _is_of_the_disk(error: Exception) -> bool:
     """Damage is told as an OSError, too: by gzip and bz2 without a number, by seeking to before the beginning."""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
+def _why(error: Exception) -> str:
+    return str(error) or ("it needs more memory than there is" if isinstance(error, MemoryError) else type(error).__name__)
 
 
 def is_archive(path: Path) -> bool:
@@ -216,7 +221,7 @@ def _members(archive: Path, bounds: Bounds) -> Iterator[Iterator[_Member]]:
     except (*_BROKEN, OSError) as error:
         if _is_of_the_disk(error):
             raise
-        raise BadInput(f"the archive is damaged ({error}); pack it again") from error
+        raise BadInput(f"the archive is damaged ({_why(error)}); pack it again") from error
 
 
 def _check_directory(archive: Path, bounds: Bounds) -> None:

@@ -212,6 +212,19 @@ def test_links_and_damage_do_not_hide_each_other(into: Path, tmp_path: Path):
         unpack(tmp_path / "t.tar", into)
 
 
+def test_a_member_that_needs_more_memory_than_there_is_is_told(into: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As one packed with LZMA may, whose dictionary is said to take four gigabytes."""
+
+    def starved(*_: object) -> None:
+        raise MemoryError
+
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.txt", b"a" * 100)
+    monkeypatch.setattr(zipfile, "_get_decompressor", starved)
+    with pytest.raises(BadInput, match=r"a\.txt is damaged in the archive \(it needs more memory than there is\)"):
+        unpack(tmp_path / "packed.zip", into)
+
+
 def test_twice_the_same_name(into: Path, tmp_path: Path):
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         for _ in range(2):
