@@ -96,8 +96,9 @@ class Limits(_Part):
     max_queue: Annotated[int, Field(ge=1)] = 1024
     max_wait_ms: Annotated[float, Field(ge=0, le=100)] = 0
     """How long a lone sample may wait for company; 0 = never."""
-    stall_s: Annotated[float, Field(gt=0)] = 60
-    """A worker that neither beats nor finishes a batch for so long is killed."""
+    stall_s: Annotated[float, Field(gt=0)] = 20
+    """A worker that neither beats nor finishes a batch for so long is killed. Less than requests are given (`HEARTH_TIMEOUT_S`):
+    what was in a batch with an input that hangs is then answered in time by the next worker."""
     memory_mb: Annotated[float, Field(gt=0)] | None = None
     """On the CPU: what a worker may have of memory, MiB; None: what the machine has. An input that takes more fails alone."""
 

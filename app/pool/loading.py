@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,7 +102,10 @@ class Loading:
         self.settle(model)
 
     def fork(self, birth: Birth) -> None:
-        """Ask the nursery for a worker."""
+        """Ask the nursery for a worker, at once or later."""
+        if birth.after_s:
+            asyncio.get_running_loop().call_later(birth.after_s, self._fork_again, replace(birth, after_s=0.0))
+            return
         served = self._roster.models[birth.model]
         path = self._folder / f"{birth.name}.blackbox"
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from app.card import Card
@@ -11,7 +11,8 @@ from app.engine.placement import place
 from app.tasks.base import Files
 from app.wire.messages import Entry, Route, Table, Worker
 
-_TRIES = 3  # deaths in a row before the first forward, after which a model counts as failed
+_TRIES = 3  # deaths in a row while loading, after which a model that never was ready counts as failed; others get …
+_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 10.0  # … another try after this, after twice as long the next time, and so on
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class Birth:
     model: str
     name: str
     device: str
+    after_s: float = 0.0
 
 
 class Roster:
@@ -105,17 +107,20 @@ class Roster:
         return True
 
     def died(self, name: str, reason: str) -> Birth | None:
-        """The process ended. Returns its replacement; None if it is not wanted, or died too often without getting ready."""
+        """The process ended. Returns its replacement; None if it is not wanted, or died too often without ever getting ready."""
         found = self.find(name)
         if found is None:
             return None
         served, slot = found
         slot.deaths = 0 if slot.state == "ready" else slot.deaths + 1
         slot.restarts += 1
-        if slot.deaths >= _TRIES:
-            self.unwant(served.card.name, f"its worker died {slot.deaths} times while loading ({reason})")
-            return None
-        return self._birth(served.card.name, served, slot)
+        if slot.deaths < _TRIES:
+            return self._birth(served.card.name, served, slot)
+        if served.meta:  # it can be: something else ends them
+            pause_s = min(_PAUSE_S * 2 ** (slot.deaths - _TRIES), _LONGEST_PAUSE_S)
+            return replace(self._birth(served.card.name, served, slot), after_s=pause_s)
+        self.unwant(served.card.name, f"its worker died {slot.deaths} times while loading ({reason})")
+        return None
 
     def find(self, name: str) -> tuple[Served, Slot] | None:
         """The slot that holds worker `name`."""

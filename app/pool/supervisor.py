@@ -34,6 +34,7 @@ from app.wire.messages import Adopt, Back, Change, Died, Hello, Leave, LoadFaile
 from app.wire.sockets import Endpoint, address
 
 _WATCH_S = 0.5
+_ABSENT_S = 2.0  # more than so much later than it should: whatever held this process held the others, too
 _PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S), ten of a frontend
 
 
@@ -59,7 +60,7 @@ class Supervisor:
         self._settled = asyncio.Event()
         self._stop = asyncio.Event()
         self._broken = False
-        self._stuck: dict[str, bool] = {}  # workers that were killed because they stood still, and whether by themselves
+        self._stuck: dict[str, tuple[int, ...]] = {}  # worker that was killed because it stood still → with which samples
         self._nursery = Nursery(environment, str(folder), self._on_forked, self._on_exited)
         self._loading = Loading(settings, roster, folder, fetch, self._nursery, self)
         self._switching = Switching(roster, traffic, self._loading, self, kept=settings.versions, grace_s=settings.timeout_s)
@@ -164,9 +165,9 @@ class Supervisor:
 
     def _on_exited(self, name: str, pid: int, status: int) -> None:
         running = self._loading.buried(name)  # nothing, if it was told to stop; a model can end its process with 0, too
-        stalled = self._stuck.pop(name, None)
-        if stalled is False:  # what it ran has no part in that
-            running = ()
+        stuck = self._stuck.pop(name, None)
+        if stuck is not None:  # what it began after that has no part in it
+            running = tuple(id for id in stuck if id in running)
         self._seen.process_gone(pid)
         found = self._roster.find(name)
         if found:
@@ -179,7 +180,7 @@ class Supervisor:
             else:
                 self._loading.give_up(model, self._roster.models[model].why)
         for frontend in self.frontends:
-            self.tell(Died(name, running, bool(stalled)), to=frontend)
+            self.tell(Died(name, running, bool(stuck)), to=frontend)
         self.publish()
         self._loading.settle_all()
 
@@ -220,9 +221,13 @@ class Supervisor:
 
     async def _watch(self) -> None:
         """Kill what neither beats nor finishes."""
+        now = time.monotonic()
         while True:
+            before = now
             await asyncio.sleep(_WATCH_S)
             now = time.monotonic()
+            if now - before > _WATCH_S + _ABSENT_S:  # the machine was paused: let them beat first
+                continue
             self._http.kill_silent(now, _PULSE_LOST_S)
             self._nursery.kill_stopped()
             self._foreman.kill_stopped()
@@ -237,7 +242,8 @@ class Supervisor:
                 silent = not reading.busy_since and now - reading.beat > min(stall_s, _PULSE_LOST_S)
                 if stuck or silent:
                     log.error("worker %s has not moved for %.0f s; killing it", name, now - reading.beat)
-                    self._stuck[name] = not self._nursery.stopped(name)
+                    if name not in self._stuck:  # later it is one that was killed
+                        self._stuck[name] = () if self._nursery.stopped(name) else reading.running
                     self._nursery.kill(name)
 
     async def _reap(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.errors import HearthError, TooBusy, TooLarge
+from app.errors import BadInput, HearthError, TooBusy, TooLarge
 from app.web.intake import silent
 from app.web.problems import from_error
 
@@ -129,6 +129,17 @@ class Connection(HttpToolsProtocol):
         self._unread = 0
         super().on_body(body)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Of a request that asks for another protocol the parser takes no body: what follows would be taken for the next one."""
+        sent = dict(self.headers)
+        if b"transfer-encoding" not in sent and sent.get(b"content-length", b"0") == b"0":
+            return  # it is answered as if it had not asked
+        if self._begins is None or self._begins[0].scope is not self.scope:  # another one comes before it
+            self.transport.abort()
+        else:
+            self._waited()
+            self.give_up(BadInput("this server speaks HTTP/1.1 alone; send what has a body without the header Upgrade"))
+
     def _refuse_header(self) -> None:
         cycle = self.cycle
         if cycle is None or cycle.response_complete or (cycle.scope is self.scope and not cycle.response_started):
@@ -140,7 +151,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         super().connection_lost(exc)
-        self._waited()
+        self._begin_late()  # it is counted as any other whose caller left
         for timer in (self._late, self._reader):
             if timer is not None:
                 timer.cancel()

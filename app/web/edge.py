@@ -117,6 +117,7 @@ class Edge:
         before = request_id.set("")
         try:
             if (refusal := self._begin(scope) or self._sketch(scope, body)) is not None:
+                del refusal.headers["Connection"]  # its body is here
                 refusal.raw_headers.extend(_heads(scope["state"]))
                 self._write_soon()
                 self._note(scope, refusal.status_code)

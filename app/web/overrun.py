@@ -8,6 +8,7 @@ core makes it late, too.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
 from app.logs import log
 
@@ -34,7 +35,7 @@ class Overrun:
     def _look_again(self) -> None:
         loop = asyncio.get_running_loop()
         self._due = loop.time() + LOOK_S
-        loop.call_at(self._due, self._look)
+        loop.call_at(self._due, self._look, context=contextvars.Context())  # it is no part of any request
 
     def _look(self) -> None:
         late_s, came = asyncio.get_running_loop().time() - self._due, self._came

@@ -196,10 +196,16 @@ def test_a_batch_that_fails_harms_neither_its_neighbours_nor_the_other_batch(pla
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("first", "then"), [(20, 8), (13, 16)])
-def test_what_a_batch_took_bounds_the_next_one_unless_it_failed(play: Play, first: int, then: int):
-    _, answers = play([ask(first + n) for n in range(16)], [ask(100 + n) for n in range(16)], depth=1, max_batch=16)
-    assert len(answers) == 32
+@pytest.mark.parametrize(
+    ("land_s", "first", "then"), [(0.01, 20, 16), (10.0, 20, 8), (0.01, 13, 8)], ids=["quick", "slow", "failed"]
+)
+def test_what_a_batch_took_bounds_the_next_one_unless_it_failed(
+    play: Play, monkeypatch: pytest.MonkeyPatch, land_s: float, first: int, then: int
+):
+    monkeypatch.setitem(globals(), "LAUNCH_S", 0.0)
+    monkeypatch.setitem(globals(), "LAND_S", land_s)
+    _, answers = play([ask(first + n) for n in range(8)], [ask(100 + n) for n in range(16)], depth=1, max_batch=16)
+    assert len(answers) == 24
     assert answers[100].batch == then
 
 

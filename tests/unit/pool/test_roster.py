@@ -65,6 +65,19 @@ def test_three_deaths_while_loading_are_a_failure(roster: Roster):
     assert "3 times" in roster.models["m"].why
 
 
+def test_who_was_ready_once_is_tried_again_and_again_ever_later(roster: Roster):
+    (birth,) = roster.want("m", {})
+    roster.ready(birth.name, {"dimensions": 3})
+    pauses = []
+    for _ in range(9):
+        birth = roster.died(birth.name, "SIGKILL")
+        assert birth is not None and roster.models["m"].state == "loading"
+        pauses.append(birth.after_s)
+    assert pauses == [0, 0, 0, 1, 2, 4, 8, 10, 10]
+    roster.ready(birth.name, {"dimensions": 3})
+    assert roster.died(birth.name, "SIGKILL").after_s == 0
+
+
 def test_an_unwanted_worker_is_not_replaced(roster: Roster):
     (birth,) = roster.want("m", {})
     roster.ready(birth.name, {})

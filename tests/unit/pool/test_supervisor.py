@@ -8,7 +8,9 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,20 +94,35 @@ async def test_a_model_that_ends_its_process_with_0_in_a_batch_is_blamed_for_it(
 async def test_a_batch_that_does_not_end_is_blamed_unless_somebody_stopped_its_worker(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ):
-    told, killed = list[Message](), asyncio.Event()
+    """Whatever it does between our look and its end, and however long that takes."""
+    told, killed, states = list[Message](), asyncio.Event(), iter([stopped])
     monkeypatch.setattr(supervisor, "tell", lambda message, to: told.append(message))
     monkeypatch.setattr(supervisor._nursery, "kill", lambda _: killed.set())
-    monkeypatch.setattr(supervisor._nursery, "stopped", lambda _: stopped)
+    monkeypatch.setattr(supervisor._nursery, "stopped", lambda _: next(states, False))  # a dead one is not
     supervisor.frontends.add("frontend.1")
     (birth,) = supervisor._roster.want("m", {})
     supervisor._loading.fork(birth)
     supervisor._roster.ready(birth.name, {})
-    supervisor._loading.boxes[birth.name].start(1.0, 0, [7])
+    box = supervisor._loading.boxes[birth.name]
+    box.start(1.0, 0, [6, 7])
     watch = asyncio.create_task(supervisor._watch())
-    await asyncio.wait_for(killed.wait(), 10)
+    for _ in range(2):
+        await asyncio.wait_for(killed.wait(), 10)
+        killed.clear()
     watch.cancel()
+    box.start(time.monotonic(), 0, [7, 8])
     supervisor._on_exited(birth.name, 1, -9)
     assert (Died(birth.name, ()) if stopped else Died(birth.name, (7,), stalled=True)) in told
+
+
+async def test_when_all_stood_still_nobody_is_blamed_for_it(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch):
+    """A machine that was paused: whoever comes round first, all get time to show that they live."""
+    looks, looked = iter([0.0, 100.0, 100.5]), list[float]()
+    monkeypatch.setattr("app.pool.supervisor.time", SimpleNamespace(monotonic=lambda: next(looks)))
+    monkeypatch.setattr(supervisor._http, "kill_silent", lambda now, _: looked.append(now))
+    with pytest.raises(RuntimeError, match="StopIteration"):  # there is no other time
+        await supervisor._watch()
+    assert looked == [100.5]
 
 
 async def test_a_worker_that_stands_still_between_two_batches_is_killed_after_its_stall_limit(
@@ -122,6 +139,19 @@ async def test_a_worker_that_stands_still_between_two_batches_is_killed_after_it
     watching = asyncio.create_task(supervisor._watch())
     await asyncio.wait_for(killed.wait(), 30)
     watching.cancel()
+
+
+async def test_a_worker_that_is_to_come_later_comes_if_it_is_still_wanted(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+):
+    forked, came = list[str](), asyncio.Event()
+    monkeypatch.setattr(supervisor._nursery, "fork", lambda spec: (forked.append(spec["name"]), came.set()))
+    (birth,) = supervisor._roster.want("m", {})
+    supervisor._loading.fork(replace(birth, name="m.0", after_s=0.001))
+    supervisor._loading.fork(replace(birth, after_s=0.01))
+    assert not forked
+    await asyncio.wait_for(came.wait(), 30)
+    assert forked == [birth.name]
 
 
 async def test_a_worker_that_cannot_be_given_its_black_box_is_started_when_there_is_room(

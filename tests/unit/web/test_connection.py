@@ -145,13 +145,14 @@ async def at_once(*parts: bytes, writable: bool = True, wait_s: float = 0.0) -> 
         connection.data_received(part)
     if wait_s:
         await asyncio.wait_for(app.begun.wait(), wait_s)
-    sent, tasks = transport.sent, list(connection.tasks)
+    sent, tasks = transport.sent, set(connection.tasks)
     connection.connection_lost(None)
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks) if tasks else None
+    if connection.tasks:
+        await asyncio.wait(connection.tasks, timeout=20)
     await asyncio.sleep(0.03)
-    assert not connection.tasks - set(tasks), "one began after the end"
+    assert not connection.tasks, "one began after the end"
     return sent, len(tasks)
 
 
@@ -169,6 +170,38 @@ async def test_the_rest_of_what_may_be_refused_is_waited_for_a_moment():
         assert await at_once(whole[:cut], whole[cut:]) == (NO, 0)
         assert await at_once(whole[:cut]) == (b"", 0)
         assert await at_once(whole[:cut], wait_s=20) == (b"", 1)
+
+
+async def test_who_leaves_while_the_rest_is_waited_for_is_seen_as_any_other_who_leaves():
+    app = Refusing(held)
+    connection = made(app, Transport())
+    connection.data_received(request(b"refuse")[:-1])
+    assert not app.begun.is_set()
+    connection.connection_lost(None)
+    await asyncio.wait_for(asyncio.gather(*connection.tasks), 20)
+    assert app.begun.is_set()
+
+
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+
+
+@pytest.mark.parametrize("size", [b"content-length: 18\r\n", b"transfer-encoding: chunked\r\n"], ids=["length", "chunks"])
+@pytest.mark.parametrize("at_a_time", [1 << 16, 1])
+async def test_a_body_behind_a_wish_for_another_protocol_is_not_taken_for_the_next_request(size: bytes, at_a_time: int):
+    app = Refusing(held)
+    wish = b"POST / HTTP/1.1\r\nhost: x\r\n" + UPGRADE + size + b"\r\n"
+    transport, read = await feed(wish + b"GET / HTTP/1.1\r\n\r\n", app, at_a_time)
+    assert (
+        transport.sent.startswith(b"HTTP/1.1 400 ") and transport.sent.count(b"HTTP/1.1 ") == 2 and b"without" in transport.sent
+    )
+    assert transport.closed and read <= max(at_a_time, len(wish)) and not app.begun.is_set()
+    behind, _ = await feed(GET + b"\r\n" + wish)
+    assert behind.aborted and b" 400 " not in behind.sent
+
+
+async def test_a_wish_for_another_protocol_without_a_body_is_answered_as_if_there_were_none():
+    transport, _ = await feed(GET + UPGRADE + b"\r\n")
+    assert transport.sent.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_neither_a_large_body_is_waited_for_nor_one_that_waits_to_be_told_to_continue():
