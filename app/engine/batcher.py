@@ -10,13 +10,14 @@ device takes what waits, at once, unless a `max_wait_s` says otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from app.engine.expected import Expected
 
 _YIELDED = 0.125  # of the time allowed
-_FEW = 8  # are a batch however long they take: what reads its weights for one sample as long as for many gets most of that
+_FEW = 8  # are a batch even if they take longer: what reads its weights for one sample as long as for many gets most of that
 _BLIND = 16  # batches in a row that were cut alike; then a smaller one shall tell what each costs by itself
 
 
@@ -47,12 +48,16 @@ def yields_s(before: int, max_batch: int, allowed_s: float) -> float:
 class Batcher:
     """The queue of one worker. `now` is passed in; ids must be unique while they wait."""
 
-    def __init__(self, *, max_batch: int, max_cost: float, padded: bool = True, max_wait_s: float = 0.0) -> None:
+    def __init__(
+        self, *, max_batch: int, max_cost: float, padded: bool = True, max_wait_s: float = 0.0, longest_s: float = math.inf
+    ) -> None:
+        """`longest_s`: of a batch of more than one sample, as far as it is known."""
         self._max_batch = max_batch
         self._max_cost = max_cost
         self._room = max_cost
         self._padded = padded
         self._max_wait_s = max_wait_s
+        self._longest_s = longest_s
         self._queue: dict[int, Waiting] = {}  # in order of arrival
         self._expected = Expected()
         self._cut = 0  # batches in a row that would have been too long with what waited
@@ -122,7 +127,7 @@ class Batcher:
             if len(batch) >= self._max_batch:
                 break
             cost = (len(batch) + 1) * max(dearest, sample.cost) if self._padded else total + sample.cost
-            if cost > quick and len(batch) >= few:
+            if cost > quick and (len(batch) >= few or self._expected.seconds(cost) > self._longest_s):
                 self._cut = before + 1
             elif cost <= self._room:
                 batch.append(sample)

@@ -51,8 +51,12 @@ class Expected:
             self._each_s = whole_s
         self._fixed_s = max(0.0, (took_s - self._each_s * costs) / count)
 
+    def seconds(self, cost: float) -> float:
+        """How long a batch of this cost takes; infinity while nothing is known."""
+        return self._fixed_s + self._each_s * cost
+
     def bound(self) -> float:
-        """The cost up to which a batch takes as long as one should; 0 while nothing is known: as few as can be will tell."""
+        """The cost up to which a batch takes as long as one should; 0 while nothing is known: one sample will tell."""
         count, costs, _, took_s, _ = self._seen
         if not count:
             return 0.0

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _PULSE_S = 0.5  # how often an idle worker shows that it lives
 _REST_S = 3.0  # idle for so long: what malloc kept goes back to the kernel
+_HALVED = 8  # times as long as a batch of eight takes, or less, it may be busy: it is halved until the one that fails is alone
 _LINGER_S = 0.1  # a local message takes well under a millisecond
 
 
@@ -128,7 +129,11 @@ class Worker:
         program: Program = resolve(TASKS[self._card.task].program)(self._card, files)
         limits = self._card.limits
         self._batcher = Batcher(
-            max_batch=limits.max_batch, max_cost=limits.max_cost, max_wait_s=limits.max_wait_ms / 1000, padded=program.padded
+            max_batch=limits.max_batch,
+            max_cost=limits.max_cost,
+            max_wait_s=limits.max_wait_ms / 1000,
+            padded=program.padded,
+            longest_s=limits.stall_s / _HALVED,
         )
 
         def samples(meta: dict[str, Any]) -> list[Arrays]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -55,6 +56,21 @@ class Model:
     """It runs along unheard."""
     meta: dict[str, Any] = field(default_factory=dict)
     """What the worker's program told of the module: labels, dimensions, max_tokens, parameters …"""
+
+
+class Past(Protocol):
+    """What of a request outlives the process that answers it: the next one goes on from there."""
+
+    blamed: int
+    """As `flights.Flight` counts it: the most of its samples."""
+
+    def blame(self, times: int) -> None:
+        """One of its samples was blamed for a death, so often by now."""
+        ...
+
+
+PAST: ContextVar[Past | None] = ContextVar("past", default=None)
+"""Of the request that this task answers."""
 
 
 class Pool(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from app.pool.base import Answer
+from app.pool.base import PAST, Answer, Past
 from app.tasks.base import Sample
 
 
@@ -18,4 +18,6 @@ class Cargo:
     deadline: float
     before: int = 0
     """Samples of the same request that come before it."""
+    past: Past | None = field(default_factory=PAST.get)
+    """Of its request."""
     future: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())

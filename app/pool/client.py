@@ -168,7 +168,7 @@ class Client:
 
     async def _submit(self, model: str, cargo: Cargo, worker: str | None) -> Answer:
         future = cargo.future
-        flight = self._flights.open(model, cargo)
+        flight = self._flights.open(model, cargo, cargo.past.blamed if cargo.past else 0)
         queue, place = self._directory[model].queue, PLACE.get()
         counts = (queue,) if place is None else (queue, place)
         for one in counts:
@@ -277,6 +277,8 @@ class Client:
         for flight in poisoned:
             self._fail(flight, Poisoned("this input, run alone, ended the process that ran it; do not send it again"))
         for flight in again:
+            if flight.blamed and flight.cargo.past:
+                flight.cargo.past.blame(flight.blamed)
             self._launch(flight)
 
     def _on_answer(self, worker: str, message: Message, arrays: dict[str, np.ndarray]) -> None:

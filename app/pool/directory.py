@@ -43,7 +43,7 @@ class Known:
         if entry.state == "failed":
             return WorkerLost(f"{name} failed: {entry.why}; mend that, then POST /models/{name}/load")
         if entry.state == "loading":
-            return Loading(f"{name} is loading; come back in a moment", retry_after_s=1.0)
+            return Loading(f"{name} is loading{entry.why and f' ({entry.why})'}; come back in a moment", retry_after_s=1.0)
         return Loading(f"{name} is not loaded; POST /models/{name}/load first")
 
 
@@ -95,7 +95,8 @@ class Directory:
         known = self[name] if exactly and name else self._turn(self._default(task).card.model if name is None else name)
         if known.card.task != task:
             raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; {self._instead(task)}")
-        if not known.entry.meta:  # it never was ready; one that is being replaced is: its samples wait for the new worker
+        entry = known.entry  # one that is being replaced was ready: its samples wait for the new worker, unless that may never be
+        if not entry.meta or (entry.state == "loading" and entry.why):
             raise known.not_ready()
         if known.codec is None:
             files = {key: Path(path) for key, path in known.entry.files.items()}

@@ -49,10 +49,10 @@ class Flights(Generic[T]):
     def __iter__(self) -> Iterator[Flight[T]]:
         return iter(list(self._open.values()))
 
-    def open(self, model: str, cargo: T) -> Flight[T]:
-        """Accept a sample."""
+    def open(self, model: str, cargo: T, blamed: int = 0) -> Flight[T]:
+        """Accept a sample, which was `blamed` in another process."""
         self._count += 1
-        flight = Flight(id=self.first_id + self._count, model=model, cargo=cargo)
+        flight = Flight(id=self.first_id + self._count, model=model, cargo=cargo, blamed=blamed)
         self._open[flight.id] = flight
         return flight
 

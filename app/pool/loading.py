@@ -163,9 +163,11 @@ class Loading:
         return any(worker.rpartition(".")[0] == model for worker in self.boxes)
 
     def settle(self, model: str) -> None:
-        """Answer those who wait for `model`, if it stands still: ready, failed, or unloaded and its processes gone."""
+        """Answer those who wait for `model`, if it stands still: ready, failed, or unloaded and its processes gone; or if
+        nobody knows whether it will be ready.
+        """
         served = self._roster.models[model]
-        if served.state == "ready" or (not served.wanted and not self.lives(model)):
+        if served.state == "ready" or (bool(served.why) if served.wanted else not self.lives(model)):
             for frontend, id in self._waiting.pop(model, []):
                 self._house.tell(Changed(id), to=frontend)
         self._house.settled(model)

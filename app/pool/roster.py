@@ -12,7 +12,7 @@ from app.tasks.base import Files
 from app.wire.messages import Entry, Route, Table, Worker
 
 _TRIES = 3  # deaths in a row while loading, after which a model that never was ready counts as failed; others get …
-_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 10.0  # … another try after this, after twice as long the next time, and so on
+_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0  # … another try after this, after twice as long the next time, and so on
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class Roster:
         if found is None:
             return False
         served, slot = found
-        served.meta = meta
+        served.meta, served.why = meta, ""
         slot.state = "ready"
         return True
 
@@ -112,11 +112,12 @@ class Roster:
         if found is None:
             return None
         served, slot = found
-        slot.deaths = 0 if slot.state == "ready" else slot.deaths + 1
+        slot.deaths = 0 if slot.state == "ready" else slot.deaths + bool(slot.pid)  # without one it was the nursery's death
         slot.restarts += 1
         if slot.deaths < _TRIES:
             return self._birth(served.card.name, served, slot)
         if served.meta:  # it can be: something else ends them
+            served.why = served.why or f"its worker died {slot.deaths} times while loading ({reason}); it is tried again"
             pause_s = min(_PAUSE_S * 2 ** (slot.deaths - _TRIES), _LONGEST_PAUSE_S)
             return replace(self._birth(served.card.name, served, slot), after_s=pause_s)
         self.unwant(served.card.name, f"its worker died {slot.deaths} times while loading ({reason})")

@@ -133,7 +133,9 @@ class Supervisor:
                 else:  # nobody wants it any more
                     self.tell(Stop(), to=peer)
             case LoadFailed(why=why):
-                if found := self._roster.find(peer):
+                if (found := self._roster.find(peer)) and found[0].meta:  # it can be loaded; its worker ends, and is replaced
+                    found[0].why = why
+                elif found:
                     self._loading.give_up(found[0].card.name, why)
             case Change():
                 self._loading.change(peer, message)
@@ -214,19 +216,20 @@ class Supervisor:
 
     def _check_settled(self) -> None:
         preloaded = [served for served in self._roster.models.values() if served.preload]
-        if self.frontends and all(served.state in ("ready", "failed") for served in preloaded):
+        if self.frontends and all(served.meta or served.state in ("ready", "failed") for served in preloaded):
             self._settled.set()
 
     # Watching
 
     async def _watch(self) -> None:
         """Kill what neither beats nor finishes."""
-        now = time.monotonic()
+        now, resumed = time.monotonic(), 0.0
         while True:
             before = now
             await asyncio.sleep(_WATCH_S)
             now = time.monotonic()
-            if now - before > _WATCH_S + _ABSENT_S:  # the machine was paused: let them beat first
+            if now - before > _WATCH_S + _ABSENT_S:  # the machine was paused: they may have been gone for as long
+                resumed = now
                 continue
             self._http.kill_silent(now, _PULSE_LOST_S)
             self._nursery.kill_stopped()
@@ -237,10 +240,8 @@ class Supervisor:
                     self._nursery.kill_stopped(name)
                     continue
                 reading = box.read()
-                stall_s = found[0].card.limits.stall_s
-                stuck = bool(reading.busy_since) and now - reading.busy_since > stall_s
-                silent = not reading.busy_since and now - reading.beat > min(stall_s, _PULSE_LOST_S)
-                if stuck or silent:
+                stall_s, since = found[0].card.limits.stall_s, max(resumed, reading.busy_since or reading.beat)
+                if now - since > (stall_s if reading.busy_since else min(stall_s, _PULSE_LOST_S)):
                     log.error("worker %s has not moved for %.0f s; killing it", name, now - reading.beat)
                     if name not in self._stuck:  # later it is one that was killed
                         self._stuck[name] = () if self._nursery.stopped(name) else reading.running

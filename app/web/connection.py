@@ -133,12 +133,18 @@ class Connection(HttpToolsProtocol):
         """Of a request that asks for another protocol the parser takes no body: what follows would be taken for the next one."""
         sent = dict(self.headers)
         if b"transfer-encoding" not in sent and sent.get(b"content-length", b"0") == b"0":
-            return  # it is answered as if it had not asked
+            if self.cycle is not None:  # it is answered as if it had not asked; of what came behind it nothing is read
+                self.cycle.keep_alive = False
+            return
         if self._begins is None or self._begins[0].scope is not self.scope:  # another one comes before it
             self.transport.abort()
         else:
             self._waited()
-            self.give_up(BadInput("this server speaks HTTP/1.1 alone; send what has a body without the header Upgrade"))
+            self.give_up(
+                BadInput(
+                    "this server speaks HTTP/1.1 alone; tell your client so, or send what has a body without the header Upgrade"
+                )
+            )
 
     def _refuse_header(self) -> None:
         cycle = self.cycle

@@ -28,6 +28,7 @@ from app.audit import note
 from app.errors import HearthError, TooBusy
 from app.logs import log, request_id
 from app.metrics import tally
+from app.pool.base import PAST
 from app.settings import Settings
 from app.web.intake import Intake, too_large
 from app.web.origins import Origins
@@ -82,6 +83,7 @@ class Edge:
         refusal = None if "begun" in scope.get("state", ()) else self._begin(scope)
         state = scope["state"]
         request_id.set(state["id"])
+        PAST.set(state.get("past"))
         status = LEFT
         tally().in_flight += 1
         self._write_soon()

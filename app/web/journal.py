@@ -17,7 +17,7 @@ import sys
 import termios
 from typing import NamedTuple
 
-_NOTE = struct.Struct("<QQQQQIII")
+_NOTE = struct.Struct("<QQQQQIIII")
 _HEAD_BYTES = 64
 _ROOM_BYTES = 1 << 16  # read at once
 _KEPT = 256  # slots of a page or two that stay ours when their connections end: giving one back and taking it again costs 26 µs
@@ -48,6 +48,8 @@ class Note(NamedTuple):
     """GONE: it cannot be asked again; a part of it is not here, or another one follows. EARLY: it was answered before its end."""
     interim: int = 0
     """Of the bytes before, those of a 100 Continue, which may not have been written."""
+    blamed: int = 0
+    """How often it was blamed for a worker's death (`pool/flights.py`)."""
 
 
 class Seen(NamedTuple):
@@ -83,6 +85,7 @@ class Pending(NamedTuple):
     lives: int
     unsent: int = 0
     """The end of an answer, which is still to be written."""
+    blamed: int = 0
 
 
 def judge(note: Note, seen: Seen) -> Pending | None:
@@ -98,7 +101,7 @@ def judge(note: Note, seen: Seen) -> Pending | None:
     silent = seen.written in (note.before, note.before - note.interim)
     if not silent or note.broken & GONE or (answered and unnoted):
         return None
-    return Pending(note.length + unnoted, 0 if unnoted else note.lives)
+    return Pending(note.length + unnoted, 0) if unnoted else Pending(note.length, note.lives, blamed=note.blamed)
 
 
 class Journal:
@@ -128,8 +131,21 @@ class Slot:
     """The place of one connection. Its state is here as well as there; what changes is written at once."""
 
     __slots__ = (
-        *("_after", "_before", "_broken", "_first", "_interim", "_journal", "_kept", "_read", "_sent", "_spilling", "_start"),
-        *("length", "lives", "unsent"),
+        *(
+            "_after",
+            "_before",
+            "_broken",
+            "_cleared",
+            "_first",
+            "_interim",
+            "_journal",
+            "_kept",
+            "_read",
+            "_sent",
+            "_spilling",
+            "_start",
+        ),
+        *("blamed", "length", "lives", "unsent"),
     )
 
     def __init__(self, journal: Journal, descriptor: int, seen: Seen | None = None, pending: Pending | None = None) -> None:
@@ -139,11 +155,12 @@ class Slot:
         self._first = self._part(0, _ROOM_BYTES)
         self._read, self._sent = (seen.read, seen.written) if seen else (0, 0)
         self.length, self.lives, self.unsent = (pending.length, pending.lives + 1, pending.unsent) if pending else (0, 0, 0)
+        self.blamed = pending.blamed if pending else 0
         if not self.length:  # nobody can have died of it
-            self.lives = 0
+            self.lives = self.blamed = 0
         self._before = self._after = self._sent
         self._kept = self._broken = self._interim = 0
-        self._spilling = False
+        self._spilling = self._cleared = False
         if self.unsent:  # the note stays as it is
             note = journal.note(descriptor)
             self._before, self._after, self._kept, self._sent = note.before, note.after, note.kept, note.after
@@ -155,8 +172,8 @@ class Slot:
         return self._journal.view[start : start + length]
 
     def _write(self) -> None:
-        counts = (self._read, self.length, self._before, self._after, self._kept, self.lives, self._broken, self._interim)
-        _NOTE.pack_into(self._journal.map, self._start, *counts)
+        sizes = (self._read, self.length, self._before, self._after, self._kept)
+        _NOTE.pack_into(self._journal.map, self._start, *sizes, self.lives, self._broken, self._interim, self.blamed)
 
     def waiting(self) -> memoryview:
         """The request that is under way, as far as it is here."""
@@ -184,7 +201,7 @@ class Slot:
     def came(self, size: int) -> memoryview:
         """So many bytes were read into the room; they are returned."""
         self._read += size
-        self.lives = 0
+        self.lives = self.blamed = 0
         if self._spilling:
             self._spilling = False
             came = self._journal.spill[:size]
@@ -193,6 +210,12 @@ class Slot:
             self.length += size
         self._write()
         return came
+
+    def blame(self, times: int) -> None:
+        """What stands here was blamed so often (`pool/base.py: Past`)."""
+        if self._before == self._after and self.length and not self._cleared:  # else that was the one before it
+            self.blamed = max(self.blamed, times)
+            self._write()
 
     def spoil(self) -> None:
         """What stands here cannot be asked again."""
@@ -237,6 +260,7 @@ class Slot:
 
     def clear(self) -> None:
         """The connection is gone."""
+        self._cleared = True
         _NOTE.pack_into(self._journal.map, self._start, *Note())
         if self._start >= _KEPT * self._journal.slot_bytes:
             self._give_back(0)

@@ -21,6 +21,13 @@ _LIVES = 6  # of heirs that a request gets: more would try one that kills them a
 class Noted(Connection):
     """It knows the end even of a request that was answered before that came; uvicorn does not look."""
 
+    slot: Slot | None = None
+
+    def on_message_begin(self) -> None:
+        """Whoever answers it can note what outlives this process."""
+        super().on_message_begin()
+        self.scope["state"]["past"] = self.slot
+
     def on_message_complete(self) -> None:
         """It has come."""
         super().on_message_complete()
@@ -48,6 +55,7 @@ class Line(asyncio.BufferedProtocol):
         self.get_extra_info, self.is_closing, self.abort = transport.get_extra_info, transport.is_closing, self._transport.abort
         self.pause_reading, self.resume_reading = self._transport.pause_reading, self._transport.resume_reading
         self._slot = self._inherited or Slot(self._journal, transport.get_extra_info("socket").fileno())
+        connection.slot = self._slot
         connection.connection_made(cast("asyncio.Transport", self))
         if self._slot.unsent:
             self._transport.write(bytes(self._slot.rest()))

@@ -11,6 +11,7 @@ import numpy as np
 
 from app.errors import HearthError
 from app.metrics import tally
+from app.pool.base import PAST
 from app.tasks.base import unit
 from app.web.kitchen import Kitchen, Order, answers
 
@@ -30,6 +31,7 @@ def cast(kitchen: Kitchen, shadow: str, order: Order, results: Sequence[dict[str
 
 async def _compare(kitchen: Kitchen, shadow: str, order: Order, results: Sequence[dict[str, Any] | HearthError]) -> None:
     deadline = time.monotonic() + kitchen.settings.timeout_s
+    PAST.set(None)  # the request is answered, and its connection may have the next one
     try:
         model, codec = kitchen.pool.find(shadow, order.task, exactly=True)
         with kitchen.pool.admit(shadow, len(order.items), deadline):

@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from app.card import Card
+from app.errors import Poisoned
+from app.pool.base import PAST
 from app.pool.client import Client
 from app.pool.probe import Probe
 from app.settings import Settings
@@ -68,6 +71,44 @@ async def test_an_answer_that_came_before_the_news_of_the_death_counts(tmp_path:
         client.close()
         worker.close()
         supervisor.close()
+
+
+async def test_what_a_request_was_blamed_for_is_held_against_it_in_the_next_process_too(tmp_path: Path):
+    supervisor, worker = (Endpoint.listen(address(str(tmp_path), name)) for name in ("supervisor", "m.1"))
+    past, client = Blamed(), Client(Settings(), str(tmp_path), 1)
+    client.start()
+    token = PAST.set(past)
+    try:
+        client._on_table(table("ready", Worker("m.1", 1, "cpu", "ready", 0)))
+        for alone, again in ((False, 2), (True, 2)):
+            sample = Sample(arrays={"x": np.ones(1)}, cost=1.0)
+            answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30))
+            await asyncio.sleep(0.05)
+            wait([worker], 5)
+            ((_, run, _),) = worker.receive()
+            assert isinstance(run, Run) and run.alone == alone
+            client._on_died(Died("m.1", (run.id,), stalled=True))
+            assert past.blamed == again
+            if not alone:  # this process dies
+                answer.cancel()
+                await asyncio.wait([answer])
+                client._on_table(table("ready", Worker("m.1", 1, "cpu", "ready", 0)))
+        with pytest.raises(Poisoned):
+            await asyncio.wait_for(answer, 10)
+    finally:
+        PAST.reset(token)
+        client.close()
+        for endpoint in (supervisor, worker):
+            endpoint.close()
+
+
+class Blamed:
+    """What outlives the process."""
+
+    blamed = 0
+
+    def blame(self, times: int) -> None:
+        self.blamed = times
 
 
 async def test_a_version_is_left_when_its_last_request_is_answered_however_long_that_takes(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 
 from app.card import Card
 from app.engine.placement import place
-from app.pool.roster import Roster, Served
+from app.pool.roster import Birth, Roster, Served
 
 
 def card(replicas: int = 1) -> Card:
@@ -59,8 +59,10 @@ def test_a_ready_worker_may_die_any_number_of_times(roster: Roster):
 def test_three_deaths_while_loading_are_a_failure(roster: Roster):
     (birth,) = roster.want("m", {})
     for _ in range(2):
-        birth = roster.died(birth.name, "SIGSEGV")
-    assert roster.died(birth.name, "SIGSEGV") is None
+        birth = died(roster, birth, "SIGSEGV")
+        roster.died(birth.name, "SIGKILL")  # with the nursery, before it was there
+        birth = Birth("m", roster.models["m"].slots[0].worker, "cpu")
+    assert died(roster, birth, "SIGSEGV") is None
     assert roster.models["m"].state == "failed"
     assert "3 times" in roster.models["m"].why
 
@@ -68,14 +70,23 @@ def test_three_deaths_while_loading_are_a_failure(roster: Roster):
 def test_who_was_ready_once_is_tried_again_and_again_ever_later(roster: Roster):
     (birth,) = roster.want("m", {})
     roster.ready(birth.name, {"dimensions": 3})
-    pauses = []
-    for _ in range(9):
-        birth = roster.died(birth.name, "SIGKILL")
+    pauses, reasons = [], []
+    for _ in range(11):
+        birth = died(roster, birth, "SIGKILL")
         assert birth is not None and roster.models["m"].state == "loading"
         pauses.append(birth.after_s)
-    assert pauses == [0, 0, 0, 1, 2, 4, 8, 10, 10]
+        reasons.append(roster.models["m"].why)
+    assert pauses == [0, 0, 0, 0.25, 0.5, 1, 2, 4, 8, 10, 10]
+    assert not any(reasons[:3]) and all("tried again" in why for why in reasons[3:])
     roster.ready(birth.name, {"dimensions": 3})
-    assert roster.died(birth.name, "SIGKILL").after_s == 0
+    assert not roster.models["m"].why
+    assert died(roster, birth, "SIGKILL").after_s == 0
+
+
+def died(roster: Roster, birth: Birth, how: str) -> Birth | None:
+    """It was forked before."""
+    roster.forked(birth.name, 42)
+    return roster.died(birth.name, how)
 
 
 def test_an_unwanted_worker_is_not_replaced(roster: Roster):

@@ -24,7 +24,7 @@ from app.pool.supervisor import Supervisor
 from app.pool.traffic import Traffic
 from app.settings import Settings
 from app.tasks.base import Files
-from app.wire.messages import Died, Message
+from app.wire.messages import Died, LoadFailed, Message
 
 
 async def for_ever(*_: object) -> None:
@@ -115,14 +115,44 @@ async def test_a_batch_that_does_not_end_is_blamed_unless_somebody_stopped_its_w
     assert (Died(birth.name, ()) if stopped else Died(birth.name, (7,), stalled=True)) in told
 
 
-async def test_when_all_stood_still_nobody_is_blamed_for_it(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch):
-    """A machine that was paused: whoever comes round first, all get time to show that they live."""
-    looks, looked = iter([0.0, 100.0, 100.5]), list[float]()
+@pytest.mark.parametrize("busy", [False, True])
+async def test_when_all_stood_still_nobody_is_blamed_for_it(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, busy: bool):
+    """A machine that was paused: whoever comes round first, all get as much time as if it had been for nothing."""
+    times = [0.0, 100.0, 100.5, *(101.0 + second for second in range(30))]
+    looks, looked, killed = iter(times), list[float](), list[float]()
     monkeypatch.setattr("app.pool.supervisor.time", SimpleNamespace(monotonic=lambda: next(looks)))
+    monkeypatch.setattr("app.pool.supervisor._WATCH_S", 0.001)
     monkeypatch.setattr(supervisor._http, "kill_silent", lambda now, _: looked.append(now))
+    monkeypatch.setattr(supervisor._nursery, "kill", lambda _: killed.append(looked[-1]))
+    (birth,) = supervisor._roster.want("m", {})
+    supervisor._loading.fork(birth)
+    supervisor._roster.ready(birth.name, {})
+    box = supervisor._loading.boxes[birth.name]
+    box.start(0.1, 0, [7]) if busy else box.beat(0.1, 0)
     with pytest.raises(RuntimeError, match="StopIteration"):  # there is no other time
         await supervisor._watch()
-    assert looked == [100.5]
+    assert looked[0] == 100.5
+    assert killed[0] == (121.0 if busy else 111.0)
+
+
+async def test_a_model_that_was_ready_is_not_given_up_because_one_of_its_workers_cannot_load(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor._nursery, "fork", lambda _: None)
+    served = supervisor._roster.models["m"]
+    supervisor._loading.load("m")
+    (birth,) = supervisor._roster.want("m", {})
+    supervisor._loading.fork(birth)
+    supervisor._roster.ready(birth.name, {"dimensions": 3})
+    supervisor._on_exited(birth.name, 1, -9)
+    for _ in range(5):
+        worker = served.slots[0].worker
+        supervisor._roster.forked(worker, 1)
+        supervisor._on_message(worker, LoadFailed("the device has no memory left"), {})
+        supervisor._on_exited(worker, 1, 0)
+        assert (served.state, served.why) == ("loading", "the device has no memory left")
+    supervisor._roster.ready(served.slots[0].worker, {"dimensions": 3})
+    assert (served.state, served.why) == ("ready", "")
 
 
 async def test_a_worker_that_stands_still_between_two_batches_is_killed_after_its_stall_limit(

@@ -23,6 +23,8 @@ LARGE = 1 << 20
         (Note(), 70, 0, Pending(70, 0)),
         (ASKED, 500, 900, Pending(100, 2)),
         (ASKED, 530, 900, Pending(130, 0)),
+        (ASKED._replace(blamed=3), 500, 900, Pending(100, 2, blamed=3)),
+        (ASKED._replace(blamed=3), 530, 900, Pending(130, 0)),
         (ASKED, 500, 901, None),
         (ASKED, 499, 900, None),
         (ASKED._replace(broken=1), 500, 900, None),
@@ -42,7 +44,16 @@ LARGE = 1 << 20
         (ANSWERED._replace(broken=EARLY | GONE), 500, 900, None),
     ],
     ids=[
-        *("new", "new, its first bytes not noted", "asked", "asked, more came", "half an answer", "less than was noted"),
+        *(
+            "new",
+            "new, its first bytes not noted",
+            "asked",
+            "asked, more came",
+            "blamed",
+            "blamed, more came",
+            "half an answer",
+            "less than was noted",
+        ),
         *("a part of it is not here", "answered", "answered, the next came", "the answer never left", "half of it left"),
         *(
             "too large to be asked again, answered",
@@ -113,6 +124,29 @@ def test_a_connection_leaves_a_page_behind_or_nothing(journal: Journal, descript
     slot.clear()
     assert held(journal) == pages * 4096
     assert journal.note(descriptor) == Note()
+
+
+def test_what_a_request_is_blamed_for_stands_there_until_the_next_one_comes_and_never_where_another_connection_is(
+    journal: Journal,
+):
+    slot = Slot(journal, 3)
+    read(slot, 50)
+    slot.blame(2)
+    slot.blame(1)
+    assert journal.note(3).blamed == slot.blamed == 2
+    heir = Slot(journal, 3, Seen(True, 50, 0), judge(journal.note(3), Seen(True, 50, 0)))
+    assert heir.blamed == journal.note(3).blamed == 2
+    heir.going(10, last=True)
+    heir.blame(3)
+    heir.settle()
+    heir.blame(3)
+    read(heir, 20)
+    assert journal.note(3).blamed == heir.blamed == 0, "one that is answered is not blamed, nor is the next one for it"
+    heir.clear()
+    other = Slot(journal, 3)
+    read(other, 7)
+    heir.blame(3)
+    assert journal.note(3).length == 7 and journal.note(3).blamed == 0
 
 
 def test_what_does_not_fit_is_not_asked_again_from_the_moment_that_it_is_read(journal: Journal):

@@ -249,6 +249,31 @@ async def test_a_death_at_any_moment_costs_no_answer_of_those_who_wait_to_be_tol
     assert deaths[-1] == 0
 
 
+async def test_what_a_request_was_blamed_for_is_known_to_the_process_after(journal: Journal):
+    kernel, seen = Kernel(journal, [], []), list[Any]()
+
+    async def blaming(scope: Any, *_: Any) -> None:
+        seen.append(scope["state"]["past"].blamed)
+        scope["state"]["past"].blame(2)
+        await asyncio.Event().wait()
+
+    kernel.unread = request(b"x")
+    for slot in (None, kernel):
+        connection = Noted(uvicorn.Config(blaming, log_config=None, access_log=False), ServerState(), {})
+        line = Line(connection, journal, slot and kernel.inherited())
+        line.connection_made(Socket(kernel))  # type: ignore[arg-type]  # a fake
+        if slot is None:
+            line.get_buffer(-1)[: len(kernel.unread)] = kernel.unread
+            kernel.read += len(kernel.unread)
+            line.buffer_updated(len(kernel.unread))
+        await asyncio.sleep(0)
+        kernel.die()
+        for task in connection.tasks:
+            task.cancel()
+        await asyncio.wait(connection.tasks)
+    assert seen == [0, 2]
+
+
 async def test_an_idle_connection_outlives_any_number_of_processes(journal: Journal):
     kernel, slot = Kernel(journal, [], []), None
     Slot(journal, DESCRIPTOR).clear()
