@@ -63,6 +63,12 @@ class Past(Protocol):
 
     blamed: int
     """As `flights.Flight` counts it: the most of its samples."""
+    before: int
+    """The id of its first sample in the process before; 0: there was none."""
+
+    def sent(self, id: int) -> None:
+        """A sample of it is under way."""
+        ...
 
     def blame(self, times: int) -> None:
         """One of its samples was blamed for a death, so often by now."""

@@ -168,7 +168,10 @@ class Client:
 
     async def _submit(self, model: str, cargo: Cargo, worker: str | None) -> Answer:
         future = cargo.future
-        flight = self._flights.open(model, cargo, cargo.past.blamed if cargo.past else 0)
+        flight = self._flights.open(model, cargo)
+        if past := cargo.past:
+            flight.blamed, flight.before = past.blamed, past.before
+            past.sent(flight.id)
         queue, place = self._directory[model].queue, PLACE.get()
         counts = (queue,) if place is None else (queue, place)
         for one in counts:
@@ -201,8 +204,7 @@ class Client:
             if known.entry.state in ("unloaded", "failed"):
                 self._fail(flight, known.not_ready())
             return
-        chosen = min(ready, key=lambda name: self._load[name])
-        flight.worker = chosen
+        flight.worker = chosen = min(ready, key=lambda name: self._load[name])
         self._load[chosen] += 1
         cargo = flight.cargo
         run = Run(flight.id, cargo.sample.cost, cargo.deadline, cargo.outputs, flight.alone, cargo.before)
@@ -270,15 +272,14 @@ class Client:
         if link := self._links.pop(died.worker, None):
             link.drain()  # an answer may have come before the news of the death, and wait to be read
             link.close()
-        self._load.pop(died.worker, None)
-        self._answered.pop(died.worker, None)
-        self._longest.pop(died.worker, None)
+        for known in (self._load, self._answered, self._longest):
+            known.pop(died.worker, None)
         again, poisoned = self._flights.died(died.worker, died.running, stalled=died.stalled)
         for flight in poisoned:
             self._fail(flight, Poisoned("this input, run alone, ended the process that ran it; do not send it again"))
         for flight in again:
-            if flight.blamed and flight.cargo.past:
-                flight.cargo.past.blame(flight.blamed)
+            if flight.blamed and (past := flight.cargo.past):
+                past.blame(flight.blamed)
             self._launch(flight)
 
     def _on_answer(self, worker: str, message: Message, arrays: dict[str, np.ndarray]) -> None:

@@ -28,6 +28,8 @@ class Flight(Generic[T]):
     cargo: T
     worker: str | None = None
     blamed: int = 0
+    before: int = 0
+    """The id under which a frontend that is gone had sent it, or the first sample of its request."""
 
     @property
     def alone(self) -> bool:
@@ -49,10 +51,10 @@ class Flights(Generic[T]):
     def __iter__(self) -> Iterator[Flight[T]]:
         return iter(list(self._open.values()))
 
-    def open(self, model: str, cargo: T, blamed: int = 0) -> Flight[T]:
-        """Accept a sample, which was `blamed` in another process."""
+    def open(self, model: str, cargo: T) -> Flight[T]:
+        """Accept a sample."""
         self._count += 1
-        flight = Flight(id=self.first_id + self._count, model=model, cargo=cargo, blamed=blamed)
+        flight = Flight(id=self.first_id + self._count, model=model, cargo=cargo)
         self._open[flight.id] = flight
         return flight
 
@@ -69,14 +71,16 @@ class Flights(Generic[T]):
         poisoned); the poisoned are closed.
         """
         again, poisoned = [], []
-        for flight in self.aboard(worker):
-            flight.worker = None
-            if flight.id not in running:
-                again.append(flight)
-            elif flight.blamed >= _CONVICTED or (stalled and flight.alone):
+        for flight in self:
+            here, ran = flight.worker == worker, flight.id in running or (flight.before and flight.before in running)
+            if here:
+                flight.worker = None
+            if ran and (flight.blamed >= _CONVICTED or (stalled and flight.alone)):
                 poisoned.append(flight)
                 del self._open[flight.id]
-            else:
+                continue
+            if ran:
                 flight.blamed = max(flight.blamed + 1, _SUSPECT if stalled else 0)
+            if here:
                 again.append(flight)
         return again, poisoned

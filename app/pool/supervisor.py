@@ -35,7 +35,8 @@ from app.wire.sockets import Endpoint, address
 
 _WATCH_S = 0.5
 _ABSENT_S = 2.0  # more than so much later than it should: whatever held this process held the others, too
-_PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S), ten of a frontend
+_PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S)
+_FRONTEND_LOST_S = 5.0  # as many of a frontend (`web/process.py` _BEAT_S), whom its heir costs a tenth of a second
 
 
 class Supervisor:
@@ -231,7 +232,7 @@ class Supervisor:
             if now - before > _WATCH_S + _ABSENT_S:  # the machine was paused: they may have been gone for as long
                 resumed = now
                 continue
-            self._http.kill_silent(now, _PULSE_LOST_S)
+            self._http.kill_silent(now, _FRONTEND_LOST_S)
             self._nursery.kill_stopped()
             self._foreman.kill_stopped()
             for name, box in list(self._loading.boxes.items()):

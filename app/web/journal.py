@@ -17,7 +17,7 @@ import sys
 import termios
 from typing import NamedTuple
 
-_NOTE = struct.Struct("<QQQQQIIII")
+_NOTE = struct.Struct("<QQQQQIIIIQ")
 _HEAD_BYTES = 64
 _ROOM_BYTES = 1 << 16  # read at once
 _KEPT = 256  # slots of a page or two that stay ours when their connections end: giving one back and taking it again costs 26 µs
@@ -50,6 +50,8 @@ class Note(NamedTuple):
     """Of the bytes before, those of a 100 Continue, which may not have been written."""
     blamed: int = 0
     """How often it was blamed for a worker's death (`pool/flights.py`)."""
+    flight: int = 0
+    """The id of its first sample there."""
 
 
 class Seen(NamedTuple):
@@ -86,6 +88,8 @@ class Pending(NamedTuple):
     unsent: int = 0
     """The end of an answer, which is still to be written."""
     blamed: int = 0
+    before: int = 0
+    """What was noted as its flight."""
 
 
 def judge(note: Note, seen: Seen) -> Pending | None:
@@ -101,7 +105,9 @@ def judge(note: Note, seen: Seen) -> Pending | None:
     silent = seen.written in (note.before, note.before - note.interim)
     if not silent or note.broken & GONE or (answered and unnoted):
         return None
-    return Pending(note.length + unnoted, 0) if unnoted else Pending(note.length, note.lives, blamed=note.blamed)
+    if unnoted:
+        return Pending(note.length + unnoted, 0)
+    return Pending(note.length, note.lives, blamed=note.blamed, before=note.flight)
 
 
 class Journal:
@@ -145,7 +151,7 @@ class Slot:
             "_spilling",
             "_start",
         ),
-        *("blamed", "length", "lives", "unsent"),
+        *("before", "blamed", "flight", "length", "lives", "unsent"),
     )
 
     def __init__(self, journal: Journal, descriptor: int, seen: Seen | None = None, pending: Pending | None = None) -> None:
@@ -155,9 +161,10 @@ class Slot:
         self._first = self._part(0, _ROOM_BYTES)
         self._read, self._sent = (seen.read, seen.written) if seen else (0, 0)
         self.length, self.lives, self.unsent = (pending.length, pending.lives + 1, pending.unsent) if pending else (0, 0, 0)
-        self.blamed = pending.blamed if pending else 0
+        self.blamed, self.before = (pending.blamed, pending.before) if pending else (0, 0)
+        self.flight = self.before  # until it is sent again
         if not self.length:  # nobody can have died of it
-            self.lives = self.blamed = 0
+            self.lives = self.blamed = self.before = self.flight = 0
         self._before = self._after = self._sent
         self._kept = self._broken = self._interim = 0
         self._spilling = self._cleared = False
@@ -173,7 +180,7 @@ class Slot:
 
     def _write(self) -> None:
         sizes = (self._read, self.length, self._before, self._after, self._kept)
-        _NOTE.pack_into(self._journal.map, self._start, *sizes, self.lives, self._broken, self._interim, self.blamed)
+        _NOTE.pack_into(self._journal.map, self._start, *sizes, self.lives, self._broken, self._interim, self.blamed, self.flight)
 
     def waiting(self) -> memoryview:
         """The request that is under way, as far as it is here."""
@@ -201,7 +208,7 @@ class Slot:
     def came(self, size: int) -> memoryview:
         """So many bytes were read into the room; they are returned."""
         self._read += size
-        self.lives = self.blamed = 0
+        self.lives = self.blamed = self.before = self.flight = 0
         if self._spilling:
             self._spilling = False
             came = self._journal.spill[:size]
@@ -213,9 +220,19 @@ class Slot:
 
     def blame(self, times: int) -> None:
         """What stands here was blamed so often (`pool/base.py: Past`)."""
-        if self._before == self._after and self.length and not self._cleared:  # else that was the one before it
+        if self._asked():
             self.blamed = max(self.blamed, times)
             self._write()
+
+    def sent(self, id: int) -> None:
+        """The same: its first sample is on its way, in this process."""
+        if self.flight == self.before and self._asked():
+            self.flight = id
+            self._write()
+
+    def _asked(self) -> bool:
+        """Whether a request stands here whose answer has not begun to go; else it was the one before it."""
+        return self._before == self._after and self.length > 0 and not self._cleared
 
     def spoil(self) -> None:
         """What stands here cannot be asked again."""

@@ -13,7 +13,7 @@ from tests.chaos.conftest import Chaos
 from tests.chaos.toys import STALL_S
 from tests.stack.conftest import Server, wait_for
 
-FRONTEND_STALL_S = 10.0  # app/pool/supervisor.py, _PULSE_LOST_S
+FRONTEND_STALL_S = 5.0  # app/pool/supervisor.py, _FRONTEND_LOST_S
 
 
 def pids(server: Server, name: str) -> set[int]:

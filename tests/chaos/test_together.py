@@ -181,7 +181,8 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     if chaos.long:
         assert min(done.done.values()) > 0, done.done
         assert statistics.median(felt) <= PROMISED["median"]
-        assert max(felt) <= FRONTEND_STALL_S + PROMISED["longest"]
+        # Whoever is at a frontend that is stopped while an input hangs that its heir has to convict waits for all of that.
+        assert max(felt) <= FRONTEND_STALL_S + 2 * toys.STALL_S + PROMISED["longest"]
     assert calm_s <= FRONTEND_STALL_S + (PROMISED if chaos.long else GENEROUS)["longest"]
     # In a few seconds only what is grossly lost can be seen: allocators have not yet taken what they will take.
     assert growth <= (0.10 if chaos.long else 0.50)

@@ -105,7 +105,9 @@ async def test_what_a_request_was_blamed_for_is_held_against_it_in_the_next_proc
 class Blamed:
     """What outlives the process."""
 
-    blamed = 0
+    blamed = before = 0
+
+    def sent(self, id: int) -> None: ...
 
     def blame(self, times: int) -> None:
         self.blamed = times

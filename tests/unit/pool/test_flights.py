@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from app.engine.batcher import Batcher, Waiting
@@ -39,6 +40,19 @@ def test_what_a_worker_stands_still_with_is_alone_at_once_and_the_next_time_pois
     assert flights.died("w2", {stuck.id}, stalled=True) == ([neighbour], [stuck])
     neighbour.worker = "w3"
     assert flights.died("w3", {neighbour.id}) == ([neighbour], []), "a kill from outside"
+
+
+@pytest.mark.parametrize("worker", ["w1", "w2", None])
+def test_what_a_frontend_that_is_gone_had_sent_is_blamed_as_if_it_had_been_sent_here(worker: str | None):
+    flights: Flights[str] = Flights()
+    flight, other = flights.open("m", "x"), flights.open("m", "y")
+    flight.before, flight.worker, other.worker = 77, worker, "w1"
+    again, poisoned = flights.died("w1", [77], stalled=True)
+    assert flight.alone and not other.blamed and not poisoned
+    assert again == ([flight, other] if worker == "w1" else [other]), "nothing is sent twice at the same time"
+    assert flight.worker == (worker if worker != "w1" else None)
+    assert flights.died("w1", [77], stalled=True)[1] == [flight]
+    assert list(flights) == [other]
 
 
 def test_only_the_dead_workers_flights_move():

@@ -23,8 +23,8 @@ LARGE = 1 << 20
         (Note(), 70, 0, Pending(70, 0)),
         (ASKED, 500, 900, Pending(100, 2)),
         (ASKED, 530, 900, Pending(130, 0)),
-        (ASKED._replace(blamed=3), 500, 900, Pending(100, 2, blamed=3)),
-        (ASKED._replace(blamed=3), 530, 900, Pending(130, 0)),
+        (ASKED._replace(blamed=3, flight=9), 500, 900, Pending(100, 2, blamed=3, before=9)),
+        (ASKED._replace(blamed=3, flight=9), 530, 900, Pending(130, 0)),
         (ASKED, 500, 901, None),
         (ASKED, 499, 900, None),
         (ASKED._replace(broken=1), 500, 900, None),
@@ -133,15 +133,24 @@ def test_what_a_request_is_blamed_for_stands_there_until_the_next_one_comes_and_
     read(slot, 50)
     slot.blame(2)
     slot.blame(1)
+    slot.sent(70)
+    slot.sent(71)
     assert journal.note(3).blamed == slot.blamed == 2
+    assert (slot.before, journal.note(3).flight) == (0, 70)
     heir = Slot(journal, 3, Seen(True, 50, 0), judge(journal.note(3), Seen(True, 50, 0)))
     assert heir.blamed == journal.note(3).blamed == 2
+    assert heir.before == journal.note(3).flight == 70
+    heir.sent(80)
+    heir.sent(81)
+    assert (heir.before, journal.note(3).flight) == (70, 80)
     heir.going(10, last=True)
     heir.blame(3)
     heir.settle()
     heir.blame(3)
     read(heir, 20)
-    assert journal.note(3).blamed == heir.blamed == 0, "one that is answered is not blamed, nor is the next one for it"
+    assert journal.note(3).blamed == heir.blamed == heir.before == journal.note(3).flight == 0, (
+        "one that is answered is not blamed, nor is the next one for it"
+    )
     heir.clear()
     other = Slot(journal, 3)
     read(other, 7)
