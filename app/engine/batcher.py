@@ -18,7 +18,9 @@ from app.engine.expected import Expected
 
 _YIELDED = 0.125  # of the time allowed
 _FEW = 8  # are a batch even if they take longer: what reads its weights for one sample as long as for many gets most of that
-_BLIND = 16  # batches in a row that were cut alike; then a smaller one shall tell what each costs by itself
+_BLIND = (
+    16  # batches in a row that were cut alike; then a smaller one, after singles a larger one, tells what each costs by itself
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +121,15 @@ class Batcher:
 
     def _gather(self, oldest: Waiting, others: list[Waiting]) -> list[Waiting]:
         batch, dearest, total = [oldest], oldest.cost, oldest.cost
-        quick, few, before = self._expected.bound(), _FEW, self._cut
+        quick, few, longest_s, before = self._expected.bound(), _FEW, self._longest_s, self._cut
         if before >= _BLIND and not self._expected.told:
-            quick, few, before = quick / 2, _FEW // 2, 0
+            quick, few, longest_s, before = quick / 2, _FEW // 2, 2 * longest_s, 0
         self._cut = 0
         for sample in self._nearest(oldest, others):
             if len(batch) >= self._max_batch:
                 break
             cost = (len(batch) + 1) * max(dearest, sample.cost) if self._padded else total + sample.cost
-            if cost > quick and (len(batch) >= few or self._expected.seconds(cost) > self._longest_s):
+            if (cost > quick and len(batch) >= few) or self._expected.seconds(cost) > longest_s:
                 self._cut = before + 1
             elif cost <= self._room:
                 batch.append(sample)

@@ -61,8 +61,8 @@ class Model:
 class Past(Protocol):
     """What of a request outlives the process that answers it: the next one goes on from there."""
 
-    blamed: int
-    """As `flights.Flight` counts it: the most of its samples."""
+    inherited: int
+    """How often one of its samples was blamed in the processes before (`flights.Flight`)."""
     before: int
     """The id of its first sample in the process before; 0: there was none."""
 

@@ -21,7 +21,7 @@ from app.pool.admission import PLACE
 from app.pool.base import Answer, Model
 from app.pool.cargo import Cargo
 from app.pool.directory import Directory, Known, describe
-from app.pool.flights import Flight, Flights
+from app.pool.flights import SUSPECT, Flight, Flights
 from app.pool.probe import Probe
 from app.settings import Settings
 from app.tasks import card_samples
@@ -164,13 +164,13 @@ class Client:
         if not samples:
             raise WorkerLost(f"{card.name} cannot be proven: put a sample.* beside its card")
         for sample in samples[:1]:
-            await self._submit(card.name, Cargo(sample, (), deadline), worker)
+            await self._submit(card.name, Cargo(sample, (), deadline, past=None), worker)
 
     async def _submit(self, model: str, cargo: Cargo, worker: str | None) -> Answer:
         future = cargo.future
         flight = self._flights.open(model, cargo)
         if past := cargo.past:
-            flight.blamed, flight.before = past.blamed, past.before
+            flight.blamed, flight.before = min(past.inherited, SUSPECT), past.before
             past.sent(flight.id)
         queue, place = self._directory[model].queue, PLACE.get()
         counts = (queue,) if place is None else (queue, place)

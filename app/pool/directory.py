@@ -37,6 +37,11 @@ class Known:
     def __post_init__(self) -> None:
         self.queue = Admission(self.card.name)
 
+    @property
+    def able(self) -> bool:
+        """It was ready. While it is replaced, samples wait for the new worker, unless nobody knows whether that will be."""
+        return bool(self.entry.meta) and not (self.entry.state == "loading" and self.entry.why)
+
     def not_ready(self) -> HearthError:
         """Why it cannot answer now, and what to do."""
         name, entry = self.card.name, self.entry
@@ -95,8 +100,7 @@ class Directory:
         known = self[name] if exactly and name else self._turn(self._default(task).card.model if name is None else name)
         if known.card.task != task:
             raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; {self._instead(task)}")
-        entry = known.entry  # one that is being replaced was ready: its samples wait for the new worker, unless that may never be
-        if not entry.meta or (entry.state == "loading" and entry.why):
+        if not known.able:
             raise known.not_ready()
         if known.codec is None:
             files = {key: Path(path) for key, path in known.entry.files.items()}
@@ -147,8 +151,7 @@ class Directory:
         route = self._routes.get(name)
         if route is None:
             return self[_plain(name, self._known)]
-        # `meta` is there once it was ready; while its worker is replaced, samples wait for the new one.
-        able = {key: share for key, share in route.shares.items() if self[key].entry.meta}
+        able = {key: share for key, share in route.shares.items() if self[key].able}
         shares = able or route.shares
         (key,) = shares if len(shares) == 1 else random.choices(list(shares), list(shares.values()))  # noqa: S311  a draw among versions
         return self[key]

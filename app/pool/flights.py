@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_SUSPECT = 2  # deaths it was running in, after which nothing may share its batch
+SUSPECT = 2  # deaths it was running in, after which nothing may share its batch
 _CONVICTED = 3  # one of them alone: the next one is proof
 
 
@@ -34,7 +34,7 @@ class Flight(Generic[T]):
     @property
     def alone(self) -> bool:
         """Nothing else may share its batch."""
-        return self.blamed >= _SUSPECT
+        return self.blamed >= SUSPECT
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class Flights(Generic[T]):
                 del self._open[flight.id]
                 continue
             if ran:
-                flight.blamed = max(flight.blamed + 1, _SUSPECT if stalled else 0)
+                flight.blamed = max(flight.blamed + 1, SUSPECT if stalled else 0)
             if here:
                 again.append(flight)
         return again, poisoned

@@ -24,6 +24,8 @@ class Slot:
     pid: int = 0
     state: Literal["loading", "ready"] = "loading"
     deaths: int = 0
+    why: str = ""
+    """Why its last worker could not load, as far as that one said so."""
     restarts: int = 0
 
 
@@ -103,7 +105,7 @@ class Roster:
             return False
         served, slot = found
         served.meta, served.why = meta, ""
-        slot.state = "ready"
+        slot.state, slot.why, slot.deaths = "ready", "", 0
         return True
 
     def died(self, name: str, reason: str) -> Birth | None:
@@ -112,12 +114,14 @@ class Roster:
         if found is None:
             return None
         served, slot = found
-        slot.deaths = 0 if slot.state == "ready" else slot.deaths + bool(slot.pid)  # without one it was the nursery's death
+        slot.deaths = 0 if slot.state == "ready" else slot.deaths + 1
         slot.restarts += 1
         if slot.deaths < _TRIES:
             return self._birth(served.card.name, served, slot)
         if served.meta:  # it can be: something else ends them
-            served.why = served.why or f"its worker died {slot.deaths} times while loading ({reason}); it is tried again"
+            if all(one.deaths >= _TRIES for one in served.slots):
+                why = slot.why or f"its worker died {slot.deaths} times while loading ({reason})"
+                served.why = f"{why}; it is tried again"
             pause_s = min(_PAUSE_S * 2 ** (slot.deaths - _TRIES), _LONGEST_PAUSE_S)
             return replace(self._birth(served.card.name, served, slot), after_s=pause_s)
         self.unwant(served.card.name, f"its worker died {slot.deaths} times while loading ({reason})")

@@ -135,7 +135,7 @@ class Supervisor:
                     self.tell(Stop(), to=peer)
             case LoadFailed(why=why):
                 if (found := self._roster.find(peer)) and found[0].meta:  # it can be loaded; its worker ends, and is replaced
-                    found[0].why = why
+                    found[1].why = why
                 elif found:
                     self._loading.give_up(found[0].card.name, why)
             case Change():
@@ -186,6 +186,7 @@ class Supervisor:
             self.tell(Died(name, running, bool(stuck)), to=frontend)
         self.publish()
         self._loading.settle_all()
+        self._switching.look()
 
     def _on_frontend_exit(self, name: str, pid: int, status: int) -> None:
         log.warning("%s died (status %d); replacing it", name, status)

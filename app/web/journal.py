@@ -151,7 +151,7 @@ class Slot:
             "_spilling",
             "_start",
         ),
-        *("before", "blamed", "flight", "length", "lives", "unsent"),
+        *("before", "blamed", "flight", "inherited", "length", "lives", "unsent"),
     )
 
     def __init__(self, journal: Journal, descriptor: int, seen: Seen | None = None, pending: Pending | None = None) -> None:
@@ -162,9 +162,10 @@ class Slot:
         self._read, self._sent = (seen.read, seen.written) if seen else (0, 0)
         self.length, self.lives, self.unsent = (pending.length, pending.lives + 1, pending.unsent) if pending else (0, 0, 0)
         self.blamed, self.before = (pending.blamed, pending.before) if pending else (0, 0)
+        self.inherited = self.blamed
         self.flight = self.before  # until it is sent again
         if not self.length:  # nobody can have died of it
-            self.lives = self.blamed = self.before = self.flight = 0
+            self._begin()
         self._before = self._after = self._sent
         self._kept = self._broken = self._interim = 0
         self._spilling = self._cleared = False
@@ -208,7 +209,7 @@ class Slot:
     def came(self, size: int) -> memoryview:
         """So many bytes were read into the room; they are returned."""
         self._read += size
-        self.lives = self.blamed = self.before = self.flight = 0
+        self._begin()
         if self._spilling:
             self._spilling = False
             came = self._journal.spill[:size]
@@ -217,6 +218,9 @@ class Slot:
             self.length += size
         self._write()
         return came
+
+    def _begin(self) -> None:
+        self.lives = self.blamed = self.inherited = self.before = self.flight = 0
 
     def blame(self, times: int) -> None:
         """What stands here was blamed so often (`pool/base.py: Past`)."""

@@ -179,6 +179,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     chaos.note("all together", callers.counts)
     assert wicked.counts.right and not wicked.counts.wrong and not wicked.counts.lost, wicked.counts
     if chaos.long:
+        assert not wicked.counts.failed, wicked.counts
         assert min(done.done.values()) > 0, done.done
         assert statistics.median(felt) <= PROMISED["median"]
         # Whoever is at a frontend that is stopped while an input hangs that its heir has to convict waits for all of that.

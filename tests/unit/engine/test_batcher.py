@@ -77,6 +77,27 @@ def test_eight_are_a_batch_however_long_they_take():
     assert len(_of_64(narrow)) == 5
 
 
+def test_no_batch_of_several_takes_long_as_far_as_that_is_known_and_that_is_found_out():
+    batcher, ids = Batcher(max_batch=64, max_cost=1000, padded=False, longest_s=2.5), iter(range(10_000))
+
+    def sizes(turns: int, fixed_s: float, each_s: float) -> list[int]:
+        found = []
+        for _ in range(turns):
+            while len(batcher) < 100:
+                batcher.add(waiting(next(ids), 2.0))
+            batch = batcher.next_batch()
+            batcher.took(batch, fixed_s + each_s * len(batch))
+            found.append(len(batch))
+        return found
+
+    batcher.took([waiting(next(ids), 2.0)], 1.4)
+    first = sizes(40, 1.38, 0.015)
+    assert first[:16] == [1] * 16
+    assert 1 < first[16] <= 4, "not for longer than twice that"
+    assert min(first[17:]) >= 8, "eight take hardly longer than one"
+    assert sizes(40, 0.0, 1.4)[-1] == 1
+
+
 def _of_64(batcher: Batcher) -> list[Waiting]:
     """The first batch of 64 samples, each of the cost 2."""
     for id in range(64):

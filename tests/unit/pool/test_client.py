@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from app.card import Card
-from app.errors import Poisoned
+from app.errors import Loading, Poisoned
 from app.pool.base import PAST
 from app.pool.client import Client
+from app.pool.directory import Directory
 from app.pool.probe import Probe
 from app.settings import Settings
 from app.tasks.base import Sample
-from app.wire.messages import Died, Done, Entry, Failed, Leave, Run, Table, Worker
+from app.wire.messages import Died, Done, Entry, Failed, Leave, Route, Run, Table, Worker
 from app.wire.sockets import Endpoint, address, wait
 
 
@@ -92,6 +95,7 @@ async def test_what_a_request_was_blamed_for_is_held_against_it_in_the_next_proc
             if not alone:  # this process dies
                 answer.cancel()
                 await asyncio.wait([answer])
+                past.inherited = past.blamed
                 client._on_table(table("ready", Worker("m.1", 1, "cpu", "ready", 0)))
         with pytest.raises(Poisoned):
             await asyncio.wait_for(answer, 10)
@@ -102,10 +106,25 @@ async def test_what_a_request_was_blamed_for_is_held_against_it_in_the_next_proc
             endpoint.close()
 
 
+@pytest.mark.parametrize(
+    "worse", [{"state": "loading", "why": "no memory; it is tried again"}, {"meta": {}}], ids=["in doubt", "never"]
+)
+def test_a_version_that_may_never_answer_again_is_not_drawn_while_another_one_can(worse: dict[str, Any]):
+    directory, one = Directory(Settings()), table("ready").models["m"]
+    other = msgspec.structs.replace(one, card=one.card.replace('"name":"m"', '"name":"m@2"'), state="loading")
+    shares = {"m": Route({"m": 0.5, "m@2": 0.5})}
+    directory.update(Table({"m": one, "m@2": other}, 1, shares))
+    assert {directory._turn("m").card.name for _ in range(100)} == {"m", "m@2"}, "its worker is being replaced"
+    directory.update(Table({"m": one, "m@2": msgspec.structs.replace(other, **worse)}, 1, shares))
+    assert {directory._turn("m").card.name for _ in range(100)} == {"m"}
+    with pytest.raises(Loading, match=str(worse.get("why", "come back"))):
+        directory.find("m@2", "text-embedding", exactly=True)
+
+
 class Blamed:
     """What outlives the process."""
 
-    blamed = before = 0
+    blamed = inherited = before = 0
 
     def sent(self, id: int) -> None: ...
 

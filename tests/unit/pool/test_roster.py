@@ -8,7 +8,7 @@ import pytest
 
 from app.card import Card
 from app.engine.placement import place
-from app.pool.roster import Birth, Roster, Served
+from app.pool.roster import Roster, Served
 
 
 def card(replicas: int = 1) -> Card:
@@ -59,10 +59,8 @@ def test_a_ready_worker_may_die_any_number_of_times(roster: Roster):
 def test_three_deaths_while_loading_are_a_failure(roster: Roster):
     (birth,) = roster.want("m", {})
     for _ in range(2):
-        birth = died(roster, birth, "SIGSEGV")
-        roster.died(birth.name, "SIGKILL")  # with the nursery, before it was there
-        birth = Birth("m", roster.models["m"].slots[0].worker, "cpu")
-    assert died(roster, birth, "SIGSEGV") is None
+        birth = roster.died(birth.name, "SIGSEGV")
+    assert roster.died(birth.name, "SIGSEGV") is None
     assert roster.models["m"].state == "failed"
     assert "3 times" in roster.models["m"].why
 
@@ -72,7 +70,7 @@ def test_who_was_ready_once_is_tried_again_and_again_ever_later(roster: Roster):
     roster.ready(birth.name, {"dimensions": 3})
     pauses, reasons = [], []
     for _ in range(11):
-        birth = died(roster, birth, "SIGKILL")
+        birth = roster.died(birth.name, "SIGKILL")
         assert birth is not None and roster.models["m"].state == "loading"
         pauses.append(birth.after_s)
         reasons.append(roster.models["m"].why)
@@ -80,13 +78,28 @@ def test_who_was_ready_once_is_tried_again_and_again_ever_later(roster: Roster):
     assert not any(reasons[:3]) and all("tried again" in why for why in reasons[3:])
     roster.ready(birth.name, {"dimensions": 3})
     assert not roster.models["m"].why
-    assert died(roster, birth, "SIGKILL").after_s == 0
+    assert roster.died(birth.name, "SIGKILL").after_s == 0
 
 
-def died(roster: Roster, birth: Birth, how: str) -> Birth | None:
-    """It was forked before."""
-    roster.forked(birth.name, 42)
-    return roster.died(birth.name, how)
+def test_a_model_is_in_doubt_when_all_its_replicas_are(roster: Roster):
+    roster.models["m"].card = card(2)
+    one, other = roster.want("m", {})
+    for birth in (one, other):
+        roster.ready(birth.name, {"dimensions": 3})
+    for _ in range(5):
+        one = roster.died(one.name, "SIGKILL")
+    assert roster.models["m"].state == "ready" and not roster.models["m"].why
+    other = roster.died(other.name, "SIGKILL")
+    assert roster.models["m"].state == "loading" and not roster.models["m"].why, "it may be there again at once"
+    for _ in range(3):
+        other = roster.died(other.name, "SIGKILL")
+    assert "3 times" in roster.models["m"].why
+    roster.ready(one.name, {"dimensions": 3})
+    assert not roster.models["m"].why
+    for _ in range(2):
+        other = roster.died(other.name, "SIGKILL")
+    roster.died(one.name, "SIGKILL")
+    assert roster.models["m"].state == "loading" and not roster.models["m"].why, "the same"
 
 
 def test_an_unwanted_worker_is_not_replaced(roster: Roster):

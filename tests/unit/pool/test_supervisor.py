@@ -139,18 +139,21 @@ async def test_a_model_that_was_ready_is_not_given_up_because_one_of_its_workers
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(supervisor._nursery, "fork", lambda _: None)
+    looks = list[str]()
+    monkeypatch.setattr(supervisor._switching, "look", lambda: looks.append(served.why))
     served = supervisor._roster.models["m"]
     supervisor._loading.load("m")
     (birth,) = supervisor._roster.want("m", {})
     supervisor._loading.fork(birth)
     supervisor._roster.ready(birth.name, {"dimensions": 3})
     supervisor._on_exited(birth.name, 1, -9)
-    for _ in range(5):
+    for turn in range(5):
         worker = served.slots[0].worker
         supervisor._roster.forked(worker, 1)
         supervisor._on_message(worker, LoadFailed("the device has no memory left"), {})
         supervisor._on_exited(worker, 1, 0)
-        assert (served.state, served.why) == ("loading", "the device has no memory left")
+        assert (served.state, served.why) == ("loading", "the device has no memory left; it is tried again" if turn >= 2 else "")
+        assert looks[-1] == served.why, "a change of traffic that waits for it hears of that"
     supervisor._roster.ready(served.slots[0].worker, {"dimensions": 3})
     assert (served.state, served.why) == ("ready", "")
 

@@ -253,7 +253,7 @@ async def test_what_a_request_was_blamed_for_is_known_to_the_process_after(journ
     kernel, seen = Kernel(journal, [], []), list[Any]()
 
     async def blaming(scope: Any, *_: Any) -> None:
-        seen.append(scope["state"]["past"].blamed)
+        seen.append(scope["state"]["past"].inherited)
         scope["state"]["past"].blame(2)
         await asyncio.Event().wait()
 
