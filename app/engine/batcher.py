@@ -18,9 +18,7 @@ from app.engine.expected import Expected
 
 _YIELDED = 0.125  # of the time allowed
 _FEW = 8  # are a batch even if they take longer: what reads its weights for one sample as long as for many gets most of that
-_BLIND = (
-    16  # batches in a row that were cut alike; then a smaller one, after singles a larger one, tells what each costs by itself
-)
+_BLIND = 16  # batches in a row that were cut alike; then a smaller one, after singles a larger one, tells what each costs
 
 
 @dataclass(frozen=True, slots=True)

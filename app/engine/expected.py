@@ -33,7 +33,7 @@ class Expected:
         else:
             self._late += 1
         if self._late < _LATE:
-            seconds = min(seconds, _FAR * (self._fixed_s + self._each_s * cost))
+            seconds = min(seconds, _FAR * self.seconds(cost))
         else:
             self._late, self._seen = 0, [0.0] * 5
             self._fixed_s, self._each_s = self._usual = _UNKNOWN

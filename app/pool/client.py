@@ -170,7 +170,7 @@ class Client:
         future = cargo.future
         flight = self._flights.open(model, cargo)
         if past := cargo.past:
-            flight.blamed, flight.before = min(past.inherited, SUSPECT), past.before
+            flight.blamed, flight.before = min(past.inherited, SUSPECT), past.before  # it may have been another of its samples
             past.sent(flight.id)
         queue, place = self._directory[model].queue, PLACE.get()
         counts = (queue,) if place is None else (queue, place)

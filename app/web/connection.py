@@ -140,11 +140,8 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._waited()
-            self.give_up(
-                BadInput(
-                    "this server speaks HTTP/1.1 alone; tell your client so, or send what has a body without the header Upgrade"
-                )
-            )
+            why = "this server speaks HTTP/1.1 alone; tell your client so, or send what has a body without the header Upgrade"
+            self.give_up(BadInput(why))
 
     def _refuse_header(self) -> None:
         cycle = self.cycle

@@ -137,20 +137,8 @@ class Slot:
     """The place of one connection. Its state is here as well as there; what changes is written at once."""
 
     __slots__ = (
-        *(
-            "_after",
-            "_before",
-            "_broken",
-            "_cleared",
-            "_first",
-            "_interim",
-            "_journal",
-            "_kept",
-            "_read",
-            "_sent",
-            "_spilling",
-            "_start",
-        ),
+        *("_after", "_before", "_broken", "_cleared", "_first", "_interim"),
+        *("_journal", "_kept", "_read", "_sent", "_spilling", "_start"),
         *("before", "blamed", "flight", "inherited", "length", "lives", "unsent"),
     )
 
