@@ -65,6 +65,8 @@ class Past(Protocol):
     """How often one of its samples was blamed in the processes before (`flights.Flight`)."""
     before: int
     """The id of its first sample in the process before; 0: there was none."""
+    several: bool
+    """Whether more than one of its samples was sent in this process."""
 
     def sent(self, id: int) -> None:
         """A sample of it is under way."""

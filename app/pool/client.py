@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from app.card import Card
-from app.errors import Deadline, Poisoned, WorkerLost, from_code
+from app.errors import Poisoned, WorkerLost, from_code
 from app.keys import Key
 from app.logs import log
 from app.pool.admission import PLACE
@@ -167,7 +167,6 @@ class Client:
             await self._submit(card.name, Cargo(sample, (), deadline, past=None), worker)
 
     async def _submit(self, model: str, cargo: Cargo, worker: str | None) -> Answer:
-        future = cargo.future
         flight = self._flights.open(model, cargo)
         if past := cargo.past:
             flight.blamed, flight.before = min(past.inherited, SUSPECT), past.before  # it may have been another of its samples
@@ -176,10 +175,10 @@ class Client:
         counts = (queue,) if place is None else (queue, place)
         for one in counts:
             one.sent += 1
-        late = future.get_loop().call_later(cargo.deadline - time.monotonic(), self._late, future)
+        late = asyncio.get_running_loop().call_later(cargo.deadline - time.monotonic(), cargo.late)
         try:
             self._launch(flight, worker)
-            return await future
+            return await cargo.future
         finally:
             for one in counts:
                 one.sent -= 1
@@ -188,11 +187,6 @@ class Client:
                 self._load[flight.worker] -= 1
             if self._flights.close(flight.id) and flight.worker in self._links:
                 self._links[flight.worker].send(Cancel(flight.id))
-
-    @staticmethod
-    def _late(future: asyncio.Future[Answer]) -> None:
-        if not future.done():
-            future.set_exception(Deadline("no answer before the deadline; allow more time with timeout_ms, or send less"))
 
     def _launch(self, flight: Flight[Cargo], worker: str | None = None) -> None:
         """Send a sample to the least loaded ready worker; without one it waits for the next table."""
@@ -212,8 +206,7 @@ class Client:
 
     def _fail(self, flight: Flight[Cargo], error: Exception) -> None:
         self._flights.close(flight.id)
-        if not flight.cargo.future.done():
-            flight.cargo.future.set_exception(error)
+        flight.cargo.fail(error)
 
     # What the others say
 
@@ -274,12 +267,17 @@ class Client:
             link.close()
         for known in (self._load, self._answered, self._longest):
             known.pop(died.worker, None)
-        again, poisoned = self._flights.died(died.worker, died.running, stalled=died.stalled)
+        again, poisoned = self._flights.died(
+            died.worker, died.running, stalled=died.stalled, sole=lambda flight: flight.cargo.sole
+        )
         for flight in poisoned:
+            if flight.worker in self._links:  # it was sent twice, by this process and one before it
+                self._links[flight.worker].send(Cancel(flight.id))
             self._fail(flight, Poisoned("this input, run alone, ended the process that ran it; do not send it again"))
-        for flight in again:
+        for flight in self._flights:
             if flight.blamed and (past := flight.cargo.past):
                 past.blame(flight.blamed)
+        for flight in again:
             self._launch(flight)
 
     def _on_answer(self, worker: str, message: Message, arrays: dict[str, np.ndarray]) -> None:
@@ -297,4 +295,4 @@ class Client:
             answer = Answer(output=arrays, queue_s=message.queue_s, run_s=message.run_s, batch=message.batch)
             flight.cargo.future.set_result(answer)
         else:
-            flight.cargo.future.set_exception(from_code(message.code, message.detail))
+            flight.cargo.fail(from_code(message.code, message.detail))

@@ -9,7 +9,7 @@ just sent again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -66,16 +66,26 @@ class Flights(Generic[T]):
         """The flights at `worker`; None: those that wait for one."""
         return [flight for flight in self._open.values() if flight.worker == worker]
 
-    def died(self, worker: str, running: Collection[int], *, stalled: bool = False) -> tuple[list[Flight[T]], list[Flight[T]]]:
+    def died(
+        self,
+        worker: str,
+        running: Collection[int],
+        *,
+        stalled: bool = False,
+        sole: Callable[[Flight[T]], bool] = lambda _: True,
+    ) -> tuple[list[Flight[T]], list[Flight[T]]]:
         """`worker` died while `running` ran, or was killed because they did not end (`stalled`). Returns (to send again,
-        poisoned); the poisoned are closed.
+        poisoned); the poisoned are closed. `sole`: whether a flight is all of its request, so that what was sent before is the
+        same sample; that of another one is no proof.
         """
         again, poisoned = [], []
         for flight in self:
-            here, ran = flight.worker == worker, flight.id in running or (flight.before and flight.before in running)
+            here, before = flight.worker == worker, flight.before > 0 and flight.before in running
+            ran = before or flight.id in running
             if here:
                 flight.worker = None
-            if ran and (flight.blamed >= _CONVICTED or (stalled and flight.alone)):
+            proven = flight.id in running or (before and sole(flight))
+            if proven and (flight.blamed >= _CONVICTED or (stalled and flight.alone)):
                 poisoned.append(flight)
                 del self._open[flight.id]
                 continue

@@ -19,7 +19,7 @@ from app.pool.processes import Exited, kill, os_environment
 from app.process import command
 from app.wire.blackbox import BlackBox
 
-_SLOWEST_S = 5.0
+_PAUSES_S = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)  # after none, one, … failures in a row; the last one again and again
 _NO_MORE = 0  # web/keeper.py
 
 
@@ -79,7 +79,7 @@ class Frontends:
             while not keeper.gone.done() and (status or not self._closing):
                 status = await self._run_under(keeper, exited)
                 failures = failures + 1 if status > 0 else 0
-                await asyncio.sleep(min(0.1 * 2**failures, _SLOWEST_S) if failures else 0)  # a broken install must not spin
+                await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])  # a broken install must not spin
             self._keepers.discard(keeper)
             keeper.control.close()
         self._runs.discard(asyncio.current_task())
@@ -132,10 +132,10 @@ class Frontends:
     def _box(self, name: str) -> Path:
         return Path(self._folder) / f"{name}.blackbox"
 
-    def kill_silent(self, now: float, lost_s: float) -> None:
-        """End those whose loop has not turned for `lost_s`: their connections have heirs."""
+    def kill_silent(self, now: float, lost_s: float, resumed: float = 0.0) -> None:
+        """End those whose loop has not turned for `lost_s`, at least since `resumed`: their connections have heirs."""
         for name, frontend in self._living.items():
-            if (silent_s := now - frontend.box.read().beat) > lost_s:
+            if (silent_s := now - max(resumed, frontend.box.read().beat)) > lost_s:
                 log.error("%s has not moved for %.0f s; killing it", name, silent_s)
                 kill(frontend.pid)
 

@@ -167,7 +167,7 @@ class Loading:
         nobody knows whether it will be ready.
         """
         served = self._roster.models[model]
-        if served.state == "ready" or (bool(served.why) if served.wanted else not self.lives(model)):
+        if served.state == "ready" or (served.in_doubt if served.wanted else not self.lives(model)):
             for frontend, id in self._waiting.pop(model, []):
                 self._house.tell(Changed(id), to=frontend)
         self._house.settled(model)

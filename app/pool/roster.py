@@ -11,8 +11,16 @@ from app.engine.placement import place
 from app.tasks.base import Files
 from app.wire.messages import Entry, Route, Table, Worker
 
-_TRIES = 3  # deaths in a row while loading, after which a model that never was ready counts as failed; others get …
-_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0  # … another try after this, after twice as long the next time, and so on
+_TRIES = 3  # deaths in a row while loading, after which a model that never was ready counts as failed; others get another …
+_PAUSES_S = (
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    10.0,
+)  # … try after these, the last one again and again, and so does what has no process
 
 
 @dataclass(slots=True)
@@ -24,9 +32,17 @@ class Slot:
     pid: int = 0
     state: Literal["loading", "ready"] = "loading"
     deaths: int = 0
+    """While loading, since it was ready."""
+    unborn: int = 0
+    """How often since then not even a process could be forked."""
     why: str = ""
     """Why its last worker could not load, as far as that one said so."""
     restarts: int = 0
+
+    @property
+    def failures(self) -> int:
+        """Both, in a row."""
+        return self.deaths + self.unborn
 
 
 @dataclass(slots=True)
@@ -58,6 +74,11 @@ class Served:
         if not self.wanted:
             return "failed" if self.why else "unloaded"
         return "ready" if any(slot.state == "ready" for slot in self.slots) else "loading"
+
+    @property
+    def in_doubt(self) -> bool:
+        """Wanted, and nobody knows whether it will be ready."""
+        return self.state == "loading" and bool(self.why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,27 +126,35 @@ class Roster:
             return False
         served, slot = found
         served.meta, served.why = meta, ""
-        slot.state, slot.why, slot.deaths = "ready", "", 0
+        slot.state, slot.why, slot.deaths, slot.unborn = "ready", "", 0, 0
         return True
 
     def died(self, name: str, reason: str) -> Birth | None:
-        """The process ended. Returns its replacement; None if it is not wanted, or died too often without ever getting ready."""
+        """The process ended, or there never was one. Returns its replacement; None if it is not wanted, or died too often
+        without ever getting ready.
+        """
         found = self.find(name)
         if found is None:
             return None
         served, slot = found
-        slot.deaths = 0 if slot.state == "ready" else slot.deaths + 1
+        born = slot.pid > 0 or slot.state == "ready"
+        if not born:
+            slot.unborn += 1
+        elif slot.state == "loading":
+            slot.deaths += 1
         slot.restarts += 1
-        if slot.deaths < _TRIES:
-            return self._birth(served.card.name, served, slot)
-        if served.meta:  # it can be: something else ends them
-            if all(one.deaths >= _TRIES for one in served.slots):
-                why = slot.why or f"its worker died {slot.deaths} times while loading ({reason})"
-                served.why = f"{why}; it is tried again"
-            pause_s = min(_PAUSE_S * 2 ** (slot.deaths - _TRIES), _LONGEST_PAUSE_S)
-            return replace(self._birth(served.card.name, served, slot), after_s=pause_s)
-        self.unwant(served.card.name, f"its worker died {slot.deaths} times while loading ({reason})")
-        return None
+        what = (
+            f"its worker died {slot.deaths} times while loading" if born else f"no process could be started {slot.unborn} times"
+        )
+        why = slot.why or f"{what} ({reason})"
+        if slot.deaths >= _TRIES and not served.meta:
+            self.unwant(served.card.name, why)
+            return None
+        if all(one.failures >= _TRIES for one in served.slots):
+            served.why = f"{why}; it is tried again"
+        again = self._birth(served.card.name, served, slot)
+        late = slot.failures - _TRIES
+        return again if late < 0 and born else replace(again, after_s=_PAUSES_S[min(max(late, 0), len(_PAUSES_S) - 1)])
 
     def find(self, name: str) -> tuple[Served, Slot] | None:
         """The slot that holds worker `name`."""
@@ -141,7 +170,7 @@ class Roster:
 
     def _birth(self, model: str, served: Served, slot: Slot) -> Birth:
         served.generation += 1
-        slot.worker, slot.pid, slot.state = f"{model}.{served.generation}", 0, "loading"
+        slot.worker, slot.pid, slot.state, slot.why = f"{model}.{served.generation}", 0, "loading", ""
         return Birth(model, slot.worker, slot.device)
 
 

@@ -233,7 +233,7 @@ class Supervisor:
             if now - before > _WATCH_S + _ABSENT_S:  # the machine was paused: they may have been gone for as long
                 resumed = now
                 continue
-            self._http.kill_silent(now, _FRONTEND_LOST_S)
+            self._http.kill_silent(now, _FRONTEND_LOST_S, resumed)
             self._nursery.kill_stopped()
             self._foreman.kill_stopped()
             for name, box in list(self._loading.boxes.items()):

@@ -94,10 +94,12 @@ class Switching:
         self.look()
 
     def look(self) -> None:
-        """Make the changes whose versions are ready; refuse those of which one cannot be loaded."""
+        """Make the changes whose versions are ready; refuse those of which one cannot be loaded, or where somebody waits to hear
+        may never be: an adopted version can wait.
+        """
         for change in list(self._changes):
             served = {key: self._roster.models[key] for key in change.keys}
-            lost = next((key for key, one in served.items() if not one.wanted or (one.why and one.state != "ready")), None)
+            lost = next((key for key, one in served.items() if not one.wanted or (change.asker and one.in_doubt)), None)
             if lost is not None:
                 self._refuse(change, Conflict(f"{lost} cannot answer: {served[lost].why or 'it was unloaded meanwhile'}"))
             elif all(one.state == "ready" for one in served.values()) and not self._waits(change):

@@ -42,13 +42,15 @@ async def take_over(left: Sequence[socket.socket], journal: Journal, line: Calla
 
 def _slot(journal: Journal, connection: socket.socket) -> Slot | None:
     descriptor = connection.fileno()
-    seen = Seen.of(connection)
-    pending = judge(journal.note(descriptor), seen)
+    note, seen = journal.note(descriptor), Seen.of(connection)
+    pending = judge(note, seen)
     if pending and not journal.fits(pending.length):
         pending = None
     slot = Slot(journal, descriptor, seen, pending)
     if pending is None or not (pending.unsent or is_harmless(bytes(slot.waiting()[:_HEADER_BYTES]), slot.length)):
         slot.clear()
+        if seen.alive:
+            log.warning("its caller is here, but a connection cannot go on: %s, %s", note, seen)
         return None
     return slot
 

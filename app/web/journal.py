@@ -139,7 +139,7 @@ class Slot:
     __slots__ = (
         *("_after", "_before", "_broken", "_cleared", "_first", "_interim"),
         *("_journal", "_kept", "_read", "_sent", "_spilling", "_start"),
-        *("before", "blamed", "flight", "inherited", "length", "lives", "unsent"),
+        *("before", "blamed", "flight", "inherited", "length", "lives", "several", "unsent"),
     )
 
     def __init__(self, journal: Journal, descriptor: int, seen: Seen | None = None, pending: Pending | None = None) -> None:
@@ -151,7 +151,7 @@ class Slot:
         self.length, self.lives, self.unsent = (pending.length, pending.lives + 1, pending.unsent) if pending else (0, 0, 0)
         self.blamed, self.before = (pending.blamed, pending.before) if pending else (0, 0)
         self.inherited = self.blamed
-        self.flight = self.before  # until it is sent again
+        self.flight, self.several = self.before, False  # until it is sent again
         if not self.length:  # nobody can have died of it
             self._begin()
         self._before = self._after = self._sent
@@ -209,6 +209,7 @@ class Slot:
 
     def _begin(self) -> None:
         self.lives = self.blamed = self.inherited = self.before = self.flight = 0
+        self.several = False
 
     def blame(self, times: int) -> None:
         """What stands here was blamed so often (`pool/base.py: Past`)."""
@@ -217,8 +218,12 @@ class Slot:
             self._write()
 
     def sent(self, id: int) -> None:
-        """The same: its first sample is on its way, in this process."""
-        if self.flight == self.before and self._asked():
+        """The same: a sample of it is on its way, in this process."""
+        if not self._asked():
+            return
+        if self.flight != self.before:
+            self.several = True
+        else:
             self.flight = id
             self._write()
 

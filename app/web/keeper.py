@@ -98,10 +98,9 @@ def is_listening(found: socket.socket) -> bool:
 
 
 def is_caller(found: socket.socket, home: Any) -> bool:
-    """Whether it is a connection to this address."""
+    """Whether it is a connection to this address, or was one: what stands in the journal of it has to be cleared."""
     try:
-        found.getpeername()
         ours = found.getsockname()
-        return len(ours) == len(home) and ours[1] == home[1]
     except OSError:
         return False
+    return len(ours) == len(home) and ours[1] == home[1] and not is_listening(found)

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.errors import Conflict
+from app.errors import Conflict, Loading
 from app.pool.base import Model, Pool
 from app.tuning.job import tuned
 from app.web.answer import reply
@@ -30,7 +30,7 @@ async def model(request: Request, name: str) -> Response:
     return reply(_whole(request, name))
 
 
-@router.post("/models/{name}/load", response_model=ModelAnswer, responses=problems(404, 409), summary="Load a model")
+@router.post("/models/{name}/load", response_model=ModelAnswer, responses=problems(404, 409, 503), summary="Load a model")
 async def load(request: Request, name: str) -> Response:
     """Returns when it is ready. Weights that are not on this machine are downloaded first."""
     model = await _pool(request).change(name, "load")
@@ -38,6 +38,8 @@ async def load(request: Request, name: str) -> Response:
         raise Conflict(f"{name} could not be loaded: {model.why}")
     if model.state == "unloaded":
         raise Conflict(f"{name} was unloaded meanwhile; agree on what is wanted, then load it again")
+    if model.state == "loading":  # it has been tried a few times
+        raise Loading(f"{name} is not ready{model.why and f': {model.why}'}; ask again in a moment", retry_after_s=1.0)
     return reply(_told(model))
 
 

@@ -128,7 +128,7 @@ def test_killed_frontends_cost_no_request_and_no_connection(toys: Path):
                 old.kill()
                 taken_over(server, old)
                 recoveries.append(time.monotonic() - begin)
-        assert load.wrong == []
+        assert load.wrong == [], server.log
         assert load.right > 240
         assert statistics.median(recoveries) < 3, recoveries  # a bound, not a benchmark
         assert server.metric("hearth_frontend_restarts_total") == 12
@@ -142,7 +142,7 @@ def test_a_stopped_frontend_is_noticed_and_costs_no_request(server: Server):
         at = load.right
         wait_for(lambda: load.right > at + 100, 60)
         assert not old.is_running()
-    assert load.wrong == []
+    assert load.wrong == [], server.log
 
 
 def test_an_idle_connection_goes_on(server: Server, caller: socket.socket):

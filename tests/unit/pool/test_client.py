@@ -19,7 +19,7 @@ from app.pool.directory import Directory
 from app.pool.probe import Probe
 from app.settings import Settings
 from app.tasks.base import Sample
-from app.wire.messages import Died, Done, Entry, Failed, Leave, Route, Run, Table, Worker
+from app.wire.messages import Cancel, Died, Done, Entry, Failed, Leave, Route, Run, Table, Worker
 from app.wire.sockets import Endpoint, address, wait
 
 
@@ -106,6 +106,33 @@ async def test_what_a_request_was_blamed_for_is_held_against_it_in_the_next_proc
             endpoint.close()
 
 
+async def test_what_was_sent_twice_is_noted_wherever_it_is_and_called_back_when_it_is_convicted(tmp_path: Path):
+    endpoints = _, _, worker = [Endpoint.listen(address(str(tmp_path), name)) for name in ("supervisor", "m.1", "m.2")]
+    past, client = Blamed(), Client(Settings(), str(tmp_path), 1)
+    past.before = 7  # the process before had sent it to m.1, too
+    client.start()
+    token = PAST.set(past)
+    try:
+        client._on_table(table("ready", Worker("m.2", 1, "cpu", "ready", 0)))
+        sample = Sample(arrays={"x": np.ones(1)}, cost=1.0)
+        answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30))
+        await asyncio.sleep(0.05)
+        client._on_died(Died("m.1", (7,), stalled=True))
+        assert past.blamed == 2 and not answer.done()
+        client._on_died(Died("m.1", (7,), stalled=True))
+        with pytest.raises(Poisoned):
+            await asyncio.wait_for(answer, 10)
+        await asyncio.sleep(0.05)  # what is to be sent goes out when the loop comes round
+        wait([worker], 5)
+        run, cancel = (message for _, message, _ in worker.receive())
+        assert isinstance(run, Run) and cancel == Cancel(run.id) and not len(client._flights)
+    finally:
+        PAST.reset(token)
+        client.close()
+        for endpoint in endpoints:
+            endpoint.close()
+
+
 @pytest.mark.parametrize(
     "worse", [{"state": "loading", "why": "no memory; it is tried again"}, {"meta": {}}], ids=["in doubt", "never"]
 )
@@ -125,6 +152,7 @@ class Blamed:
     """What outlives the process."""
 
     blamed = inherited = before = 0
+    several = False
 
     def sent(self, id: int) -> None: ...
 

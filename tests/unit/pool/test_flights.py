@@ -55,6 +55,17 @@ def test_what_a_frontend_that_is_gone_had_sent_is_blamed_as_if_it_had_been_sent_
     assert list(flights) == [other]
 
 
+def test_what_may_have_been_another_sample_of_the_request_makes_suspect_and_convicts_nobody():
+    flights: Flights[str] = Flights()
+    one, other = flights.open("m", "x"), flights.open("m", "y")
+    for flight in (one, other):
+        flight.before, flight.blamed, flight.worker = 77, 2, "w1"
+    again, poisoned = flights.died("w1", [77], stalled=True, sole=lambda _: False)
+    assert again == [one, other] and not poisoned
+    one.worker = other.worker = "w2"
+    assert flights.died("w2", [one.id], stalled=True, sole=lambda _: False) == ([other], [one]), "that is proof"
+
+
 def test_only_the_dead_workers_flights_move():
     flights: Flights[str] = Flights()
     here, there = flights.open("m", "a"), flights.open("m", "b")

@@ -8,7 +8,7 @@ import pytest
 
 from app.card import Card
 from app.engine.placement import place
-from app.pool.roster import Roster, Served
+from app.pool.roster import Birth, Roster, Served
 
 
 def card(replicas: int = 1) -> Card:
@@ -20,6 +20,12 @@ def card(replicas: int = 1) -> Card:
         serving={"replicas": replicas},
         about={"licence": "x"},
     )
+
+
+def died(roster: Roster, birth: Birth, reason: str = "SIGKILL") -> Birth | None:
+    """Its process ended, and there was one."""
+    roster.forked(birth.name, 42)
+    return roster.died(birth.name, reason)
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def test_a_wanted_model_loads_then_is_ready(roster: Roster):
 def test_a_dead_worker_is_replaced_under_a_new_name(roster: Roster):
     (birth,) = roster.want("m", {})
     roster.ready(birth.name, {"a": 1})
-    again = roster.died(birth.name, "SIGKILL")
+    again = died(roster, birth, "SIGKILL")
     assert again is not None
     assert again.name != birth.name
     assert roster.models["m"].state == "loading"
@@ -51,7 +57,7 @@ def test_a_ready_worker_may_die_any_number_of_times(roster: Roster):
     (birth,) = roster.want("m", {})
     for restarts in range(1, 20):
         roster.ready(birth.name, {})
-        birth = roster.died(birth.name, "SIGKILL")
+        birth = died(roster, birth, "SIGKILL")
         assert birth is not None
         assert roster.models["m"].slots[0].restarts == restarts
 
@@ -59,8 +65,8 @@ def test_a_ready_worker_may_die_any_number_of_times(roster: Roster):
 def test_three_deaths_while_loading_are_a_failure(roster: Roster):
     (birth,) = roster.want("m", {})
     for _ in range(2):
-        birth = roster.died(birth.name, "SIGSEGV")
-    assert roster.died(birth.name, "SIGSEGV") is None
+        birth = died(roster, birth, "SIGSEGV")
+    assert died(roster, birth, "SIGSEGV") is None
     assert roster.models["m"].state == "failed"
     assert "3 times" in roster.models["m"].why
 
@@ -70,7 +76,7 @@ def test_who_was_ready_once_is_tried_again_and_again_ever_later(roster: Roster):
     roster.ready(birth.name, {"dimensions": 3})
     pauses, reasons = [], []
     for _ in range(11):
-        birth = roster.died(birth.name, "SIGKILL")
+        birth = died(roster, birth, "SIGKILL")
         assert birth is not None and roster.models["m"].state == "loading"
         pauses.append(birth.after_s)
         reasons.append(roster.models["m"].why)
@@ -78,7 +84,37 @@ def test_who_was_ready_once_is_tried_again_and_again_ever_later(roster: Roster):
     assert not any(reasons[:3]) and all("tried again" in why for why in reasons[3:])
     roster.ready(birth.name, {"dimensions": 3})
     assert not roster.models["m"].why
-    assert roster.died(birth.name, "SIGKILL").after_s == 0
+    assert died(roster, birth, "SIGKILL").after_s == 0
+
+
+def test_why_a_worker_could_not_load_is_told_of_that_one_alone(roster: Roster):
+    (birth,) = roster.want("m", {})
+    roster.ready(birth.name, {"dimensions": 3})
+    for _ in range(4):
+        birth = died(roster, birth, "SIGKILL")
+    _, slot = roster.find(birth.name)
+    slot.why = "CUDA out of memory"
+    birth = died(roster, birth, "exit status 1")
+    assert roster.models["m"].why == "CUDA out of memory; it is tried again"
+    died(roster, birth, "SIGKILL")
+    assert roster.models["m"].why.startswith("its worker died")
+
+
+@pytest.mark.parametrize("was_ready", [True, False])
+def test_what_no_process_can_be_forked_for_is_tried_for_ever_and_never_at_once(roster: Roster, was_ready: bool):
+    (birth,) = roster.want("m", {})
+    roster.forked(birth.name, 42)
+    if was_ready:
+        roster.ready(birth.name, {"dimensions": 3})
+    birth, pauses = roster.died(birth.name, "SIGKILL"), []
+    for _ in range(3000):
+        birth = roster.died(birth.name, "exit status 1")
+        assert birth is not None
+        pauses.append(birth.after_s)
+    assert min(pauses) == 0.25 and pauses[-1] == 10
+    assert roster.models["m"].in_doubt and "no process could be started 3000 times" in roster.models["m"].why
+    roster.forked(birth.name, 43)
+    assert roster.ready(birth.name, {"dimensions": 3}) and not roster.models["m"].in_doubt
 
 
 def test_a_model_is_in_doubt_when_all_its_replicas_are(roster: Roster):
@@ -87,18 +123,18 @@ def test_a_model_is_in_doubt_when_all_its_replicas_are(roster: Roster):
     for birth in (one, other):
         roster.ready(birth.name, {"dimensions": 3})
     for _ in range(5):
-        one = roster.died(one.name, "SIGKILL")
+        one = died(roster, one, "SIGKILL")
     assert roster.models["m"].state == "ready" and not roster.models["m"].why
-    other = roster.died(other.name, "SIGKILL")
+    other = died(roster, other, "SIGKILL")
     assert roster.models["m"].state == "loading" and not roster.models["m"].why, "it may be there again at once"
     for _ in range(3):
-        other = roster.died(other.name, "SIGKILL")
+        other = died(roster, other, "SIGKILL")
     assert "3 times" in roster.models["m"].why
     roster.ready(one.name, {"dimensions": 3})
     assert not roster.models["m"].why
     for _ in range(2):
-        other = roster.died(other.name, "SIGKILL")
-    roster.died(one.name, "SIGKILL")
+        other = died(roster, other, "SIGKILL")
+    died(roster, one, "SIGKILL")
     assert roster.models["m"].state == "loading" and not roster.models["m"].why, "the same"
 
 
@@ -106,7 +142,7 @@ def test_an_unwanted_worker_is_not_replaced(roster: Roster):
     (birth,) = roster.want("m", {})
     roster.ready(birth.name, {})
     assert roster.unwant("m") == [birth.name]
-    assert roster.died(birth.name, "exit status 0") is None
+    assert died(roster, birth, "exit status 0") is None
     assert roster.models["m"].state == "unloaded"
 
 

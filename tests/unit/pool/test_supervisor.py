@@ -119,10 +119,10 @@ async def test_a_batch_that_does_not_end_is_blamed_unless_somebody_stopped_its_w
 async def test_when_all_stood_still_nobody_is_blamed_for_it(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, busy: bool):
     """A machine that was paused: whoever comes round first, all get as much time as if it had been for nothing."""
     times = [0.0, 100.0, 100.5, *(101.0 + second for second in range(30))]
-    looks, looked, killed = iter(times), list[float](), list[float]()
+    looks, looked, frontends, killed = iter(times), list[float](), list[float](), list[float]()
     monkeypatch.setattr("app.pool.supervisor.time", SimpleNamespace(monotonic=lambda: next(looks)))
     monkeypatch.setattr("app.pool.supervisor._WATCH_S", 0.001)
-    monkeypatch.setattr(supervisor._http, "kill_silent", lambda now, _: looked.append(now))
+    monkeypatch.setattr(supervisor._http, "kill_silent", lambda now, _, resumed: looked.append(now) or frontends.append(resumed))
     monkeypatch.setattr(supervisor._nursery, "kill", lambda _: killed.append(looked[-1]))
     (birth,) = supervisor._roster.want("m", {})
     supervisor._loading.fork(birth)
@@ -131,7 +131,7 @@ async def test_when_all_stood_still_nobody_is_blamed_for_it(supervisor: Supervis
     box.start(0.1, 0, [7]) if busy else box.beat(0.1, 0)
     with pytest.raises(RuntimeError, match="StopIteration"):  # there is no other time
         await supervisor._watch()
-    assert looked[0] == 100.5
+    assert looked[0] == 100.5 and set(frontends) == {100.0}
     assert killed[0] == (121.0 if busy else 111.0)
 
 

@@ -131,6 +131,17 @@ async def test_a_version_that_cannot_be_loaded_changes_nothing(tmp_path: Path):
     assert "its weights are damaged" in stage.house.told[0].detail and stage.shares() == before
 
 
+async def test_an_adopted_version_waits_where_a_caller_hears_that_it_may_never_be_ready(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), 0.5)
+    stage.switching.asked("web", Switch(1, "m", {"2": 1}, ""))
+    stage.roster.models["m@2"].why = "no memory; it is tried again"
+    stage.switching.look()
+    assert "no memory" in stage.house.told[0].detail and stage.shares() == {"m@1": 1.0}
+    stage.ready("m@2")
+    assert stage.shares() == {"m@1": 0.5, "m@2": 0.5}
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 async def test_a_first_version_answers_everything_whatever_its_share(tmp_path: Path, share: float):
     stage = Stage(tmp_path, 0)

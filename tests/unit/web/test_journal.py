@@ -141,13 +141,15 @@ def test_what_a_request_is_blamed_for_stands_there_until_the_next_one_comes_and_
     assert heir.blamed == journal.note(3).blamed == 2
     assert heir.before == journal.note(3).flight == 70 and heir.inherited == 2
     heir.sent(80)
+    assert not heir.several
     heir.sent(81)
-    assert (heir.before, journal.note(3).flight) == (70, 80)
+    assert heir.several and (heir.before, journal.note(3).flight) == (70, 80)
     heir.going(10, last=True)
     heir.blame(3)
     heir.settle()
     heir.blame(3)
     read(heir, 20)
+    assert not heir.several
     assert journal.note(3).blamed == heir.blamed == heir.inherited == heir.before == journal.note(3).flight == 0, (
         "one that is answered is not blamed, nor is the next one for it"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+import struct
 
 import pytest
 
@@ -64,6 +66,11 @@ def test_callers_are_connections_to_where_we_listen():
         socket.create_connection(other.getsockname()),
         other.accept()[0] as others,
         socket.socket(socket.AF_UNIX) as local,
+        socket.create_connection(listening.getsockname()) as leaving,
+        listening.accept()[0] as left,
     ):
-        found = (caller, listening, out, others, local)
-        assert [keeper.is_caller(one, listening.getsockname()) for one in found] == [True, False, False, False, False]
+        leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        leaving.close()  # by a reset: its other end has no peer, and what the journal has of it must be cleared
+        select.select([left], [], [], 10)
+        found = (caller, left, listening, out, others, local)
+        assert [keeper.is_caller(one, listening.getsockname()) for one in found] == [True, True, False, False, False, False]
