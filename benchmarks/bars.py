@@ -45,6 +45,7 @@ SOAK = LOST | {
     "jobs failed": Bar(most=0),
     "jobs succeeded": Bar(least=1),
     "faults a minute": Bar(least=1),
+    "processes left": Bar(most=0),
     "a fault was felt for, s": Bar(most=3),
     "memory_mib, growth an hour": Bar(most=0.10),
     "descriptors, growth an hour": Bar(most=0.05),

@@ -1,6 +1,6 @@
 """More than there is room for: 1, 2 and 10 times the capacity, bursts, bulk beside interactive, one greedy caller among many.
 
-    python benchmarks/overload.py [--model all-minilm-l6-v2@128] [--seconds 20] [--rounds 4] [--timeout-ms 2000] [--patience 600]
+    python benchmarks/overload.py [--model all-minilm-l6-v2@128] [--seconds 20] [--rounds 8] [--timeout-ms 2000] [--patience 600]
                                   [--check]
 
 First the capacity, by a closed loop. Then open loops (Poisson) of twelve seconds, in turns that each begin with another one,
@@ -174,7 +174,7 @@ def bulk_of(call: Call) -> Call:
 
 
 def main() -> None:
-    wanted = options(__doc__, model="all-minilm-l6-v2@128", seconds=20.0, rounds=4, timeout_ms=2000, patience=600.0, check=False)
+    wanted = options(__doc__, model="all-minilm-l6-v2@128", seconds=20.0, rounds=8, timeout_ms=2000, patience=600.0, check=False)
     with home() as folder, tempfile.TemporaryDirectory() as private:
         name, size = named(wanted.model)
         with serving(home=str(folder), models=name) as url:

@@ -3,8 +3,9 @@
     python benchmarks/soak.py [--minutes 30] [--every 10]           make soak, make soak SOAK_MINUTES=5
 
 Every answer is compared with the known one. Workers, nursery and frontends are killed, a model is loaded and unloaded. Slopes are
-of least squares over the samples after the first fifth, in which allocators and caches fill; a tuner's own memory does not count,
-because it comes and goes. A slope or a count out of its bounds (bars.py) ends the program with 1.
+of least squares over the samples after the first fifth, in which allocators and caches fill. What comes and goes has no part in
+them: tuners, and workers of models that are loaded, tuned and replaced meanwhile. Whether one of these is there when it is looked
+moves a slope by more than its bound; at the end none may be left. What is out of bounds (bars.py) ends the program with 1.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from inputs import ask, item, picture, speech
 
 SAMPLE_S = 5.0
 _SETTLING = 0.2  # of the samples: not counted
-_MOVABLE = "digits"  # loaded and unloaded
+_MOVABLE, _TUNED = "digits", "soaked"  # loaded and unloaded; made by each job, and replaced by the next one's
+_PASSING = tuple(f"hearth {name}" for name in ("tune", "choosing", _MOVABLE, _TUNED))
 _MOST_TOLD = 3
+_LEAVING_S = 90.0  # an old version stays for half a minute, a tuner ends its step
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Held:
 
 def held(server: int) -> Held:
     """Now. Memory is PSS; shared is what lies in memory for several to see, and the private folder with its mapped files."""
-    ones = [one for one in faults.processes(server) if not one.name().startswith("hearth tune")]
+    ones = [one for one, name in named(server) if not name.startswith(_PASSING)]
     pss = descriptors = threads = shared = 0.0
     for one in [psutil.Process(server), *ones]:
         with contextlib.suppress(psutil.Error, OSError):
@@ -60,6 +63,15 @@ def held(server: int) -> Held:
             threads += one.num_threads()
     shared += sum(_folder_bytes(Path(folder).parent) for folder in {faults.folder(one) for one in ones} if folder)
     return Held(pss / 2**20, descriptors, threads, shared / 2**20)
+
+
+def named(server: int) -> list[tuple[psutil.Process, str]]:
+    """The server's processes, and what they are called; but for those that just end."""
+    found = []
+    for one in faults.processes(server):
+        with contextlib.suppress(psutil.Error):
+            found.append((one, one.name()))
+    return found
 
 
 def _shmem_kib(pid: int) -> int:
@@ -97,6 +109,8 @@ class Trouble:
     def __init__(self, url: str, server: int, callers: Callers, every_s: float) -> None:
         self.felt_s: list[float] = []
         self.jobs: list[str] = []
+        self.left: list[str] = []
+        self._server = server
         self._callers = callers
         self._every_s = every_s
         self._over = threading.Event()
@@ -122,14 +136,14 @@ class Trouble:
         if self._job:
             self.jobs.append(state)
             self._http.delete(f"/finetune/{self._job}")
-        spec = {"name": "soaked", "base": "cifar-resnet", "method": "head", "epochs": 2}
+        spec = {"name": _TUNED, "base": "cifar-resnet", "method": "head", "epochs": 2}
         parts = {"spec": (None, json.dumps(spec)), "dataset": ("data.zip", pictures(60))}
         self._job = self._http.post("/finetune", files=parts).raise_for_status().json()["id"]
 
     def first_job(self, patience_s: float) -> None:
         """Wait until its model serves. Raises TimeoutError."""
         until = time.monotonic() + patience_s
-        while self._http.get("/models/soaked").json().get("state") != "ready":
+        while self._http.get(f"/models/{_TUNED}").json().get("state") != "ready":
             self.wait(SAMPLE_S)
             if time.monotonic() > until:
                 raise TimeoutError(f"no job was finished in {patience_s:g} s")
@@ -144,8 +158,22 @@ class Trouble:
         self._over.set()
         try:
             self._work.result()
+            self._tidy()
         finally:
             self._http.close()
+
+    def _tidy(self) -> None:
+        """Ask for nothing of what comes and goes, and note which processes are there all the same."""
+        if self._job:
+            self._http.post(f"/finetune/{self._job}/cancel")
+        until = time.monotonic() + _LEAVING_S
+        while True:
+            for model in (_MOVABLE, _TUNED):
+                self._http.post(f"/models/{model}/unload")
+            self.left = [name for _, name in named(self._server) if name.startswith(_PASSING)]
+            if not self.left or time.monotonic() > until:
+                return
+            time.sleep(1)
 
 
 @contextlib.contextmanager
@@ -177,6 +205,7 @@ def main() -> None:
     slopes = {kind: slope(times_s[counted], [getattr(one, kind) for one in samples[counted]]) for kind in kinds}
     show(samples, slopes, callers, trouble, wanted.minutes)
     figures = {f"{kind}, growth an hour": value for kind, value in slopes.items()}
+    figures |= {"processes left": len(trouble.left)}
     figures |= {"requests failed": callers.counts.bad, "a fault was felt for, s": max(trouble.felt_s, default=math.inf)}
     figures |= {f"jobs {state}": trouble.jobs.count(state) for state in ("succeeded", "failed")}
     bars.hold(figures | {"faults a minute": len(trouble.felt_s) / wanted.minutes}, bars.SOAK)
@@ -195,9 +224,15 @@ def show(samples: list[Held], slopes: dict[str, float], callers: Callers, troubl
     grown = ", ".join(f"{kind} {growth:+.1%}/h" for kind, growth in slopes.items())
     print(
         f"soak: {minutes:g} min, {counts.right} right, {counts.bad} not, {len(trouble.felt_s)} faults (felt at most "
-        f"{worst_s:.2f} s), {trouble.jobs.count('succeeded')} jobs; {grown}\n"
+        f"{worst_s:.2f} s), {trouble.jobs.count('succeeded')} jobs, {len(trouble.left)} processes left; {grown}\n"
     )
-    extra = {"minutes": minutes, "faults": len(trouble.felt_s), "jobs": len(trouble.jobs), "felt_s": trouble.felt_s}
+    extra = {
+        "minutes": minutes,
+        "faults": len(trouble.felt_s),
+        "jobs": len(trouble.jobs),
+        "felt_s": trouble.felt_s,
+        "left": trouble.left,
+    }
     report("soak", **extra, **counts.figures(), growth_per_hour=slopes, first=asdict(samples[0]), last=asdict(samples[-1]))
 
 
