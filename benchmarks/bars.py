@@ -46,6 +46,7 @@ SOAK = LOST | {
     "jobs succeeded": Bar(least=1),
     "faults a minute": Bar(least=1),
     "processes left": Bar(most=0),
+    "passing processes at a time": Bar(most=8),
     "a fault was felt for, s": Bar(most=3),
     "memory_mib, growth an hour": Bar(most=0.10),
     "descriptors, growth an hour": Bar(most=0.05),

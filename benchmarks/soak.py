@@ -5,7 +5,8 @@
 Every answer is compared with the known one. Workers, nursery and frontends are killed, a model is loaded and unloaded. Slopes are
 of least squares over the samples after the first fifth, in which allocators and caches fill. What comes and goes has no part in
 them: tuners, and workers of models that are loaded, tuned and replaced meanwhile. Whether one of these is there when it is looked
-moves a slope by more than its bound; at the end none may be left. What is out of bounds (bars.py) ends the program with 1.
+moves a slope by more than its bound. Of these there are never more than a few; at the end one version of the tuned model, and
+when that is unloaded, none. What is out of bounds (bars.py) ends the program with 1.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _SETTLING = 0.2  # of the samples: not counted
 _MOVABLE, _TUNED = "digits", "soaked"  # loaded and unloaded; made by each job, and replaced by the next one's
 _PASSING = tuple(f"hearth {name}" for name in ("tune", "choosing", _MOVABLE, _TUNED))
 _MOST_TOLD = 3
-_LEAVING_S = 90.0  # an old version stays for half a minute, a tuner ends its step
+_LEAVING_S, _LOOKS = 90.0, 3  # an old version stays for half a minute, a tuner ends its step; a fork has no name for a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,22 @@ class Held:
     descriptors: float
     threads: float
     shared_mib: float
+    passing: float
+    """Processes that come and go, which have no part in the others."""
 
 
 def held(server: int) -> Held:
-    """Now. Memory is PSS; shared is what lies in memory for several to see, and the private folder with its mapped files."""
-    ones = [one for one, name in named(server) if not name.startswith(_PASSING)]
+    """Now. Memory is PSS, and what passing ones share of it; shared is what lies in memory for several to see, and the private
+    folder with its mapped files.
+    """
+    ones, passing = [], []
+    for one, name in named(server):
+        (passing if name.startswith(_PASSING) else ones).append(one)
     pss = descriptors = threads = shared = 0.0
+    for one in passing:
+        with contextlib.suppress(psutil.Error, OSError):
+            memory = one.memory_full_info()
+            pss += memory.pss - memory.uss
     for one in [psutil.Process(server), *ones]:
         with contextlib.suppress(psutil.Error, OSError):
             shared += _shmem_kib(one.pid) * 1024
@@ -62,7 +73,7 @@ def held(server: int) -> Held:
             descriptors += one.num_fds()
             threads += one.num_threads()
     shared += sum(_folder_bytes(Path(folder).parent) for folder in {faults.folder(one) for one in ones} if folder)
-    return Held(pss / 2**20, descriptors, threads, shared / 2**20)
+    return Held(pss / 2**20, descriptors, threads, shared / 2**20, len(passing))
 
 
 def named(server: int) -> list[tuple[psutil.Process, str]]:
@@ -166,13 +177,19 @@ class Trouble:
         """Ask for nothing of what comes and goes, and note which processes are there all the same."""
         if self._job:
             self._http.post(f"/finetune/{self._job}/cancel")
-        until = time.monotonic() + _LEAVING_S
+        self._http.post(f"/models/{_MOVABLE}/unload")
+        versions = self._here(f"hearth {_TUNED}", most=1)  # the others left by themselves
+        self._http.post(f"/models/{_TUNED}/unload")
+        self.left = versions[1:] + self._here(*_PASSING, most=0)
+
+    def _here(self, *names: str, most: int) -> list[str]:
+        """Processes so called, once there were at most so many for a few looks; or when time is over."""
+        until, quiet = time.monotonic() + _LEAVING_S, 0
         while True:
-            for model in (_MOVABLE, _TUNED):
-                self._http.post(f"/models/{model}/unload")
-            self.left = [name for _, name in named(self._server) if name.startswith(_PASSING)]
-            if not self.left or time.monotonic() > until:
-                return
+            found = [name for _, name in named(self._server) if name.startswith(names)]
+            quiet = quiet + 1 if len(found) <= most else 0
+            if quiet == _LOOKS or time.monotonic() > until:
+                return found
             time.sleep(1)
 
 
@@ -201,11 +218,11 @@ def main() -> None:
                 samples.append(held(process.pid))
                 trouble.wait(SAMPLE_S)
     counted = slice(int(_SETTLING * len(samples)), None)
-    kinds = list(asdict(samples[0]))
+    kinds = [kind for kind in asdict(samples[0]) if kind != "passing"]
     slopes = {kind: slope(times_s[counted], [getattr(one, kind) for one in samples[counted]]) for kind in kinds}
     show(samples, slopes, callers, trouble, wanted.minutes)
     figures = {f"{kind}, growth an hour": value for kind, value in slopes.items()}
-    figures |= {"processes left": len(trouble.left)}
+    figures |= {"processes left": len(trouble.left), "passing processes at a time": max(one.passing for one in samples)}
     figures |= {"requests failed": callers.counts.bad, "a fault was felt for, s": max(trouble.felt_s, default=math.inf)}
     figures |= {f"jobs {state}": trouble.jobs.count(state) for state in ("succeeded", "failed")}
     bars.hold(figures | {"faults a minute": len(trouble.felt_s) / wanted.minutes}, bars.SOAK)
@@ -213,9 +230,10 @@ def main() -> None:
 
 def show(samples: list[Held], slopes: dict[str, float], callers: Callers, trouble: Trouble, minutes: float) -> None:
     rows = []
-    for kind, growth in slopes.items():
+    for kind in asdict(samples[0]):
         values = [getattr(one, kind) for one in samples]
-        rows.append([kind, *(f"{value:.0f}" for value in (values[0], values[-1], min(values), max(values))), f"{growth:+.1%}"])
+        growth = f"{slopes[kind]:+.1%}" if kind in slopes else ""
+        rows.append([kind, *(f"{value:.0f}" for value in (values[0], values[-1], min(values), max(values))), growth])
     table(["of all lasting processes", "first", "last", "least", "most", "an hour"], rows)
     for told in callers.counts.told[:_MOST_TOLD]:
         print(told)

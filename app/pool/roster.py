@@ -142,7 +142,7 @@ class Roster:
             slot.unborn += 1
         elif slot.state == "loading":
             slot.deaths += 1
-        slot.restarts += 1
+        slot.restarts += born
         what = (
             f"its worker died {slot.deaths} times while loading" if born else f"no process could be started {slot.unborn} times"
         )

@@ -187,6 +187,7 @@ class Supervisor:
         self.publish()
         self._loading.settle_all()
         self._switching.look()
+        self._check_settled()
 
     def _on_frontend_exit(self, name: str, pid: int, status: int) -> None:
         log.warning("%s died (status %d); replacing it", name, status)
@@ -218,7 +219,7 @@ class Supervisor:
 
     def _check_settled(self) -> None:
         preloaded = [served for served in self._roster.models.values() if served.preload]
-        if self.frontends and all(served.meta or served.state in ("ready", "failed") for served in preloaded):
+        if self.frontends and all(served.meta or served.in_doubt or served.state in ("ready", "failed") for served in preloaded):
             self._settled.set()
 
     # Watching

@@ -106,9 +106,9 @@ class Switching:
                 self._make(change)
 
     def _waits(self, change: _Change) -> bool:
-        """A version's share is made from what is there then: those that came before it come first."""
-        before = self._changes[: self._changes.index(change)]
-        return bool(change.adopted) and any(other.adopted and other.model == change.model for other in before)
+        """A version's share is made from what is there then: those that came before it come first, unless nobody knows when."""
+        before = [other.adopted for other in self._changes[: self._changes.index(change)] if other.model == change.model]
+        return bool(change.adopted) and any(key and not self._roster.models[key].in_doubt for key in before)
 
     def _make(self, change: _Change) -> None:
         self._changes.remove(change)

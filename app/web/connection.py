@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import select
 import sys
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from app.web.problems import from_error
 _CLOSES = (b"connection", b"close")
 _REST_S = 0.01  # for which the rest of a request that may be refused is waited for, and …
 _MOST_WAITED = 1 << 16  # … up to how many bytes
+_READ_S = 0.01  # in which the loop reads what has come
 _MOST_HEADER = 1 << 16  # bytes; of small fields, each takes twenty times as much memory
 
 
@@ -189,11 +191,7 @@ class Connection(HttpToolsProtocol):
             if isinstance(one, Connection) and (since := one._idle_since())
         )
         chosen = {one.transport.get_extra_info("socket").fileno(): one for *_, one in idle[: max(1, self.most // 16)]}
-        poller = select.poll()
-        for descriptor in chosen:
-            poller.register(descriptor, select.POLLIN)
-        asking = {descriptor for descriptor, _ in poller.poll(0)}  # a request has come that this loop has yet to read
-        for descriptor in chosen.keys() - asking:
+        for descriptor in chosen.keys() - _asking(chosen):
             chosen[descriptor].transport.abort()  # what it has not read of its last answer it will not read
         return bool(idle)
 
@@ -204,8 +202,21 @@ class Connection(HttpToolsProtocol):
         waits = self.timeout_keep_alive_task
         return None if waits is None else waits.when() - self.timeout_keep_alive
 
+    def timeout_keep_alive_handler(self) -> None:
+        """After a pause of the process this comes before what was sent meanwhile is read."""
+        if self._asks():
+            self.timeout_keep_alive_task = self.loop.call_later(_READ_S, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _asks(self) -> bool:
+        return not self.transport.is_closing() and bool(_asking([self.transport.get_extra_info("socket").fileno()]))
+
     def _end(self) -> None:
         self._late = None
+        if self._asks():  # the same
+            self._late = self.loop.call_later(_READ_S, self._end)
+            return
         if self.cycle is not None and not self.cycle.response_complete:  # the request before it is still being answered
             self._late = self.loop.call_later(self.silence_s, self._end)
             return
@@ -227,6 +238,14 @@ class Connection(HttpToolsProtocol):
 
 
 def _nothing() -> None: ...
+
+
+def _asking(descriptors: Iterable[int]) -> set[int]:
+    """Those from which something has come that this loop has yet to read."""
+    poller = select.poll()
+    for descriptor in descriptors:
+        poller.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poller.poll(0)}
 
 
 def most_connections(descriptors: int) -> int:

@@ -27,9 +27,10 @@ _UPLOAD, _STATED = re.compile(rb"POST /finetune[? ]"), re.compile(rb"\r\ncontent
 async def take_over(left: Sequence[socket.socket], journal: Journal, line: Callable[[Slot], Line]) -> None:
     """Go on with what can be gone on with; close the others."""
     loop, closed = asyncio.get_running_loop(), 0
+    lost: list[str] = []
     for connection in left:
         try:
-            if slot := _slot(journal, connection):
+            if slot := _slot(journal, connection, lost):
                 await loop.connect_accepted_socket(partial(line, slot), connection)
                 continue
         except OSError as error:  # of one connection, which must not end the others
@@ -38,9 +39,12 @@ async def take_over(left: Sequence[socket.socket], journal: Journal, line: Calla
         closed += 1
     if left:
         log.warning("%d connections of a lost frontend go on; %d could not", len(left) - closed, closed)
+    if lost:
+        log.warning("%d of these have callers, such as %s", len(lost), lost[0])
 
 
-def _slot(journal: Journal, connection: socket.socket) -> Slot | None:
+def _slot(journal: Journal, connection: socket.socket, lost: list[str]) -> Slot | None:
+    """The slot of a connection that can go on. If it cannot, and its caller is here, what was seen is added to `lost`."""
     descriptor = connection.fileno()
     note, seen = journal.note(descriptor), Seen.of(connection)
     pending = judge(note, seen)
@@ -50,7 +54,7 @@ def _slot(journal: Journal, connection: socket.socket) -> Slot | None:
     if pending is None or not (pending.unsent or is_harmless(bytes(slot.waiting()[:_HEADER_BYTES]), slot.length)):
         slot.clear()
         if seen.alive:
-            log.warning("its caller is here, but a connection cannot go on: %s, %s", note, seen)
+            lost.append(f"{note}, {seen}")
         return None
     return slot
 

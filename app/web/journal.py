@@ -18,7 +18,10 @@ import termios
 from typing import NamedTuple
 
 _NOTE = struct.Struct("<QQQQQIIIIQ")
-_HEAD_BYTES = 64
+_WHICH = (
+    2 * _NOTE.size
+)  # two notes in turn, and which of them counts: one that is half written when a frontend is killed does not
+_HEAD_BYTES = 192
 _ROOM_BYTES = 1 << 16  # read at once
 _KEPT = 256  # slots of a page or two that stay ours when their connections end: giving one back and taking it again costs 26 µs
 _SPARSE_BYTES = 1 << 42  # of addresses, not of memory; processes have 2 ** 47
@@ -130,7 +133,12 @@ class Journal:
 
     def note(self, descriptor: int) -> Note:
         """What stands there."""
-        return Note._make(_NOTE.unpack_from(self.map, descriptor * self.slot_bytes))
+        start = descriptor * self.slot_bytes
+        return Note._make(_NOTE.unpack_from(self.map, start + self.which(descriptor) * _NOTE.size))
+
+    def which(self, descriptor: int) -> int:
+        """Which of the two notes there counts."""
+        return self.map[descriptor * self.slot_bytes + _WHICH] & 1
 
 
 class Slot:
@@ -138,7 +146,7 @@ class Slot:
 
     __slots__ = (
         *("_after", "_before", "_broken", "_cleared", "_first", "_interim"),
-        *("_journal", "_kept", "_read", "_sent", "_spilling", "_start"),
+        *("_journal", "_kept", "_read", "_sent", "_spilling", "_start", "_which"),
         *("before", "blamed", "flight", "inherited", "length", "lives", "several", "unsent"),
     )
 
@@ -146,6 +154,7 @@ class Slot:
         """Of a new connection, or of one that was left behind."""
         self._journal = journal
         self._start = descriptor * journal.slot_bytes
+        self._which = journal.which(descriptor) if seen else 0  # as `clear` leaves it
         self._first = self._part(0, _ROOM_BYTES)
         self._read, self._sent = (seen.read, seen.written) if seen else (0, 0)
         self.length, self.lives, self.unsent = (pending.length, pending.lives + 1, pending.unsent) if pending else (0, 0, 0)
@@ -169,7 +178,10 @@ class Slot:
 
     def _write(self) -> None:
         sizes = (self._read, self.length, self._before, self._after, self._kept)
-        _NOTE.pack_into(self._journal.map, self._start, *sizes, self.lives, self._broken, self._interim, self.blamed, self.flight)
+        rest = (self.lives, self._broken, self._interim, self.blamed, self.flight)
+        self._which ^= 1
+        _NOTE.pack_into(self._journal.map, self._start + self._which * _NOTE.size, *sizes, *rest)
+        self._journal.map[self._start + _WHICH] = self._which
 
     def waiting(self) -> memoryview:
         """The request that is under way, as far as it is here."""
@@ -275,7 +287,7 @@ class Slot:
     def clear(self) -> None:
         """The connection is gone."""
         self._cleared = True
-        _NOTE.pack_into(self._journal.map, self._start, *Note())
+        self._journal.map[self._start : self._start + _HEAD_BYTES] = bytes(_HEAD_BYTES)
         if self._start >= _KEPT * self._journal.slot_bytes:
             self._give_back(0)
         elif self.length + self._kept > _ROOM_BYTES:

@@ -8,6 +8,7 @@ message for each, and lose those that came in the moment before.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import socket
@@ -66,8 +67,14 @@ def keep(control: socket.socket, listening: socket.socket, live: Live) -> None:
 
 
 def _descriptors() -> set[int]:
-    """Those that are open."""
-    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
+    """Those that are open; not the one that lists them, whose number the next one gets."""
+    return set(filter(_is_open, [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]))
+
+
+def _is_open(descriptor: int) -> bool:
+    with suppress(OSError):
+        return bool(fcntl.fcntl(descriptor, fcntl.F_GETFD) >= 0)
+    return False
 
 
 def _left(ours: set[int], home: Any) -> list[socket.socket]:
@@ -79,8 +86,7 @@ def _left(ours: set[int], home: Any) -> list[socket.socket]:
         try:
             found = socket.socket(fileno=descriptor)
         except OSError:  # no socket
-            with suppress(OSError):  # it was what listed the others
-                os.close(descriptor)
+            os.close(descriptor)
             continue
         if is_caller(found, home):
             left.append(found)

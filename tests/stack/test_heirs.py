@@ -260,6 +260,10 @@ def test_what_was_accepted_before_the_end_is_answered_whoever_is_killed_then(toy
         caller.sendall(head(length=len(CYAN)) + CYAN)
         in_flight(server, 1)
         (old,) = named(server, "hearth http")
+        old.kill()  # what its heir listens on, too, is closed when it is told to end
+        taken_over(server, old)
+        (old,) = named(server, "hearth http")
+        in_flight(server, 1)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: is_refused(server))
         old.kill()

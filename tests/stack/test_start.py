@@ -19,6 +19,8 @@ from tests.stack.test_profiles import OFFLINE, write_card
 # As some libraries in C do: what is raised while they are imported becomes an error of theirs.
 INTERRUPTED = """
 import os, signal
+if signal.getsignal(signal.{name}) is signal.SIG_IGN:  # as a shell in the background has it
+    signal.signal(signal.{name}, signal.default_int_handler)
 try:
     os.kill(os.getpid(), signal.{name})
     for _ in range(1000): pass

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from app.engine.device import spare_threads
+from app.engine import device
 
 
 @pytest.fixture(autouse=True)
@@ -19,20 +19,31 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def taking(seconds: dict[int, float]) -> None:
-    spare_threads(lambda: time.sleep(seconds[torch.get_num_threads()]))
+@pytest.fixture
+def taking(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], None]:
+    """By number of threads the seconds of a call, on a clock of paper."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def found(seconds: dict[int, float]) -> None:
+        def call() -> None:
+            clock.now += seconds[torch.get_num_threads()]
+
+        device.spare_threads(call)
+
+    return found
 
 
-def test_a_quick_model_that_gains_little_gets_one_thread():
+def test_a_quick_model_that_gains_little_gets_one_thread(taking: Callable[[dict[int, float]], None]):
     taking({1: 0.001, 2: 0.001})
     assert torch.get_num_threads() == 1
 
 
-def test_a_quick_model_that_gains_keeps_them():
+def test_a_quick_model_that_gains_keeps_them(taking: Callable[[dict[int, float]], None]):
     taking({1: 0.004, 2: 0.001})
     assert torch.get_num_threads() == 2
 
 
-def test_a_slow_model_keeps_them_untried():
+def test_a_slow_model_keeps_them_untried(taking: Callable[[dict[int, float]], None]):
     taking({1: 0.02, 2: 0.0})
     assert torch.get_num_threads() == 2

@@ -158,6 +158,22 @@ async def test_a_model_that_was_ready_is_not_given_up_because_one_of_its_workers
     assert (served.state, served.why) == ("ready", "")
 
 
+async def test_a_model_that_no_process_can_be_started_for_keeps_nobody_from_announcing(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor._nursery, "fork", lambda _: None)
+    monkeypatch.setattr(supervisor, "tell", lambda _, to: None)
+    supervisor.frontends.add("frontend.1")
+    served = supervisor._roster.models["m"]
+    (birth,) = supervisor._roster.want("m", {})
+    supervisor._loading.fork(birth)
+    for turn in range(3):
+        assert not supervisor._settled.is_set()
+        supervisor._on_exited(served.slots[0].worker, 0, 1)
+        assert served.in_doubt == (turn == 2) and served.slots[0].restarts == 0
+    assert supervisor._settled.is_set()
+
+
 async def test_a_worker_that_stands_still_between_two_batches_is_killed_after_its_stall_limit(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ):

@@ -138,8 +138,11 @@ async def test_an_adopted_version_waits_where_a_caller_hears_that_it_may_never_b
     stage.roster.models["m@2"].why = "no memory; it is tried again"
     stage.switching.look()
     assert "no memory" in stage.house.told[0].detail and stage.shares() == {"m@1": 1.0}
+    stage.switching.adopt(card("m@3", tmp_path), 0.5)
+    stage.ready("m@3")
+    assert stage.shares() == {"m@1": 0.5, "m@3": 0.5}, "it waits for none of which nobody knows when it will be ready"
     stage.ready("m@2")
-    assert stage.shares() == {"m@1": 0.5, "m@2": 0.5}
+    assert stage.shares() == {"m@1": 0.25, "m@2": 0.5, "m@3": 0.25}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

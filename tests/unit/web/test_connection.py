@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +27,9 @@ HEADS = [(b"date", b"now")]  # of every answer
 class Transport:
     """Keeps what is written."""
 
-    def __init__(self) -> None:
+    def __init__(self, socket: socket.socket | None = None) -> None:
         self.sent, self.closed, self.aborted = b"", False, False
+        self._socket = socket
 
     def write(self, data: bytes) -> None:
         self.sent += data
@@ -41,8 +43,8 @@ class Transport:
     def is_closing(self) -> bool:
         return self.closed
 
-    def get_extra_info(self, _: str) -> Any:
-        return None
+    def get_extra_info(self, name: str) -> Any:
+        return self._socket if name == "socket" else None
 
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
@@ -241,3 +243,18 @@ async def test_a_refusal_says_that_it_closes_where_it_does():
         transport, read = await feed(data + request(b"next"), app, len(data))
         assert b"connection: close" in transport.sent.lower() and transport.sent.endswith(b"no") and transport.closed
         assert read == len(data)
+
+
+@pytest.mark.parametrize("timer", [Connection.timeout_keep_alive_handler, Connection._end], ids=["idle", "new"])
+async def test_what_came_while_the_process_was_paused_is_read_before_its_connection_is_closed_for_silence(timer: Any):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        transport = Transport(ours)
+        connection = made(echo, transport)
+        theirs.sendall(GET)
+        timer(connection)
+        assert not transport.closed and (connection.timeout_keep_alive_task or connection._late)
+        ours.recv(99)
+        timer(connection)
+        assert transport.closed
+        connection.connection_lost(None)

@@ -64,10 +64,12 @@ def test_a_note_that_reaches_into_anothers_slot_is_not_believed():
             slot = Slot(journal, ours.fileno())
             slot.came(ours.recv_into(slot.room()))
             assert bytes(slot.waiting()) == request
-            assert heirs._slot(journal, ours) is not None
+            lost: list[str] = []
+            assert heirs._slot(journal, ours, lost) is not None and not lost
             slot.length = journal.slot_bytes
             slot._write()
-            assert heirs._slot(journal, ours) is None
+            assert heirs._slot(journal, ours, lost) is None
+            assert f"length={journal.slot_bytes}" in lost[0], "its caller is here"
             assert journal.note(ours.fileno()) == Note()
 
 

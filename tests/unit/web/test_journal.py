@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from app.web import journal as journal_module
 from app.web.journal import EARLY, GONE, Journal, Note, Pending, Seen, Slot, judge
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the journal is Linux's")
@@ -104,6 +105,25 @@ def read(slot: Slot, size: int) -> None:
         room[:] = b"x" * len(room)
         slot.came(len(room))
         size -= len(room)
+
+
+def test_a_note_that_was_half_written_when_a_frontend_was_killed_does_not_count(journal: Journal):
+    slot = Slot(journal, 3)
+    head = slice(3 * journal.slot_bytes, 3 * journal.slot_bytes + journal_module._HEAD_BYTES)
+    for size in (50, 70, 90):
+        before, noted = bytes(journal.map[head]), journal.note(3)
+        read(slot, size)
+        after, now = bytes(journal.map[head]), journal.note(3)
+        assert noted != now
+        for written in range(journal_module._WHICH + 1):
+            journal.map[head] = after[:written] + before[written:]
+            assert journal.note(3) == noted, f"{written} bytes of it"
+        journal.map[head] = after
+        slot.going(10, last=True)
+    heir = Slot(journal, 3, Seen(True, 210, 30), judge(journal.note(3), Seen(True, 210, 30)))
+    assert journal.note(3).read == 210 and heir.length == 0
+    slot.clear()
+    assert not any(journal.map[head])
 
 
 def test_a_large_request_gives_its_memory_back_when_it_was_answered(journal: Journal):

@@ -57,6 +57,12 @@ def test_a_keeper_whose_frontend_closed_what_all_listen_on_ends(monkeypatch: pyt
         keeper.keep(theirs, listening, lambda *_: None)
 
 
+def test_what_lists_the_descriptors_is_none_of_them():
+    found = keeper._descriptors()
+    with socket.socket() as next_one:
+        assert next_one.fileno() not in found, "the first of a frontend's was taken for the keeper's, and never closed"
+
+
 def test_callers_are_connections_to_where_we_listen():
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,

@@ -1,0 +1,29 @@
+"""Frontends whose loop does not turn."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from app.pool import frontends
+from app.pool.frontends import Frontends, _Frontend
+from app.wire.blackbox import BlackBox
+
+
+@pytest.mark.parametrize(("resumed", "killed"), [(0.0, [77]), (9.0, [])], ids=["it alone", "the whole machine stood still"])
+async def test_who_has_not_moved_is_killed_unless_nobody_could(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: float, killed: list[int]
+):
+    found: list[int] = []
+    monkeypatch.setattr(frontends, "kill", found.append)
+    with socket.socket() as listening:
+        house = Frontends({}, listening, str(tmp_path))
+        box = BlackBox(tmp_path / "frontend.1.blackbox", create=True)
+        box.beat(1.0, 0)
+        house._living["frontend.1"] = _Frontend(77, asyncio.get_running_loop().create_future(), box)
+        house.kill_silent(10.0, 5.0, resumed)
+        box.close()
+    assert found == killed
