@@ -5,7 +5,7 @@
 Every answer is compared with the known one. Workers, nursery and frontends are killed, a model is loaded and unloaded. Slopes are
 of least squares over the samples after the first fifth, in which allocators and caches fill. What comes and goes has no part in
 them: tuners, and workers of models that are loaded, tuned and replaced meanwhile. Whether one of these is there when it is looked
-moves a slope by more than its bound. Of these there are never more than a few; at the end one version of the tuned model, and
+moves a slope by more than its bound. Of these there are never more than a few; at the end two versions of the tuned model, and
 when that is unloaded, none. What is out of bounds (bars.py) ends the program with 1.
 """
 
@@ -178,9 +178,10 @@ class Trouble:
         if self._job:
             self._http.post(f"/finetune/{self._job}/cancel")
         self._http.post(f"/models/{_MOVABLE}/unload")
-        versions = self._here(f"hearth {_TUNED}", most=1)  # the others left by themselves
+        busy = self._here("hearth tune", "hearth choosing", most=0)  # what was just finished is taken into service
+        versions = self._here(f"hearth {_TUNED}", most=2)  # that and the one to go back to; the others left by themselves
         self._http.post(f"/models/{_TUNED}/unload")
-        self.left = versions[1:] + self._here(*_PASSING, most=0)
+        self.left = busy + versions[2:] + self._here(*_PASSING, most=0)
 
     def _here(self, *names: str, most: int) -> list[str]:
         """Processes so called, once there were at most so many for a few looks; or when time is over."""

@@ -202,23 +202,23 @@ class Connection(HttpToolsProtocol):
         waits = self.timeout_keep_alive_task
         return None if waits is None else waits.when() - self.timeout_keep_alive
 
-    def timeout_keep_alive_handler(self) -> None:
-        """After a pause of the process this comes before what was sent meanwhile is read."""
-        if self._asks():
-            self.timeout_keep_alive_task = self.loop.call_later(_READ_S, self.timeout_keep_alive_handler)
+    def timeout_keep_alive_handler(self, last: bool = False) -> None:
+        """After a pause of the process this comes before what was sent meanwhile is read: that is waited for, once."""
+        if not last and self._asks():
+            self.timeout_keep_alive_task = self.loop.call_later(_READ_S, self.timeout_keep_alive_handler, True)
         else:
             super().timeout_keep_alive_handler()
 
     def _asks(self) -> bool:
         return not self.transport.is_closing() and bool(_asking([self.transport.get_extra_info("socket").fileno()]))
 
-    def _end(self) -> None:
+    def _end(self, last: bool = False) -> None:
         self._late = None
-        if self._asks():  # the same
-            self._late = self.loop.call_later(_READ_S, self._end)
-            return
         if self.cycle is not None and not self.cycle.response_complete:  # the request before it is still being answered
             self._late = self.loop.call_later(self.silence_s, self._end)
+            return
+        if not last and self._asks():  # the same
+            self._late = self.loop.call_later(_READ_S, self._end, True)
             return
         if self.scope is not None:  # something came
             self.give_up(silent("the header", self.silence_s))

@@ -35,6 +35,7 @@ async def take_over(left: Sequence[socket.socket], journal: Journal, line: Calla
                 continue
         except OSError as error:  # of one connection, which must not end the others
             log.error("a connection could not be taken over: %s", error)
+            Slot(journal, connection.fileno()).clear()  # the next one with its number begins anew
         connection.close()
         closed += 1
     if left:

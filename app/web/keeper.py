@@ -50,6 +50,7 @@ def keep(control: socket.socket, listening: socket.socket, live: Live) -> None:
         for line in numbers:
             if int(line) == NO_MORE:
                 accepting = False
+                ours.discard(listening.fileno())
                 listening.close()
                 continue
             if accepting and not is_listening(listening):

@@ -133,8 +133,12 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept, and take over."""
         await super().startup(sockets)
+        left, self._left = self._left, []
         if self._journal is not None:
-            await take_over(self._left, self._journal, partial(self._line, self._journal))
+            await take_over(left, self._journal, partial(self._line, self._journal))
+        else:
+            for connection in left:  # nothing is known of it
+                connection.close()
 
 
 def _beat(box: BlackBox) -> None:

@@ -254,6 +254,9 @@ async def test_what_came_while_the_process_was_paused_is_read_before_its_connect
         theirs.sendall(GET)
         timer(connection)
         assert not transport.closed and (connection.timeout_keep_alive_task or connection._late)
+        timer(connection, True)
+        assert transport.closed, "once is enough: the loop would have read it"
+        transport.closed = False
         ours.recv(99)
         timer(connection)
         assert transport.closed
