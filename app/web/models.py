@@ -38,8 +38,8 @@ async def load(request: Request, name: str) -> Response:
         raise Conflict(f"{name} could not be loaded: {model.why}")
     if model.state == "unloaded":
         raise Conflict(f"{name} was unloaded meanwhile; agree on what is wanted, then load it again")
-    if model.state == "loading":  # it has been tried a few times
-        raise Loading(f"{name} is not ready{model.why and f': {model.why}'}; ask again in a moment", retry_after_s=1.0)
+    if model.state == "loading" and model.why:  # it has been tried a few times; else it was ready, and is again in a moment
+        raise Loading(f"{name} is not ready: {model.why}; ask again in a moment", retry_after_s=1.0)
     return reply(_told(model))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
 
@@ -9,14 +11,15 @@ from app.pool.base import Model
 from tests.unit.web.conftest import ToyPool
 
 
+@pytest.mark.parametrize(("why", "status"), [("no memory; it is tried again", 503), ("", 200)], ids=["in doubt", "replaced"])
 async def test_a_model_of_which_nobody_knows_whether_it_will_be_ready_is_not_loaded(
-    client: httpx.AsyncClient, pool: ToyPool, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, pool: ToyPool, monkeypatch: pytest.MonkeyPatch, why: str, status: int
 ):
-    async def doubt(*_: str) -> Model:
-        pool.state = "loading"
-        return pool._model()
+    async def change(*_: str) -> Model:
+        return replace(pool._model(), state="loading", why=why)
 
-    monkeypatch.setattr(pool, "change", doubt)
+    monkeypatch.setattr(pool, "change", change)
     answer = await client.post("/models/toy/load")
-    assert (answer.status_code, answer.json()["code"]) == (503, "loading")
-    assert answer.headers["retry-after"]
+    assert answer.status_code == status
+    if why:
+        assert answer.json()["code"] == "loading" and why in answer.json()["detail"] and answer.headers["retry-after"]
