@@ -131,8 +131,11 @@ def _why(error: Exception) -> str:
 
 def is_archive(path: Path) -> bool:
     """A zip or a tar, whatever its name is; or a piece of one, which `unpack` refuses."""
-    with path.open("rb") as file:
-        return file.read(8).startswith(_PACKED) or zipfile.is_zipfile(path) or _is_tar(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(8).startswith(_PACKED) or zipfile.is_zipfile(path) or _is_tar(path)
+    except MemoryError:  # what may be bare LZMA is tried as such, and its dictionary is as large as four bytes say
+        return False
 
 
 def _too_many(bounds: Bounds) -> TooLarge:

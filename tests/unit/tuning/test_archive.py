@@ -225,6 +225,17 @@ def test_a_member_that_needs_more_memory_than_there_is_is_told(into: Path, tmp_p
         unpack(tmp_path / "packed.zip", into)
 
 
+def test_what_may_be_bare_lzma_and_asks_for_too_much_memory_is_none(into: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def starved(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    (tmp_path / "packed").write_bytes(b".\xff\xff\xff\xff\x80" + bytes(600))
+    monkeypatch.setattr(tarfile, "open", starved)
+    assert not is_archive(tmp_path / "packed")
+    with pytest.raises(BadInput, match="it needs more memory than there is"):
+        unpack(tmp_path / "packed", into)
+
+
 def test_twice_the_same_name(into: Path, tmp_path: Path):
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         for _ in range(2):
