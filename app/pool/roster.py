@@ -11,16 +11,9 @@ from app.engine.placement import place
 from app.tasks.base import Files
 from app.wire.messages import Entry, Route, Table, Worker
 
-_TRIES = 3  # deaths in a row while loading, after which a model that never was ready counts as failed; others get another …
-_PAUSES_S = (
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    10.0,
-)  # … try after these, the last one again and again, and so does what has no process
+_TRIES = 3  # deaths in a row while loading, after which a model that never was ready counts as failed
+# Before others get another try, the last one again and again; so does what no process could be started for.
+_PAUSES_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
 
 
 @dataclass(slots=True)

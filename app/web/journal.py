@@ -18,9 +18,8 @@ import termios
 from typing import NamedTuple
 
 _NOTE = struct.Struct("<QQQQQIIIIQ")
-_WHICH = (
-    2 * _NOTE.size
-)  # two notes in turn, and which of them counts: one that is half written when a frontend is killed does not
+# Two notes in turn, and which of them counts: one that is half written when a frontend is killed does not.
+_WHICH = 2 * _NOTE.size
 _HEAD_BYTES = 192
 _ROOM_BYTES = 1 << 16  # read at once
 _KEPT = 256  # slots of a page or two that stay ours when their connections end: giving one back and taking it again costs 26 µs

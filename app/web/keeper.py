@@ -13,7 +13,6 @@ import gc
 import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,9 +72,11 @@ def _descriptors() -> set[int]:
 
 
 def _is_open(descriptor: int) -> bool:
-    with suppress(OSError):
-        return bool(fcntl.fcntl(descriptor, fcntl.F_GETFD) >= 0)
-    return False
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
 
 
 def _left(ours: set[int], home: Any) -> list[socket.socket]:
