@@ -178,10 +178,10 @@ class Trouble:
         if self._job:
             self._http.post(f"/finetune/{self._job}/cancel")
         self._http.post(f"/models/{_MOVABLE}/unload")
-        busy = self._here("hearth tune", "hearth choosing", most=0)  # what was just finished is taken into service
+        self._here("hearth tune", "hearth choosing", most=0)  # what was just finished is taken into service
         versions = self._here(f"hearth {_TUNED}", most=2)  # that and the one to go back to; the others left by themselves
         self._http.post(f"/models/{_TUNED}/unload")
-        self.left = busy + versions[2:] + self._here(*_PASSING, most=0)
+        self.left = versions[2:] + self._here(*_PASSING, most=0)
 
     def _here(self, *names: str, most: int) -> list[str]:
         """Processes so called, once there were at most so many for a few looks; or when time is over."""

@@ -177,7 +177,7 @@ class Supervisor:
             model = found[0].card.name
             reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             log.warning("worker %s died (%s), %d samples were running", name, reason, len(running))
-            if found[1].pid:  # else there was none
+            if found[1].pid or found[1].state == "ready":  # else there was none
                 self._seen.worker_restarted(model)
             if birth := self._roster.died(name, reason):
                 self._loading.fork(birth)

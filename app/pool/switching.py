@@ -102,20 +102,10 @@ class Switching:
             lost = next((key for key, one in served.items() if not one.wanted or (change.asker and one.in_doubt)), None)
             if lost is not None:
                 self._refuse(change, Conflict(f"{lost} cannot answer: {served[lost].why or 'it was unloaded meanwhile'}"))
-            elif all(one.state == "ready" for one in served.values()) and not self._waits(change):
+            elif all(one.state == "ready" for one in served.values()):
                 self._make(change)
 
-    def _waits(self, change: _Change) -> bool:
-        """A version's share is made from what is there then: those that came before it come first, unless nobody knows when."""
-        return any(not self._roster.models[other.adopted].in_doubt for other in self._before(change))
-
-    def _before(self, change: _Change) -> list[_Change]:
-        """Of a version that is adopted: those that were before it."""
-        earlier = self._changes[: self._changes.index(change)] if change.adopted else []
-        return [other for other in earlier if other.adopted and other.model == change.model]
-
     def _make(self, change: _Change) -> None:
-        overtaken = self._before(change)
         self._changes.remove(change)
         there = self._there()
         route = change.route or self._traffic.adoption(change.adopted, change.share, there)
@@ -130,8 +120,6 @@ class Switching:
             why = f"the change cannot be written down ({error.strerror}); see that HEARTH_HOME has room and can be written"
             self._deny(change, Unavailable(why))
             return
-        for other in overtaken:  # it would take over from a newer one
-            self._refuse(other, Conflict(f"{change.adopted} was ready before {other.adopted}, which is older"))
         said = ", ".join(f"{key} ({share:.0%})" for key, share in route.shares.items())
         log.info("%s is answered by %s", change.model, said)
         self._house.publish()

@@ -82,14 +82,17 @@ class Traffic:
         return Route(given, key)
 
     def adoption(self, key: str, share: float, keys: Collection[str]) -> Route | None:
-        """The route that gives a new version its share; None if it had it before."""
+        """The route that gives a new version its share of what older ones have; None if it had it before. Several may come
+        in any order: none takes anything from a newer one.
+        """
         if key in self._record.adopted:
             return None
         before = self._present(name_of(key), [other for other in keys if other != key])
-        if before is None or share >= 1:
+        if before is None:
             return Route({key: 1.0})
-        shares = {other: part * (1 - share) for other, part in before.shares.items()} | {key: share}
-        return Route({other: part for other, part in shares.items() if part}, before.shadow)
+        older = {other: part for other, part in before.shares.items() if number_of(other) < number_of(key)}
+        shares = before.shares | {other: part * (1 - share) for other, part in older.items()} | {key: sum(older.values()) * share}
+        return Route({other: part for other, part in shares.items() if part}, before.shadow if share < 1 else "")
 
     def put(self, model: str, route: Route, keys: Collection[str], adopted: str = "") -> None:
         """The route is the present one now. On the disk when this returns; raises OSError, and all is as before."""

@@ -11,6 +11,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from app.logs import log
@@ -35,7 +36,8 @@ async def take_over(left: Sequence[socket.socket], journal: Journal, line: Calla
                 continue
         except OSError as error:  # of one connection, which must not end the others
             log.error("a connection could not be taken over: %s", error)
-            Slot(journal, connection.fileno()).clear()  # the next one with its number begins anew
+            with suppress(OSError):
+                Slot(journal, connection.fileno()).clear()  # the next one with its number begins anew
         connection.close()
         closed += 1
     if left:

@@ -34,11 +34,13 @@ async def model(request: Request, name: str) -> Response:
 async def load(request: Request, name: str) -> Response:
     """Returns when it is ready. Weights that are not on this machine are downloaded first."""
     model = await _pool(request).change(name, "load")
+    while model.state == "loading" and not model.why:  # it was ready, and another caller loads it anew
+        model = await _pool(request).change(name, "load")
     if model.state == "failed":
         raise Conflict(f"{name} could not be loaded: {model.why}")
     if model.state == "unloaded":
         raise Conflict(f"{name} was unloaded meanwhile; agree on what is wanted, then load it again")
-    if model.state == "loading" and model.why:  # it has been tried a few times; else it was ready, and is again in a moment
+    if model.state == "loading":  # it has been tried a few times
         raise Loading(f"{name} is not ready: {model.why}; ask again in a moment", retry_after_s=1.0)
     return reply(_told(model))
 

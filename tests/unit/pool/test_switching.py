@@ -142,7 +142,25 @@ async def test_an_adopted_version_waits_where_a_caller_hears_that_it_may_never_b
     stage.ready("m@3")
     assert stage.shares() == {"m@1": 0.5, "m@3": 0.5}, "it waits for none of which nobody knows when it will be ready"
     stage.ready("m@2")
-    assert stage.shares() == {"m@1": 0.5, "m@3": 0.5}, "nor does an older one take over from a newer one"
+    assert stage.shares() == {"m@1": 0.25, "m@2": 0.25, "m@3": 0.5}, "as if they had been ready in their order"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("announced", [("m@2", "m@3"), ("m@3", "m@2")])
+@pytest.mark.parametrize("ready", [("m@2", "m@3"), ("m@3", "m@2")])
+async def test_several_new_versions_share_the_traffic_alike_whatever_their_order(
+    tmp_path: Path, share: float, announced: tuple[str, str], ready: tuple[str, str]
+):
+    stage, shares = Stage(tmp_path, 1, ready=("m@1",)), {"m@2": 0.5, "m@3": share}
+    for key in announced:
+        stage.switching.adopt(card(key, tmp_path), shares[key])
+    for key in ready:
+        stage.ready(key)
+    wanted = {"m@1": 0.5 * (1 - share), "m@2": 0.5 * (1 - share), "m@3": share}
+    assert stage.shares() == pytest.approx({key: part for key, part in wanted.items() if part})
+    for key in announced:  # a foreman that begins anew tells of them again
+        stage.switching.adopt(card(key, tmp_path), 1.0)
+    assert stage.shares() == pytest.approx({key: part for key, part in wanted.items() if part})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -167,7 +185,7 @@ async def test_new_versions_get_their_shares_in_the_order_in_which_they_came_not
     stage.switching.adopt(card("m@2", tmp_path), 1.0)
     stage.switching.adopt(card("m@3", tmp_path), 0.25)
     stage.ready("m@3")
-    assert stage.shares() == {"m@1": 1.0}
+    assert stage.shares() == {"m@1": 0.75, "m@3": 0.25}
     stage.ready("m@2")
     assert stage.shares() == {"m@2": 0.75, "m@3": 0.25}
 

@@ -36,6 +36,14 @@ def test_a_new_version_gets_its_share_and_the_others_keep_theirs_among_them(traf
     assert traffic.adoption("photos@3", 1.0, KEYS) is None, "no restart gives it again"
 
 
+def test_a_new_version_takes_nothing_from_a_newer_one(traffic: Traffic):
+    traffic.put("photos", Route({"photos@1": 0.5, "photos@3": 0.5}, "photos@1"), KEYS)
+    assert traffic.adoption("photos@2", 0.5, KEYS) == Route({"photos@1": 0.25, "photos@2": 0.25, "photos@3": 0.5}, "photos@1")
+    assert traffic.adoption("photos@2", 1.0, KEYS) == Route({"photos@2": 0.5, "photos@3": 0.5})
+    traffic.put("photos", Route({"photos@3": 1.0}), KEYS)
+    assert traffic.adoption("photos@2", 1.0, KEYS) == Route({"photos@3": 1.0})
+
+
 def test_the_first_version_takes_all_whatever_its_share(traffic: Traffic):
     assert traffic.adoption("photos@1", 0.1, ["photos@1"]) == Route({"photos@1": 1.0})
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
 import socket
 import sys
+from typing import Any
 
 import pytest
 
@@ -71,6 +75,32 @@ def test_a_note_that_reaches_into_anothers_slot_is_not_believed():
             assert heirs._slot(journal, ours, lost) is None
             assert f"length={journal.slot_bytes}" in lost[0], "its caller is here"
             assert journal.note(ours.fileno()) == Note()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the journal is Linux's")
+async def test_a_connection_that_cannot_be_taken_over_is_closed_and_forgotten_and_ends_no_other(monkeypatch: pytest.MonkeyPatch):
+    journal, there = Journal(1 << 16), asyncio.get_running_loop().connect_accepted_socket
+    with socket.create_server(("127.0.0.1", 0)) as listening, contextlib.ExitStack() as callers:
+        left = []
+        for _ in range(2):
+            caller = callers.enter_context(socket.create_connection(listening.getsockname()))
+            left.append(callers.enter_context(listening.accept()[0]))
+            caller.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            slot = Slot(journal, left[-1].fileno())
+            slot.came(left[-1].recv_into(slot.room()))
+        number = left[0].fileno()
+
+        async def connect(protocol: Any, connection: socket.socket) -> None:
+            if connection is left[0]:
+                raise OSError(errno.EMFILE, "Too many open files")
+            transport, _ = await there(asyncio.Protocol, connection)
+            callers.callback(transport.close)
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "connect_accepted_socket", connect, raising=False)
+        assert journal.note(number) != Note()
+        await heirs.take_over(left, journal, lambda _: None)  # type: ignore[arg-type, return-value]
+        assert journal.note(number) == Note()
+        assert left[0].fileno() == -1 and left[1].fileno() != -1
 
 
 @pytest.mark.parametrize("begun", [b"", b"P", b"POST /finetune HTTP/1.1\r\nhost: x\r\n"])

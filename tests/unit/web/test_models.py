@@ -11,15 +11,26 @@ from app.pool.base import Model
 from tests.unit.web.conftest import ToyPool
 
 
-@pytest.mark.parametrize(("why", "status"), [("no memory; it is tried again", 503), ("", 200)], ids=["in doubt", "replaced"])
 async def test_a_model_of_which_nobody_knows_whether_it_will_be_ready_is_not_loaded(
-    client: httpx.AsyncClient, pool: ToyPool, monkeypatch: pytest.MonkeyPatch, why: str, status: int
+    client: httpx.AsyncClient, pool: ToyPool, monkeypatch: pytest.MonkeyPatch
 ):
     async def change(*_: str) -> Model:
-        return replace(pool._model(), state="loading", why=why)
+        return replace(pool._model(), state="loading", why="no memory; it is tried again")
 
     monkeypatch.setattr(pool, "change", change)
     answer = await client.post("/models/toy/load")
-    assert answer.status_code == status
-    if why:
-        assert answer.json()["code"] == "loading" and why in answer.json()["detail"] and answer.headers["retry-after"]
+    assert answer.status_code == 503 and answer.headers["retry-after"]
+    assert answer.json()["code"] == "loading" and "no memory" in answer.json()["detail"]
+
+
+async def test_who_loads_a_model_that_another_caller_loads_anew_hears_when_that_is_done(
+    client: httpx.AsyncClient, pool: ToyPool, monkeypatch: pytest.MonkeyPatch
+):
+    states = ["loading", "loading", "ready"]
+
+    async def change(*_: str) -> Model:
+        return replace(pool._model(), state=states.pop(0))
+
+    monkeypatch.setattr(pool, "change", change)
+    answer = await client.post("/models/toy/load")
+    assert (answer.status_code, answer.json()["state"], states) == (200, "ready", [])
