@@ -65,7 +65,7 @@ class Switching:
         self._house.publish()
         under_way = any(change.adopted == key for change in self._changes)
         if not under_way and self._traffic.adoption(key, share, self._roster.models):
-            alone = versions_of(card.model, self._roster.models) == [key]
+            alone = not versions_of(card.model, self._there() - {key})
             self._begin(_Change(card.model, frozenset([key] if share or alone else []), adopted=key, share=share))
 
     def asked(self, peer: str, message: Switch | Back) -> None:
@@ -97,13 +97,23 @@ class Switching:
         """Make the changes whose versions are ready; refuse those of which one cannot be loaded, or where somebody waits to hear
         may never be: an adopted version can wait.
         """
-        for change in list(self._changes):
+        for change in sorted(self._changes, key=lambda change: number_of(change.adopted)):  # the oldest version first
             served = {key: self._roster.models[key] for key in change.keys}
             lost = next((key for key, one in served.items() if not one.wanted or (change.asker and one.in_doubt)), None)
             if lost is not None:
                 self._refuse(change, Conflict(f"{lost} cannot answer: {served[lost].why or 'it was unloaded meanwhile'}"))
-            elif all(one.state == "ready" for one in served.values()):
+            elif all(one.state == "ready" for one in served.values()) and not self._comes_later(change):
                 self._make(change)
+
+    def _comes_later(self, change: _Change) -> bool:
+        """While nothing answers, the oldest new version takes all, and the next ones their shares of that. Nobody waits for one
+        that may never be ready.
+        """
+        if not change.adopted or versions_of(change.model, self._there()):
+            return False
+        others = [other.adopted for other in self._changes if other.adopted and other.model == change.model]
+        number = number_of(change.adopted)
+        return any(number_of(other) < number and not self._roster.models[other].in_doubt for other in others)
 
     def _make(self, change: _Change) -> None:
         self._changes.remove(change)

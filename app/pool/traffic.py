@@ -92,7 +92,7 @@ class Traffic:
             return Route({key: 1.0})
         older = {other: part for other, part in before.shares.items() if number_of(other) < number_of(key)}
         shares = before.shares | {other: part * (1 - share) for other, part in older.items()} | {key: sum(older.values()) * share}
-        return Route({other: part for other, part in shares.items() if part}, before.shadow if share < 1 else "")
+        return Route({other: part for other, part in shares.items() if part}, before.shadow if share < 1 or not older else "")
 
     def put(self, model: str, route: Route, keys: Collection[str], adopted: str = "") -> None:
         """The route is the present one now. On the disk when this returns; raises OSError, and all is as before."""

@@ -30,6 +30,7 @@ async def take_over(left: Sequence[socket.socket], journal: Journal, line: Calla
     loop, closed = asyncio.get_running_loop(), 0
     lost: list[str] = []
     for connection in left:
+        descriptor = connection.fileno()
         try:
             if slot := _slot(journal, connection, lost):
                 await loop.connect_accepted_socket(partial(line, slot), connection)
@@ -37,7 +38,7 @@ async def take_over(left: Sequence[socket.socket], journal: Journal, line: Calla
         except OSError as error:  # of one connection, which must not end the others
             log.error("a connection could not be taken over: %s", error)
             with suppress(OSError):
-                Slot(journal, connection.fileno()).clear()  # the next one with its number begins anew
+                Slot(journal, descriptor).clear()  # the next one with its number begins anew
         connection.close()
         closed += 1
     if left:

@@ -17,6 +17,8 @@ from app.web.schemas import ModelAnswer, ModelsAnswer, Traffic, json_body, probl
 
 router = APIRouter(tags=["models"], dependencies=[Depends(no_query)])
 
+_TURNS = 10  # in which a model may be loaded anew by others
+
 
 @router.get("/models", response_model=ModelsAnswer, summary="All models and their states")
 async def models(request: Request) -> Response:
@@ -33,15 +35,17 @@ async def model(request: Request, name: str) -> Response:
 @router.post("/models/{name}/load", response_model=ModelAnswer, responses=problems(404, 409, 503), summary="Load a model")
 async def load(request: Request, name: str) -> Response:
     """Returns when it is ready. Weights that are not on this machine are downloaded first."""
-    model = await _pool(request).change(name, "load")
-    while model.state == "loading" and not model.why:  # it was ready, and another caller loads it anew
+    for _ in range(_TURNS):
         model = await _pool(request).change(name, "load")
+        if model.state != "loading" or model.why:
+            break  # else it was ready, and another caller loads it anew
     if model.state == "failed":
         raise Conflict(f"{name} could not be loaded: {model.why}")
     if model.state == "unloaded":
         raise Conflict(f"{name} was unloaded meanwhile; agree on what is wanted, then load it again")
     if model.state == "loading":  # it has been tried a few times
-        raise Loading(f"{name} is not ready: {model.why}; ask again in a moment", retry_after_s=1.0)
+        why = model.why or "others load and unload it all the time"
+        raise Loading(f"{name} is not ready: {why}; ask again in a moment", retry_after_s=1.0)
     return reply(_told(model))
 
 

@@ -97,10 +97,10 @@ def questions(server: Server, *models: str) -> list[Question]:
 
 
 @pytest.fixture
-def clock(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+def clock(tmp_path: Path, chaos: Chaos) -> tuple[Path, dict[str, str]]:
     """A file that says by how many seconds the clock is wrong, and what makes a server believe it."""
     if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler here")
+        (pytest.fail if chaos.long else pytest.skip)("there is no C compiler here")
     file, library = tmp_path / "ahead", tmp_path / "clock.so"
     file.write_bytes(struct.pack("l", 0))
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("clock.c")], check=True)

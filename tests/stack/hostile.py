@@ -148,9 +148,9 @@ def webm_claiming_hours() -> bytes:
     return bytes(raw)
 
 
-def zipped(files: dict[str, bytes]) -> bytes:
+def zipped(files: dict[str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(out, "w", packing) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
     return out.getvalue()
@@ -170,12 +170,34 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def with_png_chunk(kind: bytes, data: bytes) -> bytes:
+    raw = small("PNG")
+    return raw[:33] + png_chunk(kind, data) + raw[33:]
+
+
+def animated(kind: str, count: int) -> bytes:
+    """Large frames that differ by one pixel."""
+    frames = [Image.new("L" if kind == "TIFF" else "RGB", (500, 500)) for _ in range(count)]
+    for number, frame in enumerate(frames):
+        frame.putpixel((number, 0), 255 if kind == "TIFF" else (255, 255, 255))
+    more = {} if kind == "TIFF" else {"duration": 1}
+    return saved(frames[0], kind, save_all=True, append_images=frames[1:], **more)
+
+
 PICTURES_TOO_LARGE = {
     "GIF of 65535 x 65535": gif_claiming(65_535, 65_535),
     "WebP of 16383 x 16383": webp_claiming(16_383),
     "BMP, runs of 40,000 x 40,000": bmp_rle(40_000, 40_000),
     "TIFF of 60,000 x 60,000": tiff(60_000, 60_000, 1, bytes(8)),
     "JPEG of 65,500 x 65,500": small("JPEG").replace(struct.pack(">HH", 40, 60), struct.pack(">HH", 65_500, 65_500), 1),
+}
+PICTURES_WITH_A_BOMB = {
+    "PNG, 200 MB of text": lambda: with_png_chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(200 << 20))),
+    "PNG, 200 MB of a colour profile": lambda: with_png_chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(200 << 20))),
+    "PNG of 200 frames": lambda: animated("PNG", 200),
+    "WebP of 200 frames": lambda: animated("WEBP", 200),
+    "AVIF of 10 frames": lambda: animated("AVIF", 10),
+    "TIFF of 200 pages": lambda: animated("TIFF", 200),
 }
 RECORDINGS_TOO_LONG = {
     "FLAC": flac_claiming_hours,
@@ -184,6 +206,11 @@ RECORDINGS_TOO_LONG = {
     "WebM": webm_claiming_hours,
     "an hour in Opus": lambda: sound("ogg", "libopus", 3600, 48_000),
     "an hour in FLAC": lambda: sound("flac", "flac", 3600),
+    "minutes in MP3": lambda: sound("mp3", "libmp3lame", 120),
+    "minutes in M4A": lambda: sound("mp4", "aac", 120),
+    "minutes in ADTS": lambda: sound("adts", "aac", 120),
+    "minutes in WebM": lambda: sound("webm", "libopus", 120, 48_000),
+    "minutes in AIFF": lambda: sound("aiff", "pcm_mulaw", 120, 8000),
 }
 PICTURES_REFUSED = {
     "AVIF claiming 60,000 x 60,000": avif_claiming(60_000),

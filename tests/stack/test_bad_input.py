@@ -54,6 +54,7 @@ def two_hours() -> bytes:
     return out.getvalue()
 
 
+PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nx\r\n'
 CASES: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = {
     "empty body": ("/predict/image", {"content": b"", "headers": PNG}, 400, "bad_input", ("empty",)),
     "text as image": (
@@ -137,6 +138,21 @@ CASES: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = {
     "lone surrogate": ("/embed/text", {"content": b'{"inputs": "\\ud800"}'}, 400, "bad_input", ("surrogate",)),
     "1 MB string": ("/embed/text", {"json": {"inputs": "word " * 200_000}}, 413, "too_large", ("256", "truncate")),
     "too many tokens": ("/embed/text", {"json": {"inputs": "word " * 300}}, 413, "too_large", ("302 tokens", "256", "truncate")),
+    "50,000 lists in each other": ("/embed/text", {"content": b'{"inputs": ' + b"[" * 50_000}, 400, "bad_input", ("JSON",)),
+    "so much of another field": (
+        "/embed/text",
+        {"content": b'{"x": ' + b'{"x":' * 50_000 + b"1" + b"}" * 50_000 + b"}"},
+        400,
+        "bad_input",
+        ("JSON",),
+    ),
+    "20,000 small parts": (
+        "/predict/image",
+        {"content": PART * 20_000 + b"--b--\r\n", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+        413,
+        "too_large",
+        ("256",),
+    ),
     "257 inputs": ("/embed/text", {"json": {"inputs": ["a"] * 257}}, 413, "too_large", ("257", "256")),
     "257 files": ("/predict/image", {"files": [("file", ("a", b"x"))] * 257}, 413, "too_large", ("256",)),
     "wrong type": ("/embed/text", {"json": {"inputs": {"a": 1}}}, 422, "invalid", ("inputs",)),

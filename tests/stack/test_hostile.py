@@ -84,6 +84,15 @@ def test_a_picture_that_is_also_something_else_is_taken_as_a_picture(server: Ser
     assert answer.headers["content-type"] == "application/json"
 
 
+@pytest.mark.parametrize("name", hostile.PICTURES_WITH_A_BOMB)
+def test_a_bomb_beside_the_pixels_is_told_or_not_set_off(server: Server, name: str):
+    before = max(reader.memory_info().rss for reader in ours(server, "hearth decode"))
+    answer = send(server, IMAGE, hostile.PICTURES_WITH_A_BOMB[name]())
+    assert answer.status_code == 200 or clear(answer) in ("bad_input", "too_large")
+    after = max(reader.memory_info().rss for reader in ours(server, "hearth decode"))
+    assert after < before + (100 << 20)
+
+
 @pytest.mark.parametrize("name", hostile.RECORDINGS_TOO_LONG)
 def test_a_recording_of_hours_is_refused(server: Server, name: str):
     assert clear(send(server, SOUND, hostile.RECORDINGS_TOO_LONG[name]())) == "too_large"
@@ -140,6 +149,8 @@ KINDS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "WAV": (SOUND, lambda: wave(0.3)),
     "FLAC": (SOUND, lambda: hostile.sound("flac", "flac")),
     "MP3": (SOUND, lambda: hostile.sound("mp3", "libmp3lame")),
+    "AIFF": (SOUND, lambda: hostile.sound("aiff", "pcm_s16be")),
+    "ADTS": (SOUND, lambda: hostile.sound("adts", "aac")),
     "Ogg": (SOUND, lambda: hostile.sound("ogg", "libopus", rate=48_000)),
     "M4A": (SOUND, lambda: hostile.sound("mp4", "aac")),
     "WebM": (SOUND, lambda: hostile.sound("webm", "libopus", rate=48_000)),
@@ -261,6 +272,9 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
     "tar.gz": lambda: tarred(lambda raw: gzip.compress(raw, 6)),
     "tar.bz2": lambda: tarred(lambda raw: __import__("bz2").compress(raw)),
     "tar.xz": lambda: tarred(lambda raw: lzma.compress(raw, preset=0)),
+    "tar.lzma": lambda: tarred(lambda raw: lzma.compress(raw, lzma.FORMAT_ALONE, preset=0)),
+    "zip of bzip2": lambda: hostile.zipped({"a.csv": ZEROS}, zipfile.ZIP_BZIP2),
+    "zip of LZMA": lambda: hostile.zipped({"a.csv": ZEROS}, zipfile.ZIP_LZMA),
 }
 
 

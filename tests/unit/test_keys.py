@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import threading
 import time
@@ -41,6 +42,16 @@ def test_a_key_that_was_made_is_found_and_stands_nowhere(file: Path):
 def test_what_is_nearly_a_key_is_none(file: Path, change):
     _, text = keys.add(file, "a", "infer")
     assert known(file).find(change(text).encode()) is None
+
+
+def test_what_is_secret_is_compared_in_constant_time_whether_its_id_is_known_or_not(file: Path, monkeypatch: pytest.MonkeyPatch):
+    key, text = keys.add(file, "a", "infer")
+    there, compared, at = known(file), list[tuple[bytes, bytes]](), text.index(key.id)
+    compare = hmac.compare_digest
+    monkeypatch.setattr(keys.hmac, "compare_digest", lambda one, other: (compared.append((one, other)), compare(one, other))[1])
+    unknown = text[:at] + ("0" * 8 if key.id != "0" * 8 else "1" * 8) + text[at + 8 :]
+    assert [there.find(given.encode()) for given in (text, text[:-1] + "?", unknown)] == [key, None, None]
+    assert len(compared) == 3 and all(len(one) == len(other) == 32 for one, other in compared)
 
 
 def test_the_id_of_one_key_does_not_open_with_the_secret_of_another(file: Path):

@@ -145,9 +145,38 @@ async def test_an_adopted_version_waits_where_a_caller_hears_that_it_may_never_b
     assert stage.shares() == {"m@1": 0.25, "m@2": 0.25, "m@3": 0.5}, "as if they had been ready in their order"
 
 
+ORDERS = [("m@2", "m@3"), ("m@3", "m@2")]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("announced", [("m@2", "m@3"), ("m@3", "m@2")])
-@pytest.mark.parametrize("ready", [("m@2", "m@3"), ("m@3", "m@2")])
+@pytest.mark.parametrize("announced", ORDERS)
+@pytest.mark.parametrize("ready", ORDERS)
+async def test_several_first_versions_share_it_alike_too(
+    tmp_path: Path, share: float, announced: tuple[str, str], ready: tuple[str, str]
+):
+    stage, shares = Stage(tmp_path, 0), {"m@2": 0.5, "m@3": share}
+    for key in announced:
+        stage.switching.adopt(card(key, tmp_path), shares[key])
+    for key in ready:
+        if stage.roster.models[key].wanted:
+            stage.ready(key)
+    wanted = {"m@2": 1 - share, "m@3": share}
+    assert stage.shares() == pytest.approx({key: part for key, part in wanted.items() if part})
+    assert all(stage.roster.models[key].state == "ready" for key in stage.shares())
+
+
+async def test_while_nothing_answers_none_waits_for_an_older_version_that_may_never_be_ready(tmp_path: Path):
+    stage = Stage(tmp_path, 0)
+    stage.switching.adopt(card("m@1", tmp_path), 1.0)
+    stage.switching.adopt(card("m@2", tmp_path), 0.0)
+    stage.roster.models["m@1"].why = "no memory; it is tried again"
+    stage.ready("m@2")
+    assert stage.shares() == {"m@2": 1.0}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("announced", ORDERS)
+@pytest.mark.parametrize("ready", ORDERS)
 async def test_several_new_versions_share_the_traffic_alike_whatever_their_order(
     tmp_path: Path, share: float, announced: tuple[str, str], ready: tuple[str, str]
 ):

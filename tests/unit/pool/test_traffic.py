@@ -42,6 +42,8 @@ def test_a_new_version_takes_nothing_from_a_newer_one(traffic: Traffic):
     assert traffic.adoption("photos@2", 1.0, KEYS) == Route({"photos@2": 0.5, "photos@3": 0.5})
     traffic.put("photos", Route({"photos@3": 1.0}), KEYS)
     assert traffic.adoption("photos@2", 1.0, KEYS) == Route({"photos@3": 1.0})
+    traffic.put("photos", Route({"photos@3": 1.0}, "photos@1"), KEYS)
+    assert traffic.adoption("photos@2", 1.0, KEYS) == Route({"photos@3": 1.0}, "photos@1")
 
 
 def test_the_first_version_takes_all_whatever_its_share(traffic: Traffic):

@@ -28,9 +28,19 @@ async def test_who_loads_a_model_that_another_caller_loads_anew_hears_when_that_
 ):
     states = ["loading", "loading", "ready"]
 
-    async def change(*_: str) -> Model:
+    async def change(name: str, what: str) -> Model:
+        assert (name, what) == ("toy", "load")
         return replace(pool._model(), state=states.pop(0))
 
     monkeypatch.setattr(pool, "change", change)
     answer = await client.post("/models/toy/load")
     assert (answer.status_code, answer.json()["state"], states) == (200, "ready", [])
+
+
+async def test_but_not_for_ever(client: httpx.AsyncClient, pool: ToyPool, monkeypatch: pytest.MonkeyPatch):
+    async def change(*_: str) -> Model:
+        return replace(pool._model(), state="loading")
+
+    monkeypatch.setattr(pool, "change", change)
+    answer = await client.post("/models/toy/load")
+    assert answer.status_code == 503 and "others load and unload it" in answer.json()["detail"]
