@@ -64,7 +64,7 @@ class Foreman:
         self._deaths: dict[str, _Deaths] = {}
         sweep(settings.home, store)
         room.sweep(settings.home)
-        for job in store.all(("succeeded",)):  # the foreman before may have died before it could say so
+        for job in reversed(store.all(("succeeded",))):  # the foreman before may have died before it could say so
             self._adopt(job)
             room.clear(self._folder(job.id))
 
