@@ -46,7 +46,6 @@ class Switching:
         self._kept = kept
         self._grace_s = grace_s
         self._changes: list[_Change] = []
-        self._failed: set[str] = set()  # new versions that could not have their share
         self._retiring: dict[str, asyncio.TimerHandle] = {}
         self._leaving: dict[str, tuple[int, set[str]]] = {}  # version → the question, and the frontends that have yet to answer
         self._questions = count(1)
@@ -56,14 +55,8 @@ class Switching:
         return self._traffic.routes(self._roster.models) | self._traffic.routes(self._there())
 
     def _there(self) -> set[str]:
-        """All versions but those that wait for their first share, or could not have it; a job's may not even be announced yet."""
-        new = self._failed | {change.adopted for change in self._changes}
-        shadows = {route.shadow for route in self._traffic.routes(self._roster.models).values()}
-        return {
-            key
-            for key, served in self._roster.models.items()
-            if self._traffic.had_share(key) or key in shadows or not (key in new or (served.card.folder / "tuned.json").exists())
-        }
+        """All versions but those that wait for their first share."""
+        return self._roster.models.keys() - {change.adopted for change in self._changes}
 
     def adopt(self, card: Card, share: float) -> None:
         """A job made this version; it gets its share as soon as it is ready."""
@@ -71,8 +64,8 @@ class Switching:
         self._roster.models.setdefault(key, Served(card, default=False, preload=False))
         self._house.publish()
         under_way = any(change.adopted == key for change in self._changes)
-        if not under_way and not self._traffic.had_share(key):
-            alone = not versions_of(card.model, self._there() - {key})
+        if not under_way and self._traffic.adoption(key, share, self._roster.models):
+            alone = versions_of(card.model, self._roster.models) == [key]
             self._begin(_Change(card.model, frozenset([key] if share or alone else []), adopted=key, share=share))
 
     def asked(self, peer: str, message: Switch | Back) -> None:
@@ -104,26 +97,18 @@ class Switching:
         """Make the changes whose versions are ready; refuse those of which one cannot be loaded, or where somebody waits to hear
         may never be: an adopted version can wait.
         """
-        # New versions first, the oldest of them first: what a person wants holds.
-        for change in sorted(self._changes, key=lambda change: (change.asker is not None, number_of(change.adopted))):
-            if change not in self._changes:  # one before it has settled it
-                continue
+        for change in list(self._changes):
             served = {key: self._roster.models[key] for key in change.keys}
             lost = next((key for key, one in served.items() if not one.wanted or (change.asker and one.in_doubt)), None)
             if lost is not None:
                 self._refuse(change, Conflict(f"{lost} cannot answer: {served[lost].why or 'it was unloaded meanwhile'}"))
-            elif all(one.state == "ready" for one in served.values()) and not self._comes_later(change):
+            elif all(one.state == "ready" for one in served.values()) and not self._waits(change):
                 self._make(change)
 
-    def _comes_later(self, change: _Change) -> bool:
-        """While nothing answers, the oldest new version takes all, and the next ones their shares of that. Nobody waits for one
-        that may never be ready.
-        """
-        if not change.adopted or versions_of(change.model, self._there()):
-            return False
-        others = [other.adopted for other in self._changes if other.adopted and other.model == change.model]
-        number = number_of(change.adopted)
-        return any(number_of(other) < number and not self._roster.models[other].in_doubt for other in others)
+    def _waits(self, change: _Change) -> bool:
+        """New versions take their shares in the order in which they came; nobody waits for one that may never be ready."""
+        before = [other.adopted for other in self._changes[: self._changes.index(change)] if other.model == change.model]
+        return bool(change.adopted) and any(key and not self._roster.models[key].in_doubt for key in before)
 
     def _make(self, change: _Change) -> None:
         self._changes.remove(change)
@@ -140,8 +125,6 @@ class Switching:
             why = f"the change cannot be written down ({error.strerror}); see that HEARTH_HOME has room and can be written"
             self._deny(change, Unavailable(why))
             return
-        if change.asker:  # they have what a person gives them
-            self._changes = [other for other in self._changes if other.adopted not in route.shares]
         said = ", ".join(f"{key} ({share:.0%})" for key, share in route.shares.items())
         log.info("%s is answered by %s", change.model, said)
         self._house.publish()
@@ -165,7 +148,6 @@ class Switching:
         if change.asker:
             self._house.tell(Changed(change.asker[1], error.code, error.detail), to=change.asker[0])
         else:
-            self._failed.add(change.adopted)
             log.error("%s keeps its traffic: %s", change.model, error.detail)
         self._retire_later(change.model)  # it may have loaded some
 

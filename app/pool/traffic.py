@@ -20,7 +20,7 @@ class _Record(msgspec.Struct):
     routes: dict[str, list[Route]] = {}
     """By model, the present one last."""
     adopted: list[str] = []
-    """Versions that had a share, so that no restart gives them that of a new one."""
+    """Versions that had their share when they were made, so that no restart gives it to them again."""
 
 
 class Traffic:
@@ -81,15 +81,11 @@ class Traffic:
             raise Invalid(f"shadow: version {shadow} answers already; a shadow is a version without a share")
         return Route(given, key)
 
-    def had_share(self, key: str) -> bool:
-        """Whether it was given its share once, or a person has given it one."""
-        return key in self._record.adopted or any(key in route.shares for route in self._record.routes.get(name_of(key), [])[-1:])
-
     def adoption(self, key: str, share: float, keys: Collection[str]) -> Route | None:
         """The route that gives a new version its share of what older ones have; None if it had it before. Several may come
         in any order: none takes anything from a newer one.
         """
-        if self.had_share(key):
+        if key in self._record.adopted:
             return None
         before = self._present(name_of(key), [other for other in keys if other != key])
         if before is None:
@@ -106,8 +102,8 @@ class Traffic:
             history.append(before)
         if not history or history[-1] != route:
             history.append(route)
-        shared = [key for key in dict.fromkeys([*route.shares, adopted]) if key and key not in self._record.adopted]
-        self._keep(_Record(self._record.routes | {model: history[-_REMEMBERED:]}, self._record.adopted + shared))
+        versions = self._record.adopted + ([adopted] if adopted else [])
+        self._keep(_Record(self._record.routes | {model: history[-_REMEMBERED:]}, versions))
 
     def before(self, model: str, keys: Collection[str]) -> Route:
         """The route before the present one. Raises Conflict if there is none."""
