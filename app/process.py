@@ -41,6 +41,12 @@ def die_with_parent(parent: int | None = None) -> None:
             os._exit(1)
 
 
+def outlive_parent() -> None:
+    """Take `die_with_parent` back."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
+
+
 def adopt_orphans() -> None:
     """Be the parent of all descendants whose own one was killed, as the first process of a container is: see `reaped`."""
     if sys.platform == "linux":

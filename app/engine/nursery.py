@@ -2,8 +2,9 @@
 
 `python -m app.engine.nursery FD FOLDER` talks JSON lines over the socket FD: it reads `{"spec": …}`, and `{"expect": …}` of
 workers that it will have to replace, and writes `{"forked": name, "pid": n}` and `{"exited": name, "status": n}`. It ends with
-its socket. Its workers end with the supervisor, not with it, and so does its spare: a copy of itself that it forks as soon as it
-has imported something, which says `{"spare": pid}` at FOLDER/nursery and becomes the next nursery at the first word it hears.
+its socket. Its workers end with the supervisor, not with it, once they have said Hello, and so does its spare: a copy of itself
+that it forks as soon as it has imported something, which says `{"spare": pid}` at FOLDER/nursery and becomes the next nursery at
+the first word it hears.
 To import torch anew takes seconds, in which nothing that died could be replaced.
 Our own instead of `multiprocessing.forkserver`: that one re-imports the caller's `__main__` in every child, tells
 no exit status of a child that was killed while it was starting, and leaves the children running when it dies itself.
@@ -132,6 +133,7 @@ class Nursery:
             self._spare, self._spare_after = 0, 0.0
 
     def _fork(self, spec: dict[str, Any]) -> None:
+        nursery = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:  # no room for a process now
@@ -140,7 +142,7 @@ class Nursery:
             return
         if pid == 0:
             self._let_go()
-            whole_life(lambda: _be_worker(spec))
+            whole_life(lambda: _be_worker(spec, nursery))
         self._names[pid] = spec["name"]
         self._tell(forked=spec["name"], pid=pid)
 
@@ -170,7 +172,8 @@ def _has_compiled(spec: dict[str, Any]) -> bool:
     return any(Path(spec["home"], "compute").glob(f"{model}-*/module.json"))
 
 
-def _be_worker(spec: dict[str, Any]) -> None:
+def _be_worker(spec: dict[str, Any], nursery: int) -> None:
+    die_with_parent(nursery)  # until the supervisor knows it (engine/worker.py): nobody else would end one that hangs till then
     die_with(spec["control"])
     go_first(_FIRST)
     set_name(f"hearth {spec['name']}")

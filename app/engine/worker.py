@@ -27,6 +27,7 @@ from app.engine.order import Choice, Order
 from app.engine.runner import Pending, Runner
 from app.errors import HearthError, ModelFailed
 from app.logs import log
+from app.process import outlive_parent
 from app.tasks import TASKS, card_samples, make_codec, resolve
 from app.tasks.base import Arrays, Program
 from app.wire.blackbox import BlackBox
@@ -101,6 +102,7 @@ class Worker:
     def serve(self) -> None:
         """Load the model and answer until `Stop` comes and nothing waits."""
         self._supervisor.send(Hello(role="worker", pid=os.getpid()))
+        outlive_parent()
         try:
             self._load()
         except Exception as error:  # noqa: BLE001  whatever it is, the supervisor must hear why

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from app.logs import log
 from app.process import command, is_stopped, search_path
 from app.settings import inherited_environment
@@ -93,6 +95,11 @@ class Nursery:
         self._specs[spec["name"]] = self._asked[spec["name"]] = spec
         self._send(spec=spec)
 
+    def met(self, worker: str, pid: int) -> None:
+        """A worker says that it is there, perhaps before its nursery does, which may die meanwhile."""
+        if worker in self._asked:
+            self._hear({"forked": worker, "pid": pid})
+
     def kill(self, worker: str) -> None:
         """End a worker now (SIGKILL)."""
         if pid := self.workers.get(worker):
@@ -156,9 +163,9 @@ class Nursery:
 
     def _hear(self, words: dict[str, Any]) -> None:
         if name := words.get("forked"):
-            self._asked.pop(name, None)
-            self.workers[name] = words["pid"]
-            self._forked(name, words["pid"])
+            if self._asked.pop(name, None):  # else the worker itself has said so
+                self.workers[name] = words["pid"]
+                self._forked(name, words["pid"])
         elif name := words.get("exited"):
             self._asked.pop(name, None)
             self._gone(name, words["status"])
@@ -248,6 +255,13 @@ def kill_stopped(pid: int, name: str) -> None:
     if pid and is_stopped(pid):
         log.error("%s is stopped; killing it", name)
         kill(pid)
+
+
+def kill_named(pid: int, worker: str) -> None:
+    """End a worker, and no other process that has its number since."""
+    with contextlib.suppress(psutil.Error):
+        if psutil.Process(pid).name() == f"hearth {worker}"[:15]:
+            kill(pid)
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:

@@ -23,7 +23,7 @@ from app.logs import log
 from app.pool.frontends import Frontends
 from app.pool.keyring import Keyring
 from app.pool.loading import Fetch, Loading
-from app.pool.processes import Foreman, Nursery
+from app.pool.processes import Foreman, Nursery, kill_named
 from app.pool.renewal import Renewal
 from app.pool.roster import Roster
 from app.pool.switching import Switching
@@ -127,6 +127,11 @@ class Supervisor:
                 self.frontends.add(peer)
                 self.tell(self._table(), to=peer)
                 self._check_settled()
+            case Hello(role="worker", pid=pid):
+                if self._roster.find(peer):
+                    self._nursery.met(peer, pid)
+                else:  # its nursery died before it could tell of it, and there is another one since
+                    kill_named(pid, peer)
             case Ready(meta=meta):
                 if self._roster.ready(peer, meta) and (found := self._roster.find(peer)):
                     self.publish()

@@ -18,6 +18,7 @@ from typing import Any
 import faults
 import httpx
 import psutil
+import pytest
 from callers import Callers
 from common import memory, total
 
@@ -37,7 +38,18 @@ def megabytes(server: Server) -> float:
     """PSS of all processes, with both models loaded and at rest."""
     pid, names = server.process.pid, ("nursery", "spare", *MODELS)
     wait_for(lambda: server.http.post("/models/other/load").json().get("state") == "ready", 60)
-    wait_for(lambda: [len(faults.processes(pid, name)) for name in (*names, "http")] == [1] * len(names) + [FRONTENDS], 60)
+    wanted = dict.fromkeys(names, 1) | {"http": FRONTENDS}
+    found: dict[str, int] = {}
+
+    def all_there() -> bool:
+        found.update({name: len(faults.processes(pid, name)) for name in wanted})
+        return found == wanted
+
+    try:
+        wait_for(all_there, 60)
+    except AssertionError:
+        known = [(one.pid, one.name(), one.status()) for one in faults.processes(pid)]
+        pytest.fail(f"{found} instead of {wanted}: {known}\n{server.log[-3000:]}")
     return total(memory(psutil.Process(pid)), "pss")
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from app.engine import nursery
+from tests.stack.conftest import wait_for
 
 
 def test_a_library_that_cannot_be_loaded_costs_no_other_worker(
@@ -23,7 +29,7 @@ def test_a_library_that_cannot_be_loaded_costs_no_other_worker(
         raise OSError("libcudart.so.12: cannot open shared object file")
 
     monkeypatch.setattr(nursery, "import_module", broken)
-    monkeypatch.setattr(nursery, "os", SimpleNamespace(fork=lambda: 42))
+    monkeypatch.setattr(nursery, "os", SimpleNamespace(fork=lambda: 42, getpid=os.getpid))
     ours, theirs = socket.socketpair()
     with ours, theirs:
         forks = nursery.Nursery(theirs, "")
@@ -42,7 +48,7 @@ def test_a_worker_that_cannot_be_forked_is_told_as_ended_and_the_nursery_lives_o
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(nursery, "_has_compiled", lambda spec: True)
-    monkeypatch.setattr(nursery, "os", SimpleNamespace(fork=fork))
+    monkeypatch.setattr(nursery, "os", SimpleNamespace(fork=fork, getpid=os.getpid))
     ours, theirs = socket.socketpair()
     with ours, theirs:
         forks = nursery.Nursery(theirs, "")
@@ -51,3 +57,31 @@ def test_a_worker_that_cannot_be_forked_is_told_as_ended_and_the_nursery_lives_o
         assert json.loads(ours.recv(4096)) == {"exited": "toy.1", "status": 1}
         forks._fork_spare()
         assert forks._spare == 0
+
+
+_HANGS = """
+import signal, socket
+from app.engine import nursery
+
+nursery.die_with = lambda _: signal.pause()
+nursery._has_compiled = lambda _: True
+ours, theirs = socket.socketpair()
+nursery.Nursery(theirs, "")._fork({"name": "toy.1", "control": ""})
+print(ours.recv(4096).decode(), flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells only Linux's processes of their parent's end")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_worker_that_has_not_yet_said_hello_ends_with_its_nursery(stopped: bool):
+    """The supervisor may never have heard of it."""
+    with subprocess.Popen([sys.executable, "-c", _HANGS], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(json.loads(parent.stdout.readline())["pid"])
+        wait_for(lambda: worker.name() == "hearth toy.1" or worker.num_threads() == 1)
+        wait_for(lambda: worker.status() == psutil.STATUS_SLEEPING)
+        if stopped:
+            worker.suspend()
+        parent.send_signal(signal.SIGKILL)
+    wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.pool.processes import Nursery, kill_stopped
+from app.pool.processes import Nursery, kill_named, kill_stopped
 from app.process import is_stopped
 from tests.stack.conftest import wait_for
 
@@ -28,6 +28,34 @@ async def test_a_worker_outlives_its_nursery_and_its_end_is_told_once():
         assert await asyncio.wait_for(told.get(), 30) == ("m.1", worker.pid, -signal.SIGKILL)
     await asyncio.sleep(0)
     assert told.empty() and not nursery.workers
+
+
+async def test_a_worker_that_says_hello_before_its_nursery_told_of_it_is_known_once():
+    told: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue(9)
+    forked: list[tuple[str, int]] = []
+    nursery = Nursery({}, "", lambda *word: forked.append(word), lambda *end: told.put_nowait(end))
+    nursery.fork({"name": "m.1"})
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        nursery.met("m.1", worker.pid)
+        nursery._hear({"forked": "m.1", "pid": worker.pid})
+        nursery.met("m.1", worker.pid)
+        assert forked == [("m.1", worker.pid)]
+        await nursery._bury()
+        assert told.empty() and nursery.workers == {"m.1": worker.pid}
+        worker.kill()
+        assert await asyncio.wait_for(told.get(), 30) == ("m.1", worker.pid, -signal.SIGKILL)
+
+
+def test_only_the_worker_of_that_name_is_killed():
+    named = "import app.process; app.process.set_name('hearth a-model-of-a-long-name.1'); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", named], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+        assert one.stdout is not None
+        one.stdout.readline()
+        kill_named(one.pid, "another.1")
+        assert one.poll() is None
+        kill_named(one.pid, "a-model-of-a-long-name.1")
+        assert one.wait(30) == -signal.SIGKILL
+    kill_named(one.pid, "a-model-of-a-long-name.1")
 
 
 async def test_a_worker_that_could_not_be_forked_ends_once():

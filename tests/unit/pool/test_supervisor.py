@@ -24,7 +24,7 @@ from app.pool.supervisor import Supervisor
 from app.pool.traffic import Traffic
 from app.settings import Settings
 from app.tasks.base import Files
-from app.wire.messages import Died, LoadFailed, Message
+from app.wire.messages import Died, Hello, LoadFailed, Message
 
 
 async def for_ever(*_: object) -> None:
@@ -75,6 +75,23 @@ async def test_a_mistake_while_a_model_starts_is_that_models_failure_alone(
         supervisor.stop()
         await running
     assert any(record.exc_info for record in caplog.records), "with its traceback"
+
+
+async def test_a_worker_that_nobody_knows_any_more_is_killed_when_it_says_hello(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+):
+    """Its nursery was killed between forking it and telling of it."""
+    killed, met = list[tuple[int, str]](), list[tuple[str, int]]()
+    monkeypatch.setattr("app.pool.supervisor.kill_named", lambda pid, name: killed.append((pid, name)))
+    monkeypatch.setattr(supervisor._nursery, "met", lambda name, pid: met.append((name, pid)))
+    monkeypatch.setattr(supervisor._nursery, "fork", lambda _: None)
+    (birth,) = supervisor._roster.want("m", {})
+    supervisor._loading.fork(birth)
+    supervisor._on_exited(birth.name, 0, -9)
+    supervisor._on_message(birth.name, Hello(role="worker", pid=7), {})
+    present = supervisor._roster.models["m"].slots[0].worker
+    supervisor._on_message(present, Hello(role="worker", pid=8), {})
+    assert (killed, met) == ([(7, birth.name)], [(present, 8)])
 
 
 async def test_a_model_that_ends_its_process_with_0_in_a_batch_is_blamed_for_it(
