@@ -24,7 +24,7 @@ from app.private import private_folder
 from app.process import adopt_orphans, command, search_path, take_descriptors
 from app.settings import Settings, traffic_file
 from app.tasks.base import Files
-from app.tuning.job import made_by, unannounced
+from app.tuning.job import made_by, tuned, unannounced
 from app.weights import Damaged, checked, is_remote, locate, reachable
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ async def _prepare(settings: Settings, catalogue: Catalogue, listening: socket.s
     defaults = await _choose(settings, catalogue)
     traffic = Traffic(traffic_file(settings.home))
     traffic.forget([*catalogue.cards, *(Path(folder).name for folder in catalogue.broken)])
-    routes = traffic.routes(catalogue.cards)
+    routes = traffic.begin(catalogue.cards, {name for name, card in catalogue.cards.items() if tuned(card.folder)})
     named = settings.models or [name for name in defaults.values() if catalogue.cards[name].serving.preload]
     preload = [key for name in named for key in (routes[name].shares if name in routes else [name])]
     if unknown := [name for name in preload if name not in catalogue.cards]:

@@ -26,6 +26,8 @@ class _Change:
     """Who must be ready for it."""
     route: Route | None = None
     asker: tuple[str, int] | None = None
+    settled: frozenset[str] = frozenset()
+    """Versions that a person gives a share, or none."""
     back: bool = False
     adopted: str = ""
     """A new version, whose route is made when it is ready, from what it is then."""
@@ -52,11 +54,7 @@ class Switching:
 
     def routes(self) -> dict[str, Route]:
         """What frontends are told."""
-        return self._traffic.routes(self._roster.models) | self._traffic.routes(self._there())
-
-    def _there(self) -> set[str]:
-        """All versions but those that wait for their first share."""
-        return self._roster.models.keys() - {change.adopted for change in self._changes}
+        return self._traffic.routes(self._roster.models)
 
     def adopt(self, card: Card, share: float) -> None:
         """A job made this version; it gets its share as soon as it is ready."""
@@ -65,8 +63,8 @@ class Switching:
         self._house.publish()
         under_way = any(change.adopted == key for change in self._changes)
         if not under_way and self._traffic.adoption(key, share, self._roster.models):
-            alone = versions_of(card.model, self._roster.models) == [key]
-            self._begin(_Change(card.model, frozenset([key] if share or alone else []), adopted=key, share=share))
+            first = self._traffic.present(card.model, self._roster.models) is None
+            self._begin(_Change(card.model, frozenset([key] if share or first else []), adopted=key, share=share))
 
     def asked(self, peer: str, message: Switch | Back) -> None:
         """A frontend wants other shares, or those from before."""
@@ -82,7 +80,9 @@ class Switching:
             self._house.tell(Changed(message.id, error.code, error.detail), to=peer)
             return
         keys = frozenset({*route.shares, route.shadow} - {""})
-        self._begin(_Change(model, keys, route, (peer, message.id), back=isinstance(message, Back)))
+        named = {*message.shares, message.shadow} if isinstance(message, Switch) else set()
+        settled = frozenset(key for key in versions_of(model, there) if str(number_of(key)) in named)
+        self._begin(_Change(model, keys, route, (peer, message.id), settled=settled, back=isinstance(message, Back)))
 
     def _begin(self, change: _Change) -> None:
         for other in [other for other in self._changes if other.model == change.model and change.asker and other.asker]:
@@ -98,6 +98,8 @@ class Switching:
         may never be: an adopted version can wait.
         """
         for change in list(self._changes):
+            if change not in self._changes:  # one before it has settled it
+                continue
             served = {key: self._roster.models[key] for key in change.keys}
             lost = next((key for key, one in served.items() if not one.wanted or (change.asker and one.in_doubt)), None)
             if lost is not None:
@@ -112,7 +114,7 @@ class Switching:
 
     def _make(self, change: _Change) -> None:
         self._changes.remove(change)
-        there = self._there()
+        there, settled = self._roster.models, change.settled or [change.adopted]
         route = change.route or self._traffic.adoption(change.adopted, change.share, there)
         if route is None:
             return
@@ -120,11 +122,12 @@ class Switching:
             if change.back:
                 self._traffic.back(change.model, route)
             else:
-                self._traffic.put(change.model, route, there, change.adopted)
+                self._traffic.put(change.model, route, there, settled)
         except OSError as error:
             why = f"the change cannot be written down ({error.strerror}); see that HEARTH_HOME has room and can be written"
             self._deny(change, Unavailable(why))
             return
+        self._changes = [other for other in self._changes if other.adopted not in change.settled]
         said = ", ".join(f"{key} ({share:.0%})" for key, share in route.shares.items())
         log.info("%s is answered by %s", change.model, said)
         self._house.publish()

@@ -20,7 +20,7 @@ class _Record(msgspec.Struct):
     routes: dict[str, list[Route]] = {}
     """By model, the present one last."""
     adopted: list[str] = []
-    """Versions that had their share when they were made, so that no restart gives it to them again."""
+    """Versions that had their share, of a job or a person, so that no restart gives it to them again."""
 
 
 class Traffic:
@@ -30,6 +30,7 @@ class Traffic:
         """Raises Invalid if what is written there cannot be read."""
         self._path = path
         self._record = _Record()
+        self._begun: dict[str, Route] = {}
         if path.exists():
             try:
                 self._record = msgspec.json.decode(path.read_bytes(), type=_Record)
@@ -52,18 +53,29 @@ class Traffic:
             with suppress(OSError):  # what cannot be written down is forgotten again at the next start
                 self._keep(record)
 
-    def routes(self, keys: Collection[str]) -> dict[str, Route]:
-        """The present route of every model among `keys` that has versions. Without a record the newest version answers."""
-        models = {name_of(key) for key in keys if "@" in key}
-        return {model: route for model in models if (route := self._present(model, keys))}
+    def begin(self, keys: Collection[str], new: Collection[str]) -> dict[str, Route]:
+        """The routes at a start. Where nothing is written down the newest version answers, but for those that are `new` and wait
+        for their share, if there is another; and that stays so until somebody changes it.
+        """
+        for model in {name_of(key) for key in keys if "@" in key}:
+            if self.present(model, keys) is None:
+                versions = sorted(versions_of(model, keys), key=number_of)
+                self._begun[model] = Route({([key for key in versions if key not in new] or versions)[-1]: 1.0})
+        return self.routes(keys)
 
-    def _present(self, model: str, keys: Collection[str]) -> Route | None:
-        for route in reversed(self._record.routes.get(model, [])):
+    def routes(self, keys: Collection[str]) -> dict[str, Route]:
+        """The present route of every model among `keys` that has versions; of one that has none yet the newest version."""
+        models = {name_of(key) for key in keys if "@" in key}
+        newest = {model: max(versions_of(model, keys), key=number_of) for model in models}
+        return {model: self.present(model, keys) or Route({key: 1.0}) for model, key in newest.items()}
+
+    def present(self, model: str, keys: Collection[str]) -> Route | None:
+        """What answers: what was written down last, or what began; None if no version ever had a share."""
+        for route in reversed([*filter(None, [self._begun.get(model)]), *self._record.routes.get(model, [])]):
             if route.shares.keys() <= set(keys):
                 return _without_lost_shadow(route, keys)
-        versions = sorted(versions_of(model, keys), key=number_of)
-        known = [key for key in versions if "@" not in key or key in self._record.adopted]
-        return Route({(known or versions)[-1]: 1.0}) if versions else None
+        known = [key for key in versions_of(model, keys) if "@" not in key or key in self._record.adopted]
+        return Route({max(known, key=number_of): 1.0}) if known else None
 
     def wanted(self, model: str, shares: Mapping[str, float], shadow: str, keys: Collection[str]) -> Route:
         """A route from what a caller says, by version. Raises Invalid naming the versions that there are."""
@@ -87,22 +99,26 @@ class Traffic:
         """
         if key in self._record.adopted:
             return None
-        before = self._present(name_of(key), [other for other in keys if other != key])
+        before = self.present(name_of(key), keys)
         if before is None:
             return Route({key: 1.0})
+        if key in before.shares:  # it answers already
+            return before
         older = {other: part for other, part in before.shares.items() if number_of(other) < number_of(key)}
         shares = before.shares | {other: part * (1 - share) for other, part in older.items()} | {key: sum(older.values()) * share}
         shadow = before.shadow if before.shadow != key and (share < 1 or not older) else ""
         return Route({other: part for other, part in shares.items() if part}, shadow)
 
-    def put(self, model: str, route: Route, keys: Collection[str], adopted: str = "") -> None:
-        """The route is the present one now. On the disk when this returns; raises OSError, and all is as before."""
+    def put(self, model: str, route: Route, keys: Collection[str], settled: Collection[str] = ()) -> None:
+        """The route is the present one now, and `settled` have the share that they get. On the disk when this returns; raises
+        OSError, and all is as before.
+        """
         history = list(self._record.routes.get(model, []))
-        if not history and (before := self._present(model, [key for key in keys if key != adopted])):
+        if not history and (before := self.present(model, keys)):
             history.append(before)
         if not history or history[-1] != route:
             history.append(route)
-        versions = self._record.adopted + ([adopted] if adopted else [])
+        versions = self._record.adopted + [key for key in settled if key not in self._record.adopted]
         self._keep(_Record(self._record.routes | {model: history[-_REMEMBERED:]}, versions))
 
     def before(self, model: str, keys: Collection[str]) -> Route:
@@ -123,7 +139,7 @@ class Traffic:
 
     def needed(self, model: str, keys: Collection[str]) -> set[str]:
         """The versions that are to stay loaded: those of the present route, and of the one that a rollback would bring back."""
-        routes = [route for route in [self._present(model, keys), *self._record.routes.get(model, [])[-2:-1]] if route]
+        routes = [route for route in [self.routes(keys).get(model), *self._record.routes.get(model, [])[-2:-1]] if route]
         return {key for route in routes for key in [*route.shares, route.shadow] if key}
 
     def _keep(self, record: _Record) -> None:

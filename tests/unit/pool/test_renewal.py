@@ -52,7 +52,9 @@ class Stage:
         nursery: Any = None
         self.roster = Roster({one.name: Served(one, default=one.default, preload=False) for one in there}, ["cpu"])
         self.loading = Loading(settings, self.roster, home, None, nursery, house)  # type: ignore[arg-type]
-        self.switching = Switching(self.roster, Traffic(home / "traffic.json"), self.loading, house, kept=5, grace_s=1)
+        traffic = Traffic(home / "traffic.json")
+        traffic.begin(self.roster.models, ())
+        self.switching = Switching(self.roster, traffic, self.loading, house, kept=5, grace_s=1)
         self.renewal = house.hears = Renewal(settings, self.roster, self.loading, self.switching, house)
         self.house = house
         for name in loaded:

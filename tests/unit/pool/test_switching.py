@@ -68,6 +68,7 @@ class Stage:
         self.roster = Roster({key: Served(card(key, folder), default=False, preload=False) for key in keys}, ["cpu"])
         self.house = House(self.roster)
         self.traffic = Traffic(folder / "traffic.json")
+        self.traffic.begin(keys, ())
         hand: Any = self.house
         self.switching = Switching(self.roster, self.traffic, hand, hand, kept=kept, grace_s=grace_s)
         self.house.left = self.switching.left
@@ -167,6 +168,75 @@ async def test_several_new_versions_share_the_traffic_alike_whatever_their_order
     for key in announced:  # a foreman that begins anew tells of them again
         stage.switching.adopt(card(key, tmp_path), 1.0)
     assert stage.shares() == pytest.approx({key: part for key, part in wanted.items() if part})
+
+
+@pytest.mark.parametrize(
+    ("share", "shares", "then"),
+    [
+        (0.3, {"2": 1}, {"m@2": 1.0}),
+        (1.0, {"1": 9, "2": 1}, {"m@1": 0.9, "m@2": 0.1}),
+        (1.0, {"1": 1, "2": 0}, {"m@1": 1.0}),
+    ],
+)
+async def test_what_a_person_wants_of_a_new_version_holds(
+    tmp_path: Path, share: float, shares: dict[str, float], then: dict[str, float]
+):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), share)
+    stage.switching.asked("web", Switch(1, "m", shares, ""))
+    stage.ready("m@2")
+    assert stage.house.told == [Changed(1)] and stage.shares() == pytest.approx(then)
+    stage.switching.adopt(card("m@2", tmp_path), 1.0)  # a foreman that begins anew
+    assert stage.shares() == pytest.approx(then)
+
+
+async def test_so_it_does_where_nothing_answered(tmp_path: Path):
+    stage = Stage(tmp_path, 0)
+    stage.switching.adopt(card("m@1", tmp_path), 1.0)
+    stage.switching.adopt(card("m@2", tmp_path), 0.3)
+    stage.switching.asked("web", Switch(1, "m", {"2": 1}, ""))
+    stage.ready("m@2")
+    assert stage.house.told == [Changed(1)] and stage.shares() == {"m@2": 1.0}
+    stage.ready("m@1")
+    assert stage.shares() == {"m@2": 1.0}
+
+
+async def grace(stage: Stage) -> None:
+    """Is over."""
+    loop, timer = asyncio.get_running_loop(), stage.switching._retiring["m"]
+    await until(lambda: loop.time() > timer.when() + 0.01)
+
+
+def fails(stage: Stage, key: str) -> None:
+    stage.roster.models[key].wanted, stage.roster.models[key].why = False, "its weights are damaged"
+    stage.switching.look()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("lost", "left"), [("m@1", "m@2"), ("m@2", "m@1")])
+async def test_of_several_first_versions_one_that_cannot_be_loaded_takes_nothing(
+    tmp_path: Path, share: float, lost: str, left: str
+):
+    stage = Stage(tmp_path, 0)
+    stage.switching.adopt(card("m@1", tmp_path), share)
+    stage.switching.adopt(card("m@2", tmp_path), share)
+    fails(stage, lost)
+    stage.ready(left)
+    assert stage.shares() == {left: 1.0}
+    await grace(stage)
+    assert stage.house.unloaded == []
+
+
+async def test_a_new_version_that_cannot_be_loaded_takes_nothing_from_a_persons_own(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), 0.3)
+    stage.switching.adopt(card("m@3", tmp_path), 0.5)
+    fails(stage, "m@2")
+    assert stage.shares() == {"m@1": 1.0}
+    await grace(stage)
+    assert stage.house.unloaded == [], "what answers stays loaded"
+    stage.ready("m@3")
+    assert stage.shares() == {"m@1": 0.5, "m@3": 0.5}
 
 
 async def test_a_version_without_a_share_keeps_none_from_its_own_that_is_in_doubt(tmp_path: Path):

@@ -28,11 +28,30 @@ def test_without_a_record_the_newest_version_answers(traffic: Traffic):
     assert traffic.routes(KEYS)["photos"] == Route({"photos@3": 1.0})
 
 
+def test_at_a_start_without_a_record_the_newest_answers_that_does_not_wait_for_its_share(traffic: Traffic):
+    assert traffic.begin(KEYS, ["photos@3"])["photos"] == Route({"photos@2": 1.0})
+    assert traffic.adoption("photos@3", 0.25, KEYS) == Route({"photos@2": 0.75, "photos@3": 0.25})
+    assert traffic.routes([*KEYS, "photos@4"])["photos"] == Route({"photos@2": 1.0}), "what comes later changes nothing"
+
+
+def test_where_all_wait_for_their_share_the_newest_answers_and_keeps_all(traffic: Traffic):
+    assert traffic.begin(KEYS, KEYS)["photos"] == Route({"photos@3": 1.0})
+    for key in ("photos@1", "photos@2", "photos@3"):
+        route = traffic.adoption(key, 0.5, KEYS)
+        assert route == Route({"photos@3": 1.0})
+        traffic.put("photos", route, KEYS, [key])
+
+
+def test_what_is_written_down_holds_at_a_start(traffic: Traffic, tmp_path: Path):
+    traffic.put("photos", Route({"photos@1": 1.0}), KEYS)
+    assert Traffic(tmp_path / "traffic.json").begin(KEYS, ())["photos"] == Route({"photos@1": 1.0})
+
+
 def test_a_new_version_gets_its_share_and_the_others_keep_theirs_among_them(traffic: Traffic):
     traffic.put("photos", Route({"photos@1": 0.75, "photos@2": 0.25}), KEYS[:2])
     route = traffic.adoption("photos@3", 0.2, KEYS)
     assert route is not None and route.shares == pytest.approx({"photos@1": 0.6, "photos@2": 0.2, "photos@3": 0.2})
-    traffic.put("photos", route, KEYS, "photos@3")
+    traffic.put("photos", route, KEYS, ["photos@3"])
     assert traffic.adoption("photos@3", 1.0, KEYS) is None, "no restart gives it again"
 
 
@@ -57,6 +76,7 @@ def test_a_version_that_was_never_adopted_does_not_answer(traffic: Traffic):
 
 
 def test_a_rollback_undoes_one_change_and_survives_a_restart(traffic: Traffic, tmp_path: Path):
+    traffic.begin(KEYS, ())
     for key in ("photos@1", "photos@2", "photos@3"):
         traffic.put("photos", Route({key: 1.0}), KEYS)
     for expected in ("photos@2", "photos@1"):
@@ -76,7 +96,7 @@ def test_versions_that_are_gone_are_passed_over(traffic: Traffic):
 
 def test_what_is_gone_is_forgotten_so_that_its_number_can_be_used_again(traffic: Traffic, tmp_path: Path):
     for key in ("photos@1", "photos@2"):
-        traffic.put("photos", Route({key: 1.0}, "photos@3"), KEYS, key)
+        traffic.put("photos", Route({key: 1.0}, "photos@3"), KEYS, [key])
     traffic.put("words", Route({"words": 1.0}), KEYS)
     traffic.forget(["photos@1", "words"])
     again = Traffic(tmp_path / "traffic.json")
@@ -106,7 +126,7 @@ def test_what_cannot_be_written_down_does_not_happen(traffic: Traffic, tmp_path:
     traffic.put("photos", Route({"photos@2": 1.0}), KEYS)
     (tmp_path / ".traffic.json.part").mkdir()  # as a full disk, which root fills too
     with pytest.raises(IsADirectoryError):
-        traffic.put("photos", Route({"photos@3": 1.0}), KEYS, "photos@3")
+        traffic.put("photos", Route({"photos@3": 1.0}), KEYS, ["photos@3"])
     with pytest.raises(IsADirectoryError):
         traffic.back("photos", traffic.before("photos", KEYS))
     assert traffic.routes(KEYS)["photos"] == Route({"photos@2": 1.0})
@@ -160,7 +180,7 @@ def test_shares_add_up_to_one_after_any_changes(changes: list[object], tmp_path_
             keys.append(key)
             route = traffic.adoption(key, float(change), keys)  # type: ignore[arg-type]
             assert route is not None
-            traffic.put("photos", route, keys, key)
+            traffic.put("photos", route, keys, [key])
         route = Traffic(path).routes(keys)["photos"]
         assert sum(route.shares.values()) == pytest.approx(1) and min(route.shares.values()) > 0
         assert route.shares.keys() <= set(keys) and "words" not in route.shares
