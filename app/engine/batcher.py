@@ -2,8 +2,9 @@
 
 A batch costs what the device pays: where samples are padded, its length times its dearest sample, else what they cost together.
 The rule: the oldest sample always goes; then those nearest to it in cost (where nothing is padded: the next in age), as long as
-the batch stays within `max_batch` and `max_cost`; and within about half a second, where eight do not take longer, so that nobody
-who comes waits long for it to end (longer, where most of that is the same for every batch). So age beats fit and nothing starves.
+the batch stays within `max_batch`, `max_cost` and what there is memory for; and within about half a second, where eight do not
+take longer, so that nobody who comes waits long for it to end (longer, where most of that is the same for every batch). So age
+beats fit and nothing starves.
 A request of many samples lets others go first: all but the first of them count as younger than they are (`yields_s`). An idle
 device takes what waits, at once, unless a `max_wait_s` says otherwise.
 """
@@ -54,7 +55,7 @@ class Batcher:
         """`longest_s`: of a batch of more than one sample, as far as it is known."""
         self._max_batch = max_batch
         self._max_cost = max_cost
-        self._room = max_cost
+        self._room = self._bound = max_cost
         self._padded = padded
         self._max_wait_s = max_wait_s
         self._longest_s = longest_s
@@ -78,10 +79,17 @@ class Batcher:
         """The device had no memory for a batch of this cost: make none above half of it, except for one sample alone."""
         self._room = min(self._room, cost / 2)
 
+    def hold_to(self, cost: float) -> None:
+        """There is memory for batches of this cost now; one sample alone may try with more."""
+        self._bound = cost
+
+    def cost(self, batch: Sequence[Waiting]) -> float:
+        """What the device pays for it."""
+        return max(sample.cost for sample in batch) * len(batch) if self._padded else sum(sample.cost for sample in batch)
+
     def took(self, batch: Sequence[Waiting], seconds: float) -> None:
         """So long it ran, if all of it was answered."""
-        cost = max(sample.cost for sample in batch) * len(batch) if self._padded else sum(sample.cost for sample in batch)
-        self._expected.took(cost, seconds)
+        self._expected.took(self.cost(batch), seconds)
 
     def cancel(self, id: int) -> bool:
         """Forget a sample. False if it does not wait here (any more)."""
@@ -129,7 +137,7 @@ class Batcher:
             cost = (len(batch) + 1) * max(dearest, sample.cost) if self._padded else total + sample.cost
             if (cost > quick and len(batch) >= few) or self._expected.seconds(cost) > longest_s:
                 self._cut = before + 1
-            elif cost <= self._room:
+            elif cost <= min(self._room, self._bound):
                 batch.append(sample)
                 dearest, total = max(dearest, sample.cost), total + sample.cost
         return batch

@@ -18,7 +18,9 @@ from app.settings import cores
 HARDLY_FASTER = 1.2  # one thread may take so much longer than several
 QUICK_S = 0.005  # of a batch: a model that takes longer gains by more threads
 _ROUNDS = 5
-_CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
+_LIMIT, _USED = ("memory.max", "memory.limit_in_bytes"), ("memory.current", "memory.usage_in_bytes")  # versions 2 and 1
+_CACHE = ("file ", "total_cache ")  # of memory.stat: files' pages are given up first
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -104,10 +106,33 @@ def bound_memory(most_mb: float | None) -> None:
 def memory_bytes() -> int:
     """What the machine has of memory and swap, or the container may have (cgroups, both versions)."""
     found: list[int] = [psutil.virtual_memory().total + psutil.swap_memory().total]
-    for file in _CGROUP:
+    for folder, limit in zip(_CGROUPS, _LIMIT, strict=True):
         with contextlib.suppress(OSError, ValueError):  # none, or "max"
-            found.append(int(Path(file).read_text()))
+            found.append(int((folder / limit).read_text()))
     return min(found)
+
+
+def held_bytes() -> int:
+    """Memory of this process that is no file's (statm of proc(5); elsewhere all that is resident)."""
+    with contextlib.suppress(OSError):
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+        return (int(resident) - int(shared)) * resource.getpagesize()
+    return int(psutil.Process().memory_info().rss)
+
+
+def free_bytes() -> int:
+    """What this process may still take: of the machine's memory, of the container's, and of its own limit (`bound_memory`)."""
+    found: list[int] = [psutil.virtual_memory().available]
+    for folder, limit, used, cache in zip(_CGROUPS, _LIMIT, _USED, _CACHE, strict=True):
+        with contextlib.suppress(OSError, ValueError):
+            most, now = (int((folder / name).read_text()) for name in (limit, used))
+            stat = (folder / "memory.stat").read_text().splitlines()
+            found.append(most - now + sum(int(line.removeprefix(cache)) for line in stat if line.startswith(cache)))
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError):
+            found.append(soft - int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize())
+    return max(0, min(found))
 
 
 def give_back() -> None:

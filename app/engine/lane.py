@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+from app.engine import device
 from app.engine.compute import Compute
 from app.tasks.base import Arrays, Batch
 
@@ -67,6 +68,14 @@ class Lane:
 
     def make_room(self) -> None:
         """Give back what was kept for later."""
+
+    def held(self) -> int:
+        """Bytes that this process has of the device's memory, with what is kept for later."""
+        return device.held_bytes()
+
+    def free(self) -> int:
+        """Bytes that it may still take."""
+        return device.free_bytes()
 
 
 def lane_of(compute: Compute) -> Lane:

@@ -52,8 +52,8 @@ class Runner:
     def use(self, compute: Compute, lane: Lane | None = None) -> None:
         """Compute by this from now on. Between two batches: none may be pending."""
         self.compute = compute
-        self._lane = lane or lane_of(compute)
-        self.depth = self._lane.depth
+        self.lane = lane or lane_of(compute)
+        self.depth = self.lane.depth
 
     def run(self, samples: Sequence[Arrays]) -> list[Output | HearthError]:
         """One output, or error, per sample, in order."""
@@ -66,7 +66,7 @@ class Runner:
             self._start(pending)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it must not end the worker
             pending.failure = self._failure(error, samples)
-        pending.mark = self._lane.mark()
+        pending.mark = self.lane.mark()
         return pending
 
     def land(self, pending: Pending) -> list[Output | HearthError]:
@@ -86,7 +86,7 @@ class Runner:
             pending.failure = self._failure(error, samples)
         if isinstance(pending.failure, OutOfMemory):
             self.no_room_for = len(samples)
-            self._lane.make_room()
+            self.lane.make_room()
         if len(samples) == 1:
             return [pending.failure]
         half = len(samples) // 2
@@ -94,16 +94,16 @@ class Runner:
 
     def _start(self, pending: Pending) -> None:
         started = time.monotonic()
-        with self._lane.mode():
-            pending.here = self._lane.pinned(self._program.collate(pending.samples))
+        with self.lane.mode():
+            pending.here = self.lane.pinned(self._program.collate(pending.samples))
             pending.collated = time.monotonic()
             self._observe("collate", pending.collated - started)
-            pending.there = self._lane.there(pending.here)
-            pending.back = self._lane.back(self._program.forward(self.compute.networks, pending.there))
+            pending.there = self.lane.there(pending.here)
+            pending.back = self.lane.back(self._program.forward(self.compute.networks, pending.there))
 
     def _outputs(self, pending: Pending) -> list[Output]:
-        with self._lane.mode():
-            arrays = self._lane.arrays(pending.back)
+        with self.lane.mode():
+            arrays = self.lane.arrays(pending.back)
         outputs = self._program.split(arrays, pending.samples)
         # A batch launched behind another one runs from that one's landing.
         self._observe("run", time.monotonic() - max(pending.collated, self._landed))
@@ -115,9 +115,9 @@ class Runner:
         """What the caller hears. Raises what no retry can mend: then the process must end, and its replacement answers."""
         if isinstance(error, HearthError):
             return error.with_traceback(None)
-        if self._lane.no_memory(error):
+        if self.lane.no_memory(error):
             return OutOfMemory("this input alone needs more memory than the device has; send a smaller one")
-        if self._lane.broken(error):
+        if self.lane.broken(error):
             raise error
         if len(samples) == 1:
             log.error("the model raised", exc_info=error)

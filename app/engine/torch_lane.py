@@ -73,6 +73,14 @@ class CudaLane(TorchLane):
                 arrived[name].copy_(tensor, non_blocking=True)
         return arrived
 
+    def held(self) -> int:
+        """With what the caching allocator keeps."""
+        return torch.cuda.memory_reserved(self._device)
+
+    def free(self) -> int:
+        """Of the whole device, which others may use, too."""
+        return torch.cuda.mem_get_info(self._device)[0]
+
     def mark(self) -> Mark:
         """`blocking`: waiting sleeps, because a spinning worker takes a core from the frontends that decode."""
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ from app import metrics
 from app.card import Card
 from app.engine import device as devices
 from app.engine.batcher import Batcher, Waiting, yields_s
+from app.engine.budget import Budget
 from app.engine.kept import kept
 from app.engine.order import Choice, Order
 from app.engine.runner import Pending, Runner
@@ -156,6 +157,7 @@ class Worker:
             if searching and begun.samples:
                 self._search = Search(self._order(), program, begun.samples)
         devices.give_back()
+        self._budget = Budget(self._runner.lane)
         self._supervisor.send(Ready(self._meta))
         self._box.beat(time.monotonic(), 0)
 
@@ -182,6 +184,7 @@ class Worker:
             compute, choice = search.found
             if compute is not None:
                 self._runner.use(compute)
+                self._budget = Budget(self._runner.lane)
             self._computes_by(choice)
         self._worked = time.monotonic()  # eager's weights may now be free
         self._supervisor.send(Ready(self._meta))
@@ -196,6 +199,8 @@ class Worker:
         now = time.monotonic()
         self._receive(now)
         due = self._batcher.wait_s(now) == 0.0 or self._stopping
+        if due and len(self._batcher) > 1:
+            self._batcher.hold_to(self._budget.room(now))
         batch = self._batcher.next_batch() if due else []
         alone = any(sample.alone for sample in batch)  # a suspect shares the device with nobody: a death must blame it alone
         while alone and self._launched:
@@ -257,20 +262,20 @@ class Worker:
         self._ran_s = now - began
         if not any(isinstance(result, HearthError) for result in results):
             self._batcher.took(batch, self._ran_s)
+            self._budget.took(self._batcher.cost(batch))
         busy_since = max(self._landed, min(sample.arrived for sample in batch))
         self._landed, pace_s = now, (now - busy_since) / len(batch)
         if self._launched:
             self._launched[0].began = now
-        cost = sum(sample.cost for sample in batch)
         if self._runner.no_room_for > 1:
-            self._batcher.too_much(cost * self._runner.no_room_for / len(batch))
+            self._batcher.too_much(self._batcher.cost(batch) * self._runner.no_room_for / len(batch))
         for sample, result in zip(batch, results, strict=True):
             if isinstance(result, HearthError):
                 self._fail(sample.id, result.code, result.detail)
             else:
                 self._answer(result, Done(sample.id, began - sample.arrived, now - began, len(batch), pace_s))
         self._frontends.flush()
-        self._seen.batch(len(batch), cost, [began - sample.arrived for sample in batch])
+        self._seen.batch(len(batch), sum(sample.cost for sample in batch), [began - sample.arrived for sample in batch])
         self._last_word = time.monotonic()  # what came while the device ran is still to be read
 
     def _answer(self, output: Arrays, done: Done) -> None:

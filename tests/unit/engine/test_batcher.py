@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -133,6 +135,18 @@ def test_after_too_much_for_the_memory_batches_stay_below_half_of_it():
     assert ids(batcher.next_batch()) == {2, 3}
     assert ids(batcher.next_batch()) == {4, 5}
     assert ids(batcher.next_batch()) == {9}, "alone it is still tried"
+
+
+def test_batches_are_held_to_what_there_is_memory_for_now():
+    batcher = Batcher(max_batch=10, max_cost=100)
+    for id in range(6):
+        batcher.add(waiting(id, 10.0))
+    batcher.hold_to(25.0)
+    assert ids(batcher.next_batch()) == {0, 1}
+    batcher.hold_to(5.0)
+    assert ids(batcher.next_batch()) == {2}, "alone it is still tried"
+    batcher.hold_to(math.inf)
+    assert ids(batcher.next_batch()) == {3, 4, 5}
 
 
 def test_age_beats_fit():

@@ -18,6 +18,7 @@ from app.card import Card
 from app.engine import runner, worker
 from app.engine.batcher import Batcher
 from app.engine.torch_lane import TorchLane
+from app.tasks.image.program import ImageProgram
 from app.wire.blackbox import BlackBox, Reading
 from app.wire.messages import Cancel, Done, Failed, Message, Ready, Run, Stop
 
@@ -144,6 +145,10 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     return run
 
 
+def launched(lane: Paper) -> list[str]:
+    return [line for line in lane.journal if line.startswith("launch")]
+
+
 def ask(id: int, deadline: float = 1e9, alone: bool = False) -> Run:
     return Run(id, 1.0, deadline, ("scores",), alone)
 
@@ -214,6 +219,40 @@ def test_what_a_batch_took_bounds_the_next_one_unless_it_failed(
     _, answers = play([ask(first)], [ask(100 + n) for n in range(16)], depth=1, max_batch=16, stalls=True)
     assert len(answers) == 17
     assert answers[100].batch == then
+
+
+def test_batches_are_no_larger_than_there_is_memory_for(play: Play, monkeypatch: pytest.MonkeyPatch):
+    budgets: list[Any] = []
+
+    class Budget(worker.Budget):
+        def took(self, cost: float) -> None:
+            self.costs = [*getattr(self, "costs", []), cost]
+            budgets[:] = [self]
+
+        def room(self, now: float) -> float:
+            return 3.0
+
+    monkeypatch.setattr(worker, "Budget", Budget)
+    lane, answers = play([ask(1)], [ask(id) for id in range(2, 10)], depth=1, max_batch=8)
+    assert launched(lane) == ["launch 1", "launch 2 3 4", "launch 5 6 7", "launch 8 9"]
+    assert all(isinstance(answer, Done) for answer in answers.values())
+    assert budgets[0].costs == [1, 3, 3, 2]
+
+
+def test_what_ran_out_of_memory_is_not_made_again(play: Play, monkeypatch: pytest.MonkeyPatch):
+    forward = ImageProgram.forward
+
+    def hungry(self: ImageProgram, networks: Any, batch: Any) -> Any:
+        if len(batch["pixels"]) > 2:
+            raise MemoryError
+        return forward(self, networks, batch)
+
+    monkeypatch.setattr(ImageProgram, "forward", hungry)
+    lane, answers = play([ask(1)], [ask(id) for id in range(2, 6)], [ask(id) for id in range(6, 10)], max_batch=8, depth=1)
+    assert all(isinstance(answer, Done) for answer in answers.values())
+    sizes = [len(line.split()) - 1 for line in launched(lane)]
+    assert sizes.count(4) == 1, "once"
+    assert max(sizes[sizes.index(4) + 1 :]) <= 2
 
 
 def test_a_suspect_has_the_device_for_itself(play: Play):

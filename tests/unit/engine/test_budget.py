@@ -1,0 +1,91 @@
+"""What batches may cost for the memory that there is, with a lane of paper."""
+
+from __future__ import annotations
+
+import math
+import mmap
+
+import pytest
+
+from app.engine import device
+from app.engine.budget import Budget
+from app.engine.lane import Lane
+
+MB = 1 << 20
+
+
+class Paper(Lane):
+    """A device that keeps what it was asked for, as an allocator does."""
+
+    def __init__(self, whole: int, module: int, each: int) -> None:
+        self.whole, self.module, self.each, self.kept = whole, module, each, 0
+
+    def run(self, cost: float) -> None:
+        self.kept = max(self.kept, int(cost * self.each))
+
+    def held(self) -> int:
+        return self.module + self.kept
+
+    def free(self) -> int:
+        return self.whole - self.held()
+
+
+def test_nothing_is_known_before_the_first_batch():
+    assert Budget(Paper(1000 * MB, 100 * MB, MB)).room(0) == math.inf
+
+
+def test_what_takes_no_memory_has_no_bound():
+    lane = Paper(1000 * MB, 100 * MB, 0)
+    budget = Budget(lane)
+    budget.took(8)
+    assert budget.room(0) == math.inf
+
+
+def test_a_batch_is_bound_by_half_of_what_is_free_and_by_what_is_kept_for_it():
+    lane = Paper(1000 * MB, 100 * MB, MB)
+    budget = Budget(lane)
+    lane.run(100)
+    budget.took(100)
+    assert budget.room(0) == pytest.approx(100 + (1000 - 200) / 2)
+
+
+def test_batches_grow_to_what_there_is_and_never_beyond():
+    lane = Paper(1000 * MB, 100 * MB, MB)
+    budget, cost, now = Budget(lane), 1.0, 0.0
+    for _ in range(30):
+        lane.run(cost)
+        assert lane.free() >= 0
+        budget.took(cost)
+        cost, now = min(budget.room(now), 1e6), now + 1
+    assert cost == pytest.approx(900, rel=0.01)
+
+
+def test_smaller_batches_and_what_was_given_back_meanwhile_change_nothing():
+    lane = Paper(1000 * MB, 100 * MB, MB)
+    budget = Budget(lane)
+    lane.run(100)
+    budget.took(100)
+    budget.took(1)
+    lane.kept = 0  # idle for a while
+    assert budget.room(0) == pytest.approx((1000 - 100) / 2)
+
+
+def test_when_others_take_the_memory_batches_become_smaller():
+    lane = Paper(1000 * MB, 100 * MB, MB)
+    budget = Budget(lane)
+    lane.run(100)
+    budget.took(100)
+    lane.kept, lane.whole = 0, 120 * MB
+    assert budget.room(0) == pytest.approx(10)
+    lane.whole = 1000 * MB
+    assert budget.room(0.1) == pytest.approx(10), "the kernel is asked a few times a second"
+    assert budget.room(1) == pytest.approx(450)
+
+
+def test_a_process_knows_what_it_holds_and_what_it_may_take():
+    with mmap.mmap(-1, 256 * MB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as ballast:
+        before = device.held_bytes()
+        for page in range(0, len(ballast), mmap.PAGESIZE):
+            ballast[page] = 1
+        assert 200 * MB < device.held_bytes() - before < 300 * MB
+        assert 0 < device.free_bytes() <= device.memory_bytes()
