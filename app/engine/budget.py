@@ -23,13 +23,20 @@ class Budget:
 
     def took(self, cost: float) -> None:
         """A batch of this cost was answered."""
-        if cost > self._dearest:
-            self._dearest, self._took = cost, self._lane.held() - self._before
+        if cost > self._dearest and (taken := self._kept()) >= min(1, self._took):
+            self._dearest, self._took = cost, taken
 
     def room(self, now: float) -> float:
         """What the next batch may cost, in proportion to the dearest; infinity while none took anything."""
-        if self._took > 0 and now - self._asked >= _EVERY_S:
-            self._asked = now
-            there = max(0, self._lane.held() - self._before) + _SHARE * self._lane.free()
-            self._room = self._dearest * there / self._took
+        if now - self._asked >= _EVERY_S:
+            self._asked, kept, free = now, self._kept(), self._lane.free()
+            if self._took > 0:
+                # The first batch pays for what is taken once, too. Where one more of its kind surely fits, two may tell more.
+                self._room = self._dearest * (kept + max(_SHARE * free, min(free, self._took))) / self._took
         return self._room
+
+    def _kept(self) -> int:
+        """What batches took and the process kept."""
+        held = self._lane.held()
+        self._before = min(self._before, held)
+        return held - self._before

@@ -121,17 +121,16 @@ def held_bytes() -> int:
 
 
 def free_bytes() -> int:
-    """What this process may still take: of the machine's memory, of the container's, and of its own limit (`bound_memory`)."""
+    """What this process may still take of the machine's memory and of the container's.
+
+    Not of its own limit, which counts as taken what is free in its heap: whoever comes to that hears of it (`bound_memory`).
+    """
     found: list[int] = [psutil.virtual_memory().available]
     for folder, limit, used, cache in zip(_CGROUPS, _LIMIT, _USED, _CACHE, strict=True):
         with contextlib.suppress(OSError, ValueError):
             most, now = (int((folder / name).read_text()) for name in (limit, used))
             stat = (folder / "memory.stat").read_text().splitlines()
             found.append(most - now + sum(int(line.removeprefix(cache)) for line in stat if line.startswith(cache)))
-    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    if soft != resource.RLIM_INFINITY:
-        with contextlib.suppress(OSError):
-            found.append(soft - int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize())
     return max(0, min(found))
 
 

@@ -96,13 +96,13 @@ class Worker:
         self._frontends = Endpoint.listen(spec.address)
         self._supervisor = Endpoint.connect(spec.control, spec.name)
         self._standby = Standby([self._frontends, self._supervisor])
-        self._ran_s = 0.0  # the last batch
-        self._landed = 0.0  # when it did
+        self._ran_s = self._landed = 0.0  # how long the last batch ran, and when it landed
         self._seen = metrics.for_worker(self._card.name, spec.name)
 
     def serve(self) -> None:
         """Load the model and answer until `Stop` comes and nothing waits."""
         self._supervisor.send(Hello(role="worker", pid=os.getpid()))
+        self._supervisor.flush()
         outlive_parent()
         try:
             self._load()
@@ -184,6 +184,7 @@ class Worker:
             compute, choice = search.found
             if compute is not None:
                 self._runner.use(compute)
+                devices.give_back()  # of eager's weights and batches
                 self._budget = Budget(self._runner.lane)
             self._computes_by(choice)
         self._worked = time.monotonic()  # eager's weights may now be free

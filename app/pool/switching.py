@@ -58,7 +58,10 @@ class Switching:
 
     def adopt(self, card: Card, share: float) -> None:
         """A job made this version; it gets its share as soon as it is ready."""
-        key = card.name
+        key, waiting = card.name, {change.adopted for change in self._changes}
+        others = set(versions_of(card.model, self._roster.models)) - {key} - waiting
+        if others and self._traffic.present(card.model, others) is None:  # they answer, and nothing was ever written down
+            self._traffic.begin(others, ())
         self._roster.models.setdefault(key, Served(card, default=False, preload=False))
         self._house.publish()
         under_way = any(change.adopted == key for change in self._changes)
@@ -80,8 +83,8 @@ class Switching:
             self._house.tell(Changed(message.id, error.code, error.detail), to=peer)
             return
         keys = frozenset({*route.shares, route.shadow} - {""})
-        named = {*message.shares, message.shadow} if isinstance(message, Switch) else set()
-        settled = frozenset(key for key in versions_of(model, there) if str(number_of(key)) in named)
+        named = {int(version) for version in [*message.shares, message.shadow] if version} if isinstance(message, Switch) else ()
+        settled = frozenset(key for key in versions_of(model, there) if number_of(key) in named)
         self._begin(_Change(model, keys, route, (peer, message.id), settled=settled, back=isinstance(message, Back)))
 
     def _begin(self, change: _Change) -> None:
@@ -114,7 +117,7 @@ class Switching:
 
     def _make(self, change: _Change) -> None:
         self._changes.remove(change)
-        there, settled = self._roster.models, change.settled or [change.adopted]
+        there, settled = self._roster.models, change.settled or {change.adopted}
         route = change.route or self._traffic.adoption(change.adopted, change.share, there)
         if route is None:
             return

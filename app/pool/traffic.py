@@ -35,7 +35,7 @@ class Traffic:
             try:
                 self._record = msgspec.json.decode(path.read_bytes(), type=_Record)
             except msgspec.DecodeError as error:
-                remedy = "mend or remove it; without it the newest version of each model answers"
+                remedy = "mend or remove it; without it the newest version answers, and each that a job made gets its share again"
                 raise Invalid(f"{path} is damaged ({error}); {remedy}") from error
 
     def forget(self, keys: Collection[str]) -> None:

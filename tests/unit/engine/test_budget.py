@@ -76,10 +76,39 @@ def test_when_others_take_the_memory_batches_become_smaller():
     lane.run(100)
     budget.took(100)
     lane.kept, lane.whole = 0, 120 * MB
-    assert budget.room(0) == pytest.approx(10)
+    assert budget.room(0) == pytest.approx(20)
     lane.whole = 1000 * MB
-    assert budget.room(0.1) == pytest.approx(10), "the kernel is asked a few times a second"
+    assert budget.room(0.1) == pytest.approx(20), "the kernel is asked a few times a second"
     assert budget.room(1) == pytest.approx(450)
+
+
+def test_what_is_free_before_the_first_batch_and_given_back_later_is_no_batchs():
+    lane = Paper(1000 * MB, 100 * MB, MB)
+    lane.kept = 300 * MB  # of what computed before
+    budget = Budget(lane)
+    lane.run(100)
+    budget.took(100)
+    assert budget.room(0) == math.inf, "it went into what was free"
+    lane.kept = 0
+    assert budget.room(1) == math.inf
+    lane.run(200)
+    budget.took(200)
+    assert budget.room(2) == pytest.approx(200 + (1000 - 300) / 2)
+
+
+def test_what_is_taken_once_does_not_make_batches_of_one_for_ever():
+    lane = Paper(350 * MB, 0, 0)
+
+    def run(cost: float) -> None:
+        lane.kept = max(lane.kept, int((150 + 4 * cost) * MB))
+
+    budget, cost = Budget(lane), 1.0
+    for now in range(30):
+        run(int(cost))
+        assert lane.free() >= 0
+        budget.took(int(cost))
+        cost = min(budget.room(now), 64)
+    assert cost > 40
 
 
 def test_a_process_knows_what_it_holds_and_what_it_may_take():

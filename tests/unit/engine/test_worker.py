@@ -20,7 +20,7 @@ from app.engine.batcher import Batcher
 from app.engine.torch_lane import TorchLane
 from app.tasks.image.program import ImageProgram
 from app.wire.blackbox import BlackBox, Reading
-from app.wire.messages import Cancel, Done, Failed, Message, Ready, Run, Stop
+from app.wire.messages import Cancel, Done, Failed, Hello, Message, Ready, Run, Stop
 
 MODEL = '''
 """Doubts 13."""
@@ -128,6 +128,10 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
             assert len(lane.journal) == 2 * sum(line.startswith("land") for line in lane.journal), "waited while a batch ran"
             lane.now += seconds
 
+        def outlive() -> None:
+            assert [type(message) for message in supervisor.sent] == [Hello], "it must know whom to end"
+
+        monkeypatch.setattr(worker, "outlive_parent", outlive)
         monkeypatch.setattr(runner, "lane_of", lambda _: lane)
         if not stalls:
             monkeypatch.setattr(worker, "Batcher", lambda **bounds: Batcher(**bounds | {"longest_s": math.inf}))

@@ -239,6 +239,25 @@ async def test_a_new_version_that_cannot_be_loaded_takes_nothing_from_a_persons_
     assert stage.shares() == {"m@1": 0.5, "m@3": 0.5}
 
 
+async def test_what_was_mended_and_loaded_by_hand_goes_on_when_another_version_comes(tmp_path: Path):
+    stage = Stage(tmp_path, 0)
+    stage.switching.adopt(card("m@1", tmp_path), 0.0)
+    fails(stage, "m@1")
+    stage.ready("m@1")
+    stage.switching.adopt(card("m@2", tmp_path), 0.0)
+    assert stage.shares() == {"m@1": 1.0} and not stage.roster.models["m@2"].wanted
+    stage.switching.adopt(card("m@3", tmp_path), 0.5)
+    stage.ready("m@3")
+    assert stage.shares() == {"m@1": 0.5, "m@3": 0.5}
+
+
+async def test_when_what_answered_at_the_start_is_gone_the_next_one_does_not_take_it_all(tmp_path: Path):
+    stage = Stage(tmp_path, 2, ready=("m@1", "m@2"))
+    del stage.roster.models["m@2"]
+    stage.switching.adopt(card("m@3", tmp_path), 0.0)
+    assert stage.shares() == {"m@1": 1.0}
+
+
 async def test_a_version_without_a_share_keeps_none_from_its_own_that_is_in_doubt(tmp_path: Path):
     stage = Stage(tmp_path, 1, ready=("m@1",))
     stage.switching.adopt(card("m@2", tmp_path), 1.0)
