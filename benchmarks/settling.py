@@ -10,6 +10,7 @@ millisecond of every three and tells how much later than that it was done (p99).
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -61,6 +62,7 @@ class Way:
         environment = os.environ | {"HEARTH_HOME": str(folder)} | more
         self._child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._line()
+        self._child.send_signal(signal.SIGSTOP)  # threads that wait awake would take a core from the others
 
     def _line(self) -> str:
         assert self._child.stdout is not None
@@ -71,6 +73,7 @@ class Way:
     def rate(self, seconds: float, late: list[float] | None = None) -> float:
         """Items a second; `late` gets what a frontend was late by meanwhile."""
         assert self._child.stdin is not None
+        self._child.send_signal(signal.SIGCONT)
         self._child.stdin.write(f"{seconds}\n")
         self._child.stdin.flush()
         until = time.perf_counter() + seconds
@@ -80,7 +83,9 @@ class Way:
             while time.perf_counter() < end:
                 pass
             late.append(time.perf_counter() - due)
-        return float(self._line())
+        rate = float(self._line())
+        self._child.send_signal(signal.SIGSTOP)
+        return rate
 
     def close(self) -> None:
         """No more."""
