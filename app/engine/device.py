@@ -18,9 +18,11 @@ from app.settings import cores
 HARDLY_FASTER = 1.2  # one thread may take so much longer than several
 QUICK_S = 0.005  # of a batch: a model that takes longer gains by more threads
 _ROUNDS = 5
-_CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
-_LIMIT, _USED = ("memory.max", "memory.limit_in_bytes"), ("memory.current", "memory.usage_in_bytes")  # versions 2 and 1
-_CACHE = ("file ", "total_cache ")  # of memory.stat: files' pages are given up first
+# Of cgroups, versions 2 and 1: their folder, limit and use, and what of memory.stat is files' and given up first.
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "file "),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache "),
+)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -106,7 +108,7 @@ def bound_memory(most_mb: float | None) -> None:
 def memory_bytes() -> int:
     """What the machine has of memory and swap, or the container may have (cgroups, both versions)."""
     found: list[int] = [psutil.virtual_memory().total + psutil.swap_memory().total]
-    for folder, limit in zip(_CGROUPS, _LIMIT, strict=True):
+    for folder, limit, _, _ in _CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # none, or "max"
             found.append(int((folder / limit).read_text()))
     return min(found)
@@ -126,7 +128,7 @@ def free_bytes() -> int:
     Not of its own limit, which counts as taken what is free in its heap: whoever comes to that hears of it (`bound_memory`).
     """
     found: list[int] = [psutil.virtual_memory().available]
-    for folder, limit, used, cache in zip(_CGROUPS, _LIMIT, _USED, _CACHE, strict=True):
+    for folder, limit, used, cache in _CGROUPS:
         with contextlib.suppress(OSError, ValueError):
             most, now = (int((folder / name).read_text()) for name in (limit, used))
             stat = (folder / "memory.stat").read_text().splitlines()

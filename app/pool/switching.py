@@ -27,7 +27,7 @@ class _Change:
     route: Route | None = None
     asker: tuple[str, int] | None = None
     settled: frozenset[str] = frozenset()
-    """Versions that a person gives a share, or none."""
+    """Versions that are no new ones any more once it is made."""
     back: bool = False
     adopted: str = ""
     """A new version, whose route is made when it is ready, from what it is then."""
@@ -64,10 +64,10 @@ class Switching:
             self._traffic.begin(others, ())
         self._roster.models.setdefault(key, Served(card, default=False, preload=False))
         self._house.publish()
-        under_way = any(change.adopted == key for change in self._changes)
-        if not under_way and self._traffic.adoption(key, share, self._roster.models):
+        if key not in waiting and self._traffic.adoption(key, share, self._roster.models):
+            alone = frozenset([key])
             first = self._traffic.present(card.model, self._roster.models) is None
-            self._begin(_Change(card.model, frozenset([key] if share or first else []), adopted=key, share=share))
+            self._begin(_Change(card.model, alone if share or first else frozenset(), settled=alone, adopted=key, share=share))
 
     def asked(self, peer: str, message: Switch | Back) -> None:
         """A frontend wants other shares, or those from before."""
@@ -117,7 +117,7 @@ class Switching:
 
     def _make(self, change: _Change) -> None:
         self._changes.remove(change)
-        there, settled = self._roster.models, change.settled or {change.adopted}
+        there = self._roster.models
         route = change.route or self._traffic.adoption(change.adopted, change.share, there)
         if route is None:
             return
@@ -125,7 +125,7 @@ class Switching:
             if change.back:
                 self._traffic.back(change.model, route)
             else:
-                self._traffic.put(change.model, route, there, settled)
+                self._traffic.put(change.model, route, there, change.settled)
         except OSError as error:
             why = f"the change cannot be written down ({error.strerror}); see that HEARTH_HOME has room and can be written"
             self._deny(change, Unavailable(why))

@@ -30,7 +30,7 @@ class Traffic:
         """Raises Invalid if what is written there cannot be read."""
         self._path = path
         self._record = _Record()
-        self._begun: dict[str, Route] = {}
+        self._begun: dict[str, list[Route]] = {}
         if path.exists():
             try:
                 self._record = msgspec.json.decode(path.read_bytes(), type=_Record)
@@ -60,7 +60,7 @@ class Traffic:
         for model in {name_of(key) for key in keys if "@" in key}:
             if self.present(model, keys) is None:
                 versions = sorted(versions_of(model, keys), key=number_of)
-                self._begun[model] = Route({([key for key in versions if key not in new] or versions)[-1]: 1.0})
+                self._begun[model] = [Route({([key for key in versions if key not in new] or versions)[-1]: 1.0})]
         return self.routes(keys)
 
     def routes(self, keys: Collection[str]) -> dict[str, Route]:
@@ -71,7 +71,7 @@ class Traffic:
 
     def present(self, model: str, keys: Collection[str]) -> Route | None:
         """What answers: what was written down last, or what began; None if no version ever had a share."""
-        for route in reversed([*filter(None, [self._begun.get(model)]), *self._record.routes.get(model, [])]):
+        for route in reversed([*self._begun.get(model, []), *self._record.routes.get(model, [])]):
             if route.shares.keys() <= set(keys):
                 return _without_lost_shadow(route, keys)
         known = [key for key in versions_of(model, keys) if "@" not in key or key in self._record.adopted]
@@ -139,7 +139,7 @@ class Traffic:
 
     def needed(self, model: str, keys: Collection[str]) -> set[str]:
         """The versions that are to stay loaded: those of the present route, and of the one that a rollback would bring back."""
-        routes = [route for route in [self.routes(keys).get(model), *self._record.routes.get(model, [])[-2:-1]] if route]
+        routes = [*self.routes(versions_of(model, keys)).values(), *self._record.routes.get(model, [])[-2:-1]]
         return {key for route in routes for key in [*route.shares, route.shadow] if key}
 
     def _keep(self, record: _Record) -> None:
