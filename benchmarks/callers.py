@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection, HTTPException
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -95,6 +95,8 @@ class Counts:
     """The first complaints."""
     lost_s: list[float] = field(default_factory=list)
     """How long each lost request was under way."""
+    longest: tuple[float, float] = (0.0, 0.0)
+    """Seconds that the slowest right answer took, and when (`time.monotonic`) it was asked for."""
 
     @property
     def sent(self) -> int:
@@ -106,7 +108,7 @@ class Counts:
 
     def figures(self) -> dict[str, int]:
         """For a report."""
-        return {"sent": self.sent} | {name: count for name, count in asdict(self).items() if name not in ("told", "lost_s")}
+        return {"sent": self.sent, "right": self.right, "wrong": self.wrong, "failed": self.failed, "lost": self.lost}
 
 
 class _Fault:
@@ -163,14 +165,17 @@ class Callers:
             turn += 1
             sent = time.monotonic()
             outcome, told = self._ask(line, question)
+            took = time.monotonic() - sent
             with self._lock:
                 setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
+                if outcome == "right":
+                    self.counts.longest = max(self.counts.longest, (took, sent))
                 if outcome == "lost":
-                    self.counts.lost_s.append(time.monotonic() - sent)
+                    self.counts.lost_s.append(took)
                 if outcome == "right" and (fault := self._fault):
                     fault.answered(number, sent)
                 elif outcome != "right" and len(self.counts.told) < _TOLD:
-                    self.counts.told.append(f"{question.path}: {outcome} after {time.monotonic() - sent:.2f} s: {told[:400]}")
+                    self.counts.told.append(f"{question.path}: {outcome} after {took:.2f} s: {told[:400]}")
             if outcome != "right":
                 self._stop.wait(_REST_S)
         line.close()

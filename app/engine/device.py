@@ -18,10 +18,10 @@ from app.settings import cores
 HARDLY_FASTER = 1.2  # one thread may take so much longer than several
 QUICK_S = 0.005  # of a batch: a model that takes longer gains by more threads
 _ROUNDS = 5
-# Of cgroups, versions 2 and 1: their folder, limit and use, and what of memory.stat is files' and given up first.
+# Of cgroups, versions 2 and 1: their folder, limit and use, and how the lines of memory.stat begin that count it all.
 _CGROUPS = (
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "file "),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache "),
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -125,14 +125,15 @@ def held_bytes() -> int:
 def free_bytes() -> int:
     """What this process may still take of the machine's memory and of the container's.
 
-    Not of its own limit, which counts as taken what is free in its heap: whoever comes to that hears of it (`bound_memory`).
+    Files' pages are given up first; shared memory, which the kernel counts as cache too, is not. Not of its own limit, which
+    counts as taken what is free in its heap: whoever comes to that hears of it (`bound_memory`).
     """
     found: list[int] = [psutil.virtual_memory().available]
-    for folder, limit, used, cache in _CGROUPS:
+    for folder, limit, used, every in _CGROUPS:
         with contextlib.suppress(OSError, ValueError):
             most, now = (int((folder / name).read_text()) for name in (limit, used))
-            stat = (folder / "memory.stat").read_text().splitlines()
-            found.append(most - now + sum(int(line.removeprefix(cache)) for line in stat if line.startswith(cache)))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            found.append(most - now + int(stat[f"{every}inactive_file"]) + int(stat[f"{every}active_file"]))
     return max(0, min(found))
 
 

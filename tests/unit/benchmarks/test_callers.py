@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -91,3 +92,23 @@ def test_all_that_is_known_must_be_there():
     assert not within({"a": 1}, {})
     assert not within([1], [1, 2])
     assert not within(0.5, float("nan")) and not within(0.5, None)
+
+
+def test_the_slowest_right_answer_is_known_with_its_time():
+    held, slow = threading.Event(), threading.Event()
+
+    def handler() -> tuple[int, bytes]:
+        if held.is_set() and not slow.is_set():
+            slow.wait(30)
+        return answer(0.6, 0.8)
+
+    with callers(handler, count=1) as load:
+        load.more(3)
+        held.set()
+        after = time.monotonic()
+        wait_for(lambda: time.monotonic() - after > 0.2)
+        slow.set()
+        load.more(3)
+        until = time.monotonic()
+    seconds, began = load.counts.longest
+    assert seconds > 0.1 and after - 0.1 < began < began + seconds < until

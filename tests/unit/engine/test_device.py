@@ -1,10 +1,12 @@
-"""Threads: as many as help."""
+"""Threads: as many as help. Memory: what there is, and what may still be taken."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -47,3 +49,26 @@ def test_a_quick_model_that_gains_keeps_them(taking: Callable[[dict[int, float]]
 def test_a_slow_model_keeps_them_untried(taking: Callable[[dict[int, float]], None]):
     taking({1: 0.02, 2: 0.0})
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("version", ["2", "1"])
+def test_a_container_may_take_what_files_have_but_not_what_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+):
+    _, limit, used, every = dict(zip("21", device._CGROUPS, strict=True))[version]
+    (tmp_path / limit).write_text("100000\n")
+    (tmp_path / used).write_text("70000\n")
+    counts = {"file": 60000, "shmem": 20000, "inactive_file": 30000, "active_file": 10000}
+    (tmp_path / "memory.stat").write_text("".join(f"{every}{name} {count}\n" for name, count in counts.items()))
+    monkeypatch.setattr(device, "_CGROUPS", ((tmp_path, limit, used, every),))
+    assert device.free_bytes() == 100000 - 70000 + 40000
+    assert device.memory_bytes() == 100000
+
+
+def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _, limit, used, every = device._CGROUPS[0]
+    (tmp_path / limit).write_text("max\n")
+    (tmp_path / used).write_text("70000\n")
+    monkeypatch.setattr(device, "_CGROUPS", ((tmp_path, limit, used, every),))
+    assert device.memory_bytes() == psutil.virtual_memory().total + psutil.swap_memory().total
+    assert device.free_bytes() > 70000
