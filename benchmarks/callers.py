@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 _REST_S = 0.01  # after a request that failed: a server that refuses at once shall not be asked in a hot loop
 _TOLD = 5  # complaints that are kept
 _TIMEOUT_S = 60.0
+_SLOW_S = 0.1
 
 Outcome = Literal["right", "wrong", "failed", "lost"]
 
@@ -95,8 +96,8 @@ class Counts:
     """The first complaints."""
     lost_s: list[float] = field(default_factory=list)
     """How long each lost request was under way."""
-    longest: tuple[float, float] = (0.0, 0.0)
-    """Seconds that the slowest right answer took, and when (`time.monotonic`) it was asked for."""
+    slow: list[tuple[float, float]] = field(default_factory=list)
+    """Right answers that took longer than `_SLOW_S`: the seconds, and when (`time.monotonic`) each was asked for."""
 
     @property
     def sent(self) -> int:
@@ -168,8 +169,8 @@ class Callers:
             took = time.monotonic() - sent
             with self._lock:
                 setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
-                if outcome == "right":
-                    self.counts.longest = max(self.counts.longest, (took, sent))
+                if outcome == "right" and took > _SLOW_S:
+                    self.counts.slow.append((took, sent))
                 if outcome == "lost":
                     self.counts.lost_s.append(took)
                 if outcome == "right" and (fault := self._fault):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from app.engine.lane import Lane
 
@@ -11,20 +12,30 @@ _EVERY_S = 0.25  # asking the kernel costs a tenth of a millisecond
 
 
 class Budget:
-    """Of one worker and what it computes by. What a batch took stays with the process (glibc's and PyTorch's allocators keep it,
-    `device.keep_memory`), so what it holds afterwards, less what it held before its first batch, is what the dearest one took.
+    """Of one worker and what it computes by. What a batch takes is the most that the process held while it ran, less what it held
+    before its first batch; what allocators keep of it is there for the next one. The dearest batch tells.
     """
 
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._before = lane.held()
+    def __init__(self, lane: Lane, waiting: Callable[[], int] = lambda: 0) -> None:
+        """`waiting`: the bytes of inputs that the process holds, which no batch takes."""
+        lane.make_room()
+        self._lane, self._waiting = lane, waiting
+        self._before = lane.held() - waiting()
+        self._watched = False
         self._dearest, self._took = 0.0, 0
         self._room, self._asked = math.inf, -math.inf
 
+    def begins(self, cost: float) -> None:
+        """A batch of this cost is about to run."""
+        if cost > self._dearest:
+            self._watched = self._lane.watch()
+
     def took(self, cost: float) -> None:
-        """A batch of this cost was answered."""
-        if cost > self._dearest and (taken := self._kept()) >= min(1, self._took):
-            self._dearest, self._took = cost, taken
+        """A batch of this cost was answered, in one piece, and its inputs are still here."""
+        if cost > self._dearest:
+            taken = (self._lane.peak() if self._watched else self._lane.held()) - self._waiting() - self._before
+            if taken >= (0 if self._watched else self._took):  # what is kept alone may be less, though more was taken
+                self._dearest, self._took = cost, taken
 
     def room(self, now: float) -> float:
         """What the next batch may cost, in proportion to the dearest; infinity while none took anything."""
@@ -32,11 +43,16 @@ class Budget:
             self._asked, kept, free = now, self._kept(), self._lane.free()
             if self._took > 0:
                 # The first batch pays for what is taken once, too. Where one more of its kind surely fits, two may tell more.
-                self._room = self._dearest * (kept + max(_SHARE * free, min(free, self._took))) / self._took
+                more = min(free, self._took) if kept >= _SHARE * self._took else 0
+                self._room = self._dearest * (kept + max(_SHARE * free, more)) / self._took
         return self._room
 
     def _kept(self) -> int:
-        """What batches took and the process kept."""
-        held = self._lane.held()
-        self._before = min(self._before, held)
+        """What batches took and the process kept. What was free in its heap before the first one, and is given back since, the
+        dearest may have used.
+        """
+        held = self._lane.held() - self._waiting()
+        if held < self._before:
+            self._took += (self._before - held) * (self._took > 0)
+            self._before = held
         return held - self._before

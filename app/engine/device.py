@@ -115,11 +115,32 @@ def memory_bytes() -> int:
 
 
 def held_bytes() -> int:
-    """Memory of this process that is no file's (statm of proc(5); elsewhere all that is resident)."""
+    """Memory of this process that is no file's and not shared, swapped out or not; all that is resident, where it is not Linux."""
     with contextlib.suppress(OSError):
-        _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
-        return (int(resident) - int(shared)) * resource.getpagesize()
+        now = _status()
+        return now["RssAnon"] + now["VmSwap"]
     return int(psutil.Process().memory_info().rss)
+
+
+def watch_peak() -> bool:
+    """From now on `peak_bytes` is counted anew (clear_refs of proc(5)). False where that cannot be."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes() -> int:
+    """The most that `held_bytes` was since `watch_peak`; what files and shared memory took meanwhile counts with it."""
+    then = _status()
+    return then["VmHWM"] - then["RssFile"] - then["RssShmem"] + then["VmSwap"]
+
+
+def _status() -> dict[str, int]:
+    """The sizes in /proc/self/status (proc(5)), in bytes."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines() if line.endswith(" kB"))
+    return {name.rstrip(":"): int(size) << 10 for name, size, _ in lines}
 
 
 def free_bytes() -> int:

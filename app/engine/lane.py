@@ -73,6 +73,14 @@ class Lane:
         """Bytes that this process has of the device's memory, with what is kept for later."""
         return device.held_bytes()
 
+    def watch(self) -> bool:
+        """Begin to count `peak` anew. False where only what is kept can be told."""
+        return device.watch_peak()
+
+    def peak(self) -> int:
+        """The most bytes that it had since `watch`: what a batch freed at its end may be given back at once."""
+        return device.peak_bytes()
+
     def free(self) -> int:
         """Bytes that it may still take."""
         return device.free_bytes()

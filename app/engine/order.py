@@ -1,4 +1,4 @@
-"""For what a computation is chosen, where the result lies, and what the outcome is called."""
+"""What a worker is told; for what a computation is chosen, where the result lies, and what the outcome is called."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ from app.card import Card
 from app.engine.compute import Engine, Precision
 
 KEY = 16  # letters of a folder's name that tell for what it was made
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """All that a worker is told at birth."""
+
+    name: str
+    card: str
+    files: dict[str, str]
+    device: str
+    threads: int | None
+    precision: str
+    compute: str
+    home: str
+    address: str
+    control: str
+    blackbox: str
 
 
 class Order(msgspec.Struct, frozen=True):

@@ -77,6 +77,12 @@ class CudaLane(TorchLane):
         """With what the caching allocator keeps."""
         return torch.cuda.memory_reserved(self._device)
 
+    def watch(self) -> bool:
+        """What a batch took the caching allocator keeps."""
+        return True
+
+    peak = held
+
     def free(self) -> int:
         """Of the whole device, which others may use, too."""
         return torch.cuda.mem_get_info(self._device)[0]

@@ -24,7 +24,7 @@ from app.engine import device as devices
 from app.engine.batcher import Batcher, Waiting, yields_s
 from app.engine.budget import Budget
 from app.engine.kept import kept
-from app.engine.order import Choice, Order
+from app.engine.order import Choice, Order, Spec
 from app.engine.runner import Pending, Runner
 from app.errors import HearthError, ModelFailed
 from app.logs import log
@@ -43,22 +43,6 @@ _PULSE_S = 0.5  # how often an idle worker shows that it lives
 _REST_S = 3.0  # idle for so long: what malloc kept goes back to the kernel
 _HALVED = 8  # times as long as a batch of eight takes, or less, it may be busy: it is halved until the one that fails is alone
 _LINGER_S = 0.1  # a local message takes well under a millisecond
-
-
-class Spec(msgspec.Struct, frozen=True):
-    """All that a worker is told at birth."""
-
-    name: str
-    card: str
-    files: dict[str, str]
-    device: str
-    threads: int | None
-    precision: str
-    compute: str
-    home: str
-    address: str
-    control: str
-    blackbox: str
 
 
 @dataclass(slots=True)
@@ -157,7 +141,7 @@ class Worker:
             if searching and begun.samples:
                 self._search = Search(self._order(), program, begun.samples)
         devices.give_back()
-        self._budget = Budget(self._runner.lane)
+        self._budget = Budget(self._runner.lane, self._inputs)
         self._supervisor.send(Ready(self._meta))
         self._box.beat(time.monotonic(), 0)
 
@@ -185,7 +169,7 @@ class Worker:
             if compute is not None:
                 self._runner.use(compute)
                 devices.give_back()  # of eager's weights and batches
-                self._budget = Budget(self._runner.lane)
+                self._budget = Budget(self._runner.lane, self._inputs)
             self._computes_by(choice)
         self._worked = time.monotonic()  # eager's weights may now be free
         self._supervisor.send(Ready(self._meta))
@@ -246,9 +230,14 @@ class Worker:
         else:
             self._box.beat(now, len(self._batcher))
 
+    def _inputs(self) -> int:
+        """Bytes of those that are here."""
+        return sum(array.nbytes for held in self._held.values() for array in held.arrays.values())
+
     def _launch(self, batch: list[Waiting]) -> None:
         began = time.monotonic()
         self._note(coming=batch)
+        self._budget.begins(self._batcher.cost(batch))
         with self._standby.during(self._ran_s):
             pending = self._runner.launch([self._held[sample.id].arrays for sample in batch])
         self._launched.append(_Launched(batch, began, pending))
@@ -261,7 +250,7 @@ class Worker:
             results = self._runner.land(launched.pending)
         now = self._worked = time.monotonic()
         self._ran_s = now - began
-        if not any(isinstance(result, HearthError) for result in results):
+        if not self._runner.no_room_for and not any(isinstance(result, HearthError) for result in results):
             self._batcher.took(batch, self._ran_s)
             self._budget.took(self._batcher.cost(batch))
         busy_since = max(self._landed, min(sample.arrived for sample in batch))

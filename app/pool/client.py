@@ -167,11 +167,11 @@ class Client:
             await self._submit(card.name, Cargo(sample, (), deadline, past=None), worker)
 
     async def _submit(self, model: str, cargo: Cargo, worker: str | None) -> Answer:
+        queue, place = self._directory[model].queue, PLACE.get()  # it may be gone since the request was let in
         flight = self._flights.open(model, cargo)
         if past := cargo.past:
             flight.blamed, flight.before = min(past.inherited, SUSPECT), past.before  # it may have been another of its samples
             past.sent(flight.id)
-        queue, place = self._directory[model].queue, PLACE.get()
         counts = (queue,) if place is None else (queue, place)
         for one in counts:
             one.sent += 1

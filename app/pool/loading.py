@@ -12,7 +12,7 @@ from app.card import Card
 from app.errors import HearthError, UnknownModel
 from app.logs import log
 from app.pool.processes import Nursery
-from app.pool.roster import Birth, Roster
+from app.pool.roster import Birth, Roster, Served
 from app.settings import Settings
 from app.tasks.base import Files
 from app.wire.blackbox import BlackBox
@@ -66,21 +66,23 @@ class Loading:
         """Start its workers, once its files are here."""
         served = self._roster.models[model]
         served.renew()
-        served.wanted, served.why = True, ""
-        self._house.spawn(self._start_workers(model))
+        served.wanted, served.why, served.loads = True, "", served.loads + 1
+        self._house.spawn(self._start_workers(model, served, served.loads))
 
-    async def _start_workers(self, model: str) -> None:
+    async def _start_workers(self, model: str, served: Served, load: int) -> None:
         self._house.publish()
-        served = self._roster.models[model]
         try:
             files = await self._fetch(served.card)
-            if served.wanted and not served.slots:  # it may have been unloaded, and loaded again, while the files came
+            if served.wanted and served.loads == load:  # it may have been unloaded, and loaded again, while the files came
                 for birth in self._roster.want(model, files):
                     self.fork(birth)
                 self._house.publish()
-        except HearthError as error:
-            self.give_up(model, error.detail)
         except Exception as error:  # noqa: BLE001  one model that cannot be started must not end the server
+            if not served.wanted or served.loads != load:
+                return
+            if isinstance(error, HearthError):
+                self.give_up(model, error.detail)
+                return
             log.error("%s cannot be started", model, exc_info=error)
             why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             self.give_up(model, f"it cannot be started ({why}); the server's log has more")

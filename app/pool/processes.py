@@ -258,10 +258,14 @@ def kill_stopped(pid: int, name: str) -> None:
 
 
 def kill_named(pid: int, worker: str) -> None:
-    """End a worker, and no other process that has its number since."""
-    with contextlib.suppress(psutil.Error):
+    """End a worker, and no other process that has its number since; later, where there is no descriptor to look at it now."""
+    try:
         if psutil.Process(pid).name() == f"hearth {worker}"[:15]:
             kill(pid)
+    except psutil.Error:
+        return
+    except OSError:
+        asyncio.get_running_loop().call_later(_AGAIN_S, kill_named, pid, worker)
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:

@@ -63,6 +63,7 @@ class Renewal:
         needed = served is None or served.wanted or self._loading.lives(model) or self._switching.waits_for(model)
         if served and served.gone and not needed:
             del self._roster.models[model]
+            self._switching.removed(model)
             self._house.publish()
 
     def _changes(self, served: Served, card: Card) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Literal
 
 from app.card import Card
@@ -50,7 +51,8 @@ class Served:
     files: Files = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
-    generation: int = 0
+    loads: int = 0
+    """How often it was asked for: files that were looked for before are another load's."""
     renewed: Card | None = None
     """What its card is since it was loaded."""
     gone: bool = False
@@ -90,6 +92,7 @@ class Roster:
     def __init__(self, models: dict[str, Served], devices: Sequence[str]) -> None:
         self.models = models
         self._devices = devices
+        self._births = count(1)  # never again from the beginning: a model may be removed, and another one get its name
 
     def want(self, model: str, files: Files) -> list[Birth]:
         """Load a model: one birth per replica."""
@@ -162,8 +165,7 @@ class Roster:
         return Table({name: _entry(served) for name, served in self.models.items()}, frontends, routes, keys)
 
     def _birth(self, model: str, served: Served, slot: Slot) -> Birth:
-        served.generation += 1
-        slot.worker, slot.pid, slot.state, slot.why = f"{model}.{served.generation}", 0, "loading", ""
+        slot.worker, slot.pid, slot.state, slot.why = f"{model}.{next(self._births)}", 0, "loading", ""
         return Birth(model, slot.worker, slot.device)
 
 

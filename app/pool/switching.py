@@ -59,7 +59,8 @@ class Switching:
     def adopt(self, card: Card, share: float) -> None:
         """A job made this version; it gets its share as soon as it is ready."""
         key, waiting = card.name, {change.adopted for change in self._changes}
-        others = set(versions_of(card.model, self._roster.models)) - {key} - waiting
+        loaded = {other for other in versions_of(card.model, self._roster.models) if self._roster.models[other].wanted}
+        others = loaded - {key} - waiting
         if others and self._traffic.present(card.model, others) is None:  # they answer, and nothing was ever written down
             self._traffic.begin(others, ())
         self._roster.models.setdefault(key, Served(card, default=False, preload=False))
@@ -104,9 +105,10 @@ class Switching:
             if change not in self._changes:  # one before it has settled it
                 continue
             served = {key: self._roster.models[key] for key in change.keys}
-            lost = next((key for key, one in served.items() if not one.wanted or (change.asker and one.in_doubt)), None)
+            lost = next((key for key, one in served.items() if _lost(one, change)), None)
             if lost is not None:
-                self._refuse(change, Conflict(f"{lost} cannot answer: {served[lost].why or 'it was unloaded meanwhile'}"))
+                what = "removed" if served[lost].gone else "unloaded"
+                self._refuse(change, Conflict(f"{lost} cannot answer: {served[lost].why or f'it was {what} meanwhile'}"))
             elif all(one.state == "ready" for one in served.values()) and not self._waits(change):
                 self._make(change)
 
@@ -177,6 +179,10 @@ class Switching:
         busy = {key for key in versions_of(model, self._roster.models) if self.waits_for(key)}
         return self._traffic.needed(model, self._roster.models) | busy
 
+    def removed(self, key: str) -> None:
+        """Its folder is gone; what gets its number later is another version."""
+        self._traffic.lose(key)
+
     def waits_for(self, key: str) -> bool:
         """Whether a change of traffic under way is about this version."""
         return any(key in change.keys or key == change.adopted for change in self._changes)
@@ -206,3 +212,8 @@ class Switching:
             served = self._roster.models.get(key)
             if served and served.wanted and key not in self._needed(name_of(key)):
                 self._loading.unload(key)
+
+
+def _lost(served: Served, change: _Change) -> bool:
+    """This version will not answer, or nobody knows whether it will and somebody waits to hear."""
+    return not served.wanted or (served.in_doubt if change.asker else served.gone)

@@ -30,7 +30,7 @@ class Traffic:
         """Raises Invalid if what is written there cannot be read."""
         self._path = path
         self._record = _Record()
-        self._begun: dict[str, list[Route]] = {}
+        self._begun: dict[str, Route] = {}
         if path.exists():
             try:
                 self._record = msgspec.json.decode(path.read_bytes(), type=_Record)
@@ -41,6 +41,7 @@ class Traffic:
     def forget(self, keys: Collection[str]) -> None:
         """Keep what is told of `keys` alone: a version that later gets the number of one that is gone is another one."""
         there = set(keys)
+        self._begun = {model: route for model, route in self._begun.items() if route.shares.keys() <= there}
         routes = {
             model: [_without_lost_shadow(route, there) for route in history if route.shares.keys() <= there]
             for model, history in self._record.routes.items()
@@ -53,14 +54,21 @@ class Traffic:
             with suppress(OSError):  # what cannot be written down is forgotten again at the next start
                 self._keep(record)
 
+    def lose(self, key: str) -> None:
+        """Forget what is told of this version."""
+        routes = [*self._begun.values(), *(route for history in self._record.routes.values() for route in history)]
+        known = {other for route in routes for other in (*route.shares, route.shadow)} | set(self._record.adopted)
+        self.forget(known - {key})
+
     def begin(self, keys: Collection[str], new: Collection[str]) -> dict[str, Route]:
         """The routes at a start. Where nothing is written down the newest version answers, but for those that are `new` and wait
-        for their share, if there is another; and that stays so until somebody changes it.
+        for their share; of new ones alone the oldest, until the others take theirs. What answers now does so until somebody
+        changes it, whatever comes back that is written down.
         """
         for model in {name_of(key) for key in keys if "@" in key}:
-            if self.present(model, keys) is None:
-                versions = sorted(versions_of(model, keys), key=number_of)
-                self._begun[model] = [Route({([key for key in versions if key not in new] or versions)[-1]: 1.0})]
+            versions = sorted(versions_of(model, keys), key=number_of)
+            usual = [key for key in versions if key not in new] or versions[:1]
+            self._begun[model] = self.present(model, keys) or Route({usual[-1]: 1.0})
         return self.routes(keys)
 
     def routes(self, keys: Collection[str]) -> dict[str, Route]:
@@ -70,8 +78,9 @@ class Traffic:
         return {model: self.present(model, keys) or Route({key: 1.0}) for model, key in newest.items()}
 
     def present(self, model: str, keys: Collection[str]) -> Route | None:
-        """What answers: what was written down last, or what began; None if no version ever had a share."""
-        for route in reversed([*self._begun.get(model, []), *self._record.routes.get(model, [])]):
+        """What answers: what began, or else was written down last; None if no version ever had a share."""
+        begun = [self._begun[model]] if model in self._begun else []
+        for route in reversed([*self._record.routes.get(model, []), *begun]):
             if route.shares.keys() <= set(keys):
                 return _without_lost_shadow(route, keys)
         known = [key for key in versions_of(model, keys) if "@" not in key or key in self._record.adopted]
@@ -114,17 +123,19 @@ class Traffic:
         OSError, and all is as before.
         """
         history = list(self._record.routes.get(model, []))
-        if not history and (before := self.present(model, keys)):
+        if (before := self.present(model, keys)) and history[-1:] != [before]:
             history.append(before)
         if not history or history[-1] != route:
             history.append(route)
         versions = self._record.adopted + [key for key in settled if key not in self._record.adopted]
         self._keep(_Record(self._record.routes | {model: history[-_REMEMBERED:]}, versions))
+        self._begun.pop(model, None)
 
     def before(self, model: str, keys: Collection[str]) -> Route:
         """The route before the present one. Raises Conflict if there is none."""
+        present = self.present(model, keys)
         for route in reversed(self._record.routes.get(model, [])[:-1]):
-            if route.shares.keys() <= set(keys):
+            if route.shares.keys() <= set(keys) and route != present:
                 return _without_lost_shadow(route, keys)
         raise Conflict(f"{model} has no earlier state of its traffic to go back to")
 
@@ -136,6 +147,7 @@ class Traffic:
             if history[-1].shares == route.shares:
                 break
         self._keep(_Record(self._record.routes | {model: history}, self._record.adopted))
+        self._begun.pop(model, None)
 
     def needed(self, model: str, keys: Collection[str]) -> set[str]:
         """The versions that are to stay loaded: those of the present route, and of the one that a rollback would bring back."""

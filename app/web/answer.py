@@ -40,11 +40,11 @@ async def serve(request: Request, order: Order) -> Served:
         raise Deadline("the request was not here before its deadline; allow more time with timeout_ms, or send less")
     drawn = state["drawn"]
     model, codec = kitchen.pool.find(drawn or order.model, order.task, exactly=bool(drawn))
-    state["model"] = model.card.name
+    state["model"], shadow = model.card.name, kitchen.pool.shadow(model.card.name)  # it may be gone when all is answered
     with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
         pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])
     results = [result for _, result in pairs]
-    if shadow := kitchen.pool.shadow(model.card.name):
+    if shadow:
         cast(kitchen, shadow, order, results)
     if len(results) == 1 and isinstance(results[0], HearthError):
         raise results[0]

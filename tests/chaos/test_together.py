@@ -31,6 +31,8 @@ from tests.stack.conftest import Server, wait_for
 FRONTENDS, MODELS, DESCRIPTORS = 2, ("toy", "other"), 200
 TAKEN_S = 1.0  # all descriptors
 DAYS = (400, -400, 0)
+# What stands still, and after how many seconds that is noticed; an input that hangs is tried once more by itself.
+WEDGES = {"stopped_worker": toys.STALL_S, "stopped_frontend": FRONTEND_STALL_S, "hangs": 2 * toys.STALL_S}
 HANGS = wrong("hangs")
 
 
@@ -92,19 +94,24 @@ class Wreckers:
         self.done = dict.fromkeys(every, 0)
         self._log: list[tuple[float, str]] = []
 
-    def within(self, began: float, seconds: float) -> list[str]:
-        """What was done in this time, in turn: the second, and what."""
-        return [f"{at - began:.1f} {name}" for at, name in self._log if 0 <= at - began <= seconds]
+    def standing_still(self, asked: float, answered: float) -> float:
+        """Seconds that a request may have waited for what stood still while it was under way: of each such fault its limits."""
+        limits = [(at, WEDGES[name]) for at, name in self._log if name in WEDGES]
+        return sum(limit_s for at, limit_s in limits if asked - limit_s < at < answered)
+
+    def within(self, asked: float, answered: float) -> list[str]:
+        """What was done meanwhile: after how many seconds, and what."""
+        return [f"{at - asked:.1f} {name}" for at, name in sorted(self._log) if asked < at < answered]
 
     def _run(self, name: str) -> None:
         chance, (every_s, do) = random.Random(name), self._every[name]
         while not self._over.wait(every_s * chance.uniform(0.5, 1.5)):
             # There may be nobody to be hit just now, and nobody who answers: another fault was quicker.
             with contextlib.suppress(LookupError, psutil.Error, httpx.HTTPError):
-                at = time.monotonic()
+                began = time.monotonic()
                 do()
                 self.done[name] += 1
-                self._log.append((at, name))
+                self._log.append((began, name))
 
     def __enter__(self) -> Wreckers:
         self._work = [self._threads.submit(self._run, name) for name in self._every]
@@ -194,17 +201,18 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     chaos.figure("all together: done", **done.done)
     chaos.figure("all together: MiB", before=before, after=after, growth=growth)
     chaos.figure("all together: inputs that fail", **wicked.counts.figures())
-    longest_s, asked = callers.counts.longest
     chaos.figure("all together: a caller's next right answer", p50_s=statistics.median(felt), max_s=max(felt), calm_s=calm_s)
-    chaos.figure("all together: the slowest right answer", seconds=longest_s)
+    slow = [(took - done.standing_still(asked, asked + took), took, asked) for took, asked in callers.counts.slow]
+    worst = {"beyond_what_stood_still_s": max(slow, default=(0.0,))[0], "longest_s": max(callers.counts.slow, default=(0.0,))[0]}
+    chaos.figure("all together: right answers", **worst)
     chaos.note("all together", callers.counts)
     assert wicked.counts.right and not wicked.counts.wrong and not wicked.counts.lost, wicked.counts
     if chaos.long:
         assert not wicked.counts.failed, wicked.counts
         assert min(done.done.values()) > 0, done.done
         assert statistics.median(felt) <= PROMISED["median"]
-        # Whoever is at a frontend that is stopped while an input hangs that its heir has to convict waits for all of that.
-        assert longest_s <= FRONTEND_STALL_S + 2 * toys.STALL_S + PROMISED["longest"], done.within(asked, longest_s)
+        late = {took: done.within(asked, asked + took) for beyond, took, asked in slow if beyond > PROMISED["longest"]}
+        assert not late, late
     assert calm_s <= FRONTEND_STALL_S + (PROMISED if chaos.long else GENEROUS)["longest"]
     # In a few seconds only what is grossly lost can be seen: allocators have not yet taken what they will take.
     assert growth <= (0.10 if chaos.long else 0.50)

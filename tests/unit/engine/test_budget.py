@@ -26,6 +26,9 @@ class Paper(Lane):
     def held(self) -> int:
         return self.module + self.kept
 
+    def watch(self) -> bool:
+        return False
+
     def free(self) -> int:
         return self.whole - self.held()
 
@@ -75,8 +78,8 @@ def test_when_others_take_the_memory_batches_become_smaller():
     budget = Budget(lane)
     lane.run(100)
     budget.took(100)
-    lane.kept, lane.whole = 0, 120 * MB
-    assert budget.room(0) == pytest.approx(20)
+    lane.kept, lane.whole = 0, 140 * MB
+    assert budget.room(0) == pytest.approx(20), "another worker may just now do the same"
     lane.whole = 1000 * MB
     assert budget.room(0.1) == pytest.approx(20), "the kernel is asked a few times a second"
     assert budget.room(1) == pytest.approx(450)
@@ -109,6 +112,82 @@ def test_what_is_taken_once_does_not_make_batches_of_one_for_ever():
         budget.took(int(cost))
         cost = min(budget.room(now), 64)
     assert cost > 40
+
+
+class Generous(Paper):
+    """It gives back at once what a batch took, as malloc does with what is large; and knows how much it was."""
+
+    most = 0
+
+    def run(self, cost: float) -> None:
+        self.most = self.held() + int(cost * self.each)
+
+    def watch(self) -> bool:
+        self.most = self.held()
+        return True
+
+    def peak(self) -> int:
+        return self.most
+
+
+def ran(budget: Budget, lane: Paper, cost: float) -> None:
+    budget.begins(cost)
+    lane.run(cost)
+    budget.took(cost)
+
+
+def test_what_a_batch_took_and_gave_back_at_once_counts():
+    lane = Generous(1000 * MB, 100 * MB, MB)
+    budget = Budget(lane)
+    ran(budget, lane, 100)
+    assert budget.room(0) == pytest.approx((1000 - 100) / 2)
+
+
+def test_where_only_what_is_kept_can_be_seen_a_dearer_batch_never_takes_less():
+    lane = Paper(1000 * MB, 100 * MB, MB)
+    budget = Budget(lane)
+    ran(budget, lane, 100)
+    lane.kept = 0
+    budget.took(200)  # it took 200 MB, all of it given back
+    assert budget.room(0) == pytest.approx((1000 - 100) / 2)
+
+
+def test_inputs_that_wait_are_no_memory_that_batches_may_have():
+    lane, inputs = Paper(2000 * MB, 100 * MB, 5 * MB), [0]
+    budget = Budget(lane, lambda: inputs[0])
+    ran(budget, lane, 64)
+    lane.kept, inputs[0] = 900 * MB, 900 * MB  # idle for a while, then a burst
+    lane.whole = 1100 * MB
+    assert budget.room(0) == pytest.approx(64 * 50 / 320)
+
+
+def test_two_workers_that_were_idle_do_not_both_take_all_that_is_free():
+    lane = Paper(1000 * MB, 100 * MB, 5 * MB)
+    budget = Budget(lane)
+    ran(budget, lane, 64)
+    lane.kept, lane.whole = 0, 500 * MB
+    assert budget.room(0) == pytest.approx(40)
+
+
+def test_what_the_first_batch_found_free_in_the_heap_it_took_all_the_same():
+    lane = Paper(1000 * MB, 300 * MB, MB)
+    budget = Budget(lane)
+    lane.kept = 10 * MB
+    budget.took(100)  # 90 MB of it lay in what had been free
+    lane.kept = -90 * MB
+    assert budget.room(0) == pytest.approx((1000 - 210) / 2)
+
+
+def test_a_process_knows_the_most_that_it_held():
+    assert device.watch_peak()
+    before = device.held_bytes()
+    with mmap.mmap(-1, 256 * MB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as ballast:
+        for page in range(0, len(ballast), mmap.PAGESIZE):
+            ballast[page] = 1
+    assert device.held_bytes() - before < 100 * MB
+    assert 200 * MB < device.peak_bytes() - before < 300 * MB
+    assert device.watch_peak()
+    assert device.peak_bytes() - before < 100 * MB
 
 
 def test_a_process_knows_what_it_holds_and_what_it_may_take():

@@ -259,6 +259,25 @@ def test_what_ran_out_of_memory_is_not_made_again(play: Play, monkeypatch: pytes
     assert max(sizes[sizes.index(4) + 1 :]) <= 2
 
 
+def test_what_ran_in_pieces_for_want_of_memory_tells_nothing_of_the_whole(play: Play, monkeypatch: pytest.MonkeyPatch):
+    forward, costs = ImageProgram.forward, list[float]()
+
+    def hungry(self: ImageProgram, networks: Any, batch: Any) -> Any:
+        if len(batch["pixels"]) > 2:
+            raise MemoryError
+        return forward(self, networks, batch)
+
+    class Budget(worker.Budget):
+        def took(self, cost: float) -> None:
+            costs.append(cost)
+
+    monkeypatch.setattr(ImageProgram, "forward", hungry)
+    monkeypatch.setattr(worker, "Budget", Budget)
+    _, answers = play([ask(1)], [ask(id) for id in range(2, 6)], max_batch=8, depth=1)
+    assert all(isinstance(answer, Done) for answer in answers.values()) and len(answers) == 5
+    assert costs == [1]
+
+
 def test_a_suspect_has_the_device_for_itself(play: Play):
     lane, _ = play([ask(1), ask(2, alone=True), ask(3, alone=True), ask(4)])
     assert lane.journal == ["launch 1 4", "land 1 4", "launch 2", "land 2", "launch 3", "land 3"]

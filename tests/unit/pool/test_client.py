@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from app.card import Card
-from app.errors import Loading, Poisoned
+from app.errors import Loading, Poisoned, UnknownModel
 from app.pool.base import PAST
 from app.pool.client import Client
 from app.pool.directory import Directory
@@ -196,3 +196,13 @@ async def test_an_answer_to_anybody_proves_a_worker_while_the_cards_sample_waits
     probe.proven("m.2")
     probe.proven("m.1")
     assert await asyncio.wait_for(asking, 30) == ""
+
+
+async def test_a_request_whose_model_is_removed_while_it_is_decoded_leaves_nothing_behind(tmp_path: Path):
+    """The next table would come to its flight, and to none behind it."""
+    client = Client(Settings(), str(tmp_path), 1)
+    client._on_table(table("ready", Worker("m.1", 1, "cpu", "loading", 0)))
+    client._on_table(Table({}, 1))
+    with pytest.raises(UnknownModel):
+        await client.submit("m", Sample(arrays={"x": np.ones(1)}, cost=1.0), outputs=("y",), deadline=time.monotonic() + 30)
+    assert not len(client._flights)

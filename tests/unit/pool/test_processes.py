@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+import pytest
+
+from app.pool import processes
 from app.pool.processes import Nursery, kill_named, kill_stopped
 from app.process import is_stopped
 from tests.stack.conftest import wait_for
@@ -56,6 +61,25 @@ def test_only_the_worker_of_that_name_is_killed():
         kill_named(one.pid, "a-model-of-a-long-name.1")
         assert one.wait(30) == -signal.SIGKILL
     kill_named(one.pid, "a-model-of-a-long-name.1")
+
+
+async def test_a_worker_that_cannot_be_looked_at_for_want_of_descriptors_is_killed_later(monkeypatch: pytest.MonkeyPatch):
+    named = "import app.process; app.process.set_name('hearth m.1'); print(flush=True); input()"
+    monkeypatch.setattr(processes, "_AGAIN_S", 0.01)
+    with subprocess.Popen([sys.executable, "-c", named], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+        assert one.stdout is not None
+        one.stdout.readline()
+        looks = iter([OSError(errno.EMFILE, "too many open files"), None])
+        look = psutil.Process
+
+        def looked(pid: int) -> psutil.Process:
+            if error := next(looks):
+                raise error
+            return look(pid)
+
+        monkeypatch.setattr(psutil, "Process", looked)
+        kill_named(one.pid, "m.1")
+        assert await asyncio.to_thread(one.wait, 30) == -signal.SIGKILL
 
 
 async def test_a_worker_that_could_not_be_forked_ends_once():

@@ -149,3 +149,11 @@ def test_an_unwanted_worker_is_not_replaced(roster: Roster):
 def test_replicas_take_the_emptiest_devices():
     assert place(3, ["cuda:0", "cuda:1"], ["cuda:0"]) == ["cuda:1", "cuda:0", "cuda:1"]
     assert place(2, ["cpu"], ["cpu", "cuda:7"]) == ["cpu", "cpu"]
+
+
+def test_a_name_is_never_given_twice_though_the_model_was_removed_and_is_back(roster: Roster):
+    (birth,) = roster.want("m", {})
+    del roster.models["m"]
+    roster.models["m"] = Served(card(), default=True, preload=True)
+    (again,) = roster.want("m", {})
+    assert again.name != birth.name, "a timer that ends the first one would end the second"

@@ -251,6 +251,50 @@ async def test_what_was_mended_and_loaded_by_hand_goes_on_when_another_version_c
     assert stage.shares() == {"m@1": 0.5, "m@3": 0.5}
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
+async def test_where_the_only_other_version_failed_the_next_one_takes_it_all(tmp_path: Path, share: float):
+    stage = Stage(tmp_path, 0)
+    stage.switching.adopt(card("m@1", tmp_path), 0.0)
+    fails(stage, "m@1")
+    stage.switching.adopt(card("m@2", tmp_path), share)
+    stage.ready("m@2")
+    assert stage.shares() == {"m@2": 1.0}
+
+
+async def test_at_a_start_with_new_versions_alone_one_that_cannot_be_loaded_takes_nothing(tmp_path: Path):
+    stage = Stage(tmp_path, 2)
+    stage.traffic = stage.switching._traffic = Traffic(tmp_path / "another.json")
+    stage.traffic.begin(stage.roster.models, set(stage.roster.models))
+    for key in ("m@1", "m@2"):
+        stage.switching.adopt(card(key, tmp_path), 1.0)
+    stage.ready("m@1")
+    fails(stage, "m@2")
+    assert stage.shares() == {"m@1": 1.0}
+
+
+async def test_a_version_that_is_removed_while_it_loads_takes_nothing(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), 1.0)
+    stage.roster.models["m@2"].gone = True
+    stage.ready("m@2")
+    assert stage.shares() == {"m@1": 1.0}
+    await grace(stage)
+    assert stage.house.unloaded == ["m@2"]
+
+
+async def test_a_version_with_the_number_of_a_removed_one_is_a_new_one(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), 1.0)
+    stage.ready("m@2")
+    assert stage.shares() == {"m@2": 1.0}
+    del stage.roster.models["m@2"]
+    stage.switching.removed("m@2")
+    stage.switching.adopt(card("m@2", tmp_path), 0.5)
+    assert stage.shares() == {"m@1": 1.0}, "until it is ready"
+    stage.ready("m@2")
+    assert stage.shares() == {"m@1": 0.5, "m@2": 0.5}
+
+
 async def test_when_what_answered_at_the_start_is_gone_the_next_one_does_not_take_it_all(tmp_path: Path):
     stage = Stage(tmp_path, 2, ready=("m@1", "m@2"))
     del stage.roster.models["m@2"]

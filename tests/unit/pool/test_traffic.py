@@ -34,12 +34,46 @@ def test_at_a_start_without_a_record_the_newest_answers_that_does_not_wait_for_i
     assert traffic.routes([*KEYS, "photos@4"])["photos"] == Route({"photos@2": 1.0}), "what comes later changes nothing"
 
 
-def test_where_all_wait_for_their_share_the_newest_answers_and_keeps_all(traffic: Traffic):
-    assert traffic.begin(KEYS, KEYS)["photos"] == Route({"photos@3": 1.0})
+def test_where_all_wait_for_their_share_the_oldest_answers_until_they_have_it(traffic: Traffic):
+    assert traffic.begin(KEYS, KEYS)["photos"] == Route({"photos@1": 1.0})
     for key in ("photos@1", "photos@2", "photos@3"):
         route = traffic.adoption(key, 0.5, KEYS)
-        assert route == Route({"photos@3": 1.0})
+        assert route is not None
         traffic.put("photos", route, KEYS, [key])
+    assert traffic.routes(KEYS)["photos"] == Route({"photos@1": 0.25, "photos@2": 0.25, "photos@3": 0.5})
+
+
+def test_a_version_that_comes_back_does_not_answer_by_what_was_written_down_before(traffic: Traffic, tmp_path: Path):
+    """Its card was broken at the start, and is mended: nobody has loaded it."""
+    traffic.put("photos", Route({"photos@1": 1.0}), KEYS)
+    traffic.put("photos", Route({"photos@2": 1.0}), KEYS)
+    again = Traffic(tmp_path / "traffic.json")
+    assert again.begin(["photos@1"], ())["photos"] == Route({"photos@1": 1.0})
+    assert again.routes(KEYS)["photos"] == Route({"photos@1": 1.0})
+    again.put("photos", Route({"photos@3": 1.0}), KEYS)
+    assert again.before("photos", KEYS) == Route({"photos@1": 1.0}), "a rollback brings back what answered"
+    again.back("photos", again.before("photos", KEYS))
+    assert again.routes(KEYS)["photos"] == Route({"photos@1": 1.0})
+
+
+def test_a_rollback_is_to_something_else(traffic: Traffic, tmp_path: Path):
+    for number in (1, 2, 3):
+        traffic.put("photos", Route({f"photos@{number}": 1.0}), KEYS)
+    again = Traffic(tmp_path / "traffic.json")
+    again.begin(KEYS[:2], ())
+    assert again.before("photos", KEYS[:2]) == Route({"photos@1": 1.0})
+
+
+def test_of_a_version_that_was_removed_nothing_is_known(traffic: Traffic, tmp_path: Path):
+    traffic.begin(KEYS[:2], ["photos@2"])
+    traffic.put("photos", Route({"photos@2": 1.0}), KEYS[:2], ["photos@2"])
+    traffic.lose("photos@2")
+    assert traffic.routes(KEYS[:2])["photos"] == Route({"photos@1": 1.0})
+    assert traffic.adoption("photos@2", 1.0, KEYS[:2]) == Route({"photos@2": 1.0}), "what has its number now is another one"
+    again = Traffic(tmp_path / "traffic.json")
+    again.begin(KEYS[:2], ())
+    again.lose("photos@2")
+    assert again.routes(KEYS[:1])["photos"] == Route({"photos@1": 1.0})
 
 
 def test_what_is_written_down_holds_at_a_start(traffic: Traffic, tmp_path: Path):
