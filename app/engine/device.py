@@ -115,7 +115,7 @@ def memory_bytes() -> int:
 
 
 def held_bytes() -> int:
-    """Memory of this process that is no file's and not shared, swapped out or not; all that is resident, where it is not Linux."""
+    """Memory of this process that is no file's and not shared, swapped out or not; off Linux, all that is resident."""
     with contextlib.suppress(OSError):
         now = _status()
         return now["RssAnon"] + now["VmSwap"]
