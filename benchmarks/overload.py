@@ -160,7 +160,8 @@ def _single(url: str, raw: bytes, rate: float, seconds: float, other: tuple[byte
     beside = load.begin(url, [other[0]], seconds=seconds, clients=other[1]) if other else None
     answers = load.run(url, [raw], rate=rate, seconds=seconds)
     p50, p99 = answers.ms(0.5, 0.99)
-    found = {"p50_ms": p50, "p99_ms": p99, "answered": 1 - answers.failed() / max(1, len(answers.all))}
+    failed = [answer.status for answer in answers.all if answer.status != 200]
+    found = {"p50_ms": p50, "p99_ms": p99, "answered": 1 - len(failed) / max(1, len(answers.all)), "failed": failed}
     if not beside:
         return found
     others = load.finish(beside)

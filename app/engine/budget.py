@@ -17,7 +17,7 @@ class Budget:
     """
 
     def __init__(self, lane: Lane, waiting: Callable[[], int] = lambda: 0) -> None:
-        """`waiting`: the bytes of inputs that the process holds, which no batch takes."""
+        """`waiting`: the bytes of inputs that lie in the same memory, which no batch takes."""
         lane.make_room()
         self._lane, self._waiting = lane, waiting
         self._before = lane.held() - waiting()

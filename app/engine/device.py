@@ -116,25 +116,25 @@ def memory_bytes() -> int:
 
 def held_bytes() -> int:
     """Memory of this process that is no file's and not shared, swapped out or not; off Linux, all that is resident."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, KeyError):
         now = _status()
-        return now["RssAnon"] + now["VmSwap"]
+        return now["RssAnon"] + now.get("VmSwap", 0)
     return int(psutil.Process().memory_info().rss)
 
 
 def watch_peak() -> bool:
-    """From now on `peak_bytes` is counted anew (clear_refs of proc(5)). False where that cannot be."""
+    """From now on `peak_bytes` is counted anew (clear_refs of proc(5)). False where that cannot be, or not be told."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
+        return {"VmHWM", "RssFile", "RssShmem"} <= _status().keys()
     except OSError:
         return False
-    return True
 
 
 def peak_bytes() -> int:
     """The most that `held_bytes` was since `watch_peak`; what files and shared memory took meanwhile counts with it."""
     then = _status()
-    return then["VmHWM"] - then["RssFile"] - then["RssShmem"] + then["VmSwap"]
+    return then["VmHWM"] - then["RssFile"] - then["RssShmem"] + then.get("VmSwap", 0)
 
 
 def _status() -> dict[str, int]:

@@ -141,7 +141,7 @@ class Worker:
             if searching and begun.samples:
                 self._search = Search(self._order(), program, begun.samples)
         devices.give_back()
-        self._budget = Budget(self._runner.lane, self._inputs)
+        self._budget = Budget(self._runner.lane, self._inputs if on_cpu else lambda: 0)
         self._supervisor.send(Ready(self._meta))
         self._box.beat(time.monotonic(), 0)
 

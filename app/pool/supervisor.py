@@ -164,7 +164,7 @@ class Supervisor:
         """The same; its card may just have been written."""
         try:
             known = self._roster.models.get(key)
-            self.adopt(known.card if known else Catalogue.read(self._settings.home).named(key), share)
+            self.adopt(known.card if known and not known.gone else Catalogue.read(self._settings.home).named(key), share)
         except HearthError as error:
             log.error("%s cannot be taken into service: %s", key, error.detail)
 
@@ -192,6 +192,7 @@ class Supervisor:
             self.tell(Died(name, running, bool(stuck)), to=frontend)
         self.publish()
         self._loading.settle_all()
+        self.renewal.settled(name.rpartition(".")[0])
         self._switching.look()
         self._check_settled()
 

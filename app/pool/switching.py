@@ -58,17 +58,29 @@ class Switching:
 
     def adopt(self, card: Card, share: float) -> None:
         """A job made this version; it gets its share as soon as it is ready."""
-        key, waiting = card.name, {change.adopted for change in self._changes}
-        loaded = {other for other in versions_of(card.model, self._roster.models) if self._roster.models[other].wanted}
-        others = loaded - {key} - waiting
-        if others and self._traffic.present(card.model, others) is None:  # they answer, and nothing was ever written down
-            self._traffic.begin(others, ())
+        key = card.name
+        if (before := self._roster.models.get(key)) and before.gone:
+            self._drop(key)
+        waiting = {change.adopted for change in self._changes}
+        others = set(versions_of(card.model, self._roster.models)) - {key} - waiting
+        loaded = {other for other in others if self._roster.models[other].wanted}
+        if loaded and self._traffic.present(card.model, others) is None:  # they answer, and nothing was ever written down
+            self._traffic.begin(loaded, ())
         self._roster.models.setdefault(key, Served(card, default=False, preload=False))
         self._house.publish()
         if key not in waiting and self._traffic.adoption(key, share, self._roster.models):
             alone = frozenset([key])
             first = self._traffic.present(card.model, self._roster.models) is None
             self._begin(_Change(card.model, alone if share or first else frozenset(), settled=alone, adopted=key, share=share))
+
+    def _drop(self, key: str) -> None:
+        """It was removed, and is still here; another version has its number now."""
+        for change in [change for change in self._changes if key in change.keys or key == change.adopted]:
+            self._refuse(change, Conflict(f"{key} was removed meanwhile"))
+        if self._roster.models[key].wanted:
+            self._loading.unload(key)
+        del self._roster.models[key]
+        self._traffic.lose(key)
 
     def asked(self, peer: str, message: Switch | Back) -> None:
         """A frontend wants other shares, or those from before."""
@@ -125,7 +137,7 @@ class Switching:
             return
         try:
             if change.back:
-                self._traffic.back(change.model, route)
+                self._traffic.back(change.model, route, there)
             else:
                 self._traffic.put(change.model, route, there, change.settled)
         except OSError as error:
@@ -202,7 +214,8 @@ class Switching:
     def gone(self, frontend: str) -> None:
         """It has ended, and so have its requests."""
         for key in list(self._leaving):
-            self._without(frontend, key)
+            if key in self._leaving:  # what is freed may be waited for by a change, which ends such questions
+                self._without(frontend, key)
 
     def _without(self, frontend: str, key: str) -> None:
         _, frontends = self._leaving[key]
@@ -212,6 +225,7 @@ class Switching:
             served = self._roster.models.get(key)
             if served and served.wanted and key not in self._needed(name_of(key)):
                 self._loading.unload(key)
+                self._loading.settle(key)  # there may be no process whose end would do so
 
 
 def _lost(served: Served, change: _Change) -> bool:

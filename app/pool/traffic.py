@@ -135,16 +135,16 @@ class Traffic:
         """The route before the present one. Raises Conflict if there is none."""
         present = self.present(model, keys)
         for route in reversed(self._record.routes.get(model, [])[:-1]):
-            if route.shares.keys() <= set(keys) and route != present:
-                return _without_lost_shadow(route, keys)
+            if route.shares.keys() <= set(keys) and (back := _without_lost_shadow(route, keys)) != present:
+                return back
         raise Conflict(f"{model} has no earlier state of its traffic to go back to")
 
-    def back(self, model: str, route: Route) -> None:
+    def back(self, model: str, route: Route, keys: Collection[str]) -> None:
         """`route`, which `before` gave, is the present one again, and what came after it is forgotten. Raises as `put` does."""
         history = list(self._record.routes[model])
         while len(history) > 1:
             history.pop()
-            if history[-1].shares == route.shares:
+            if _without_lost_shadow(history[-1], keys) == route:
                 break
         self._keep(_Record(self._record.routes | {model: history}, self._record.adopted))
         self._begun.pop(model, None)

@@ -178,6 +178,18 @@ def test_what_the_first_batch_found_free_in_the_heap_it_took_all_the_same():
     assert budget.room(0) == pytest.approx((1000 - 210) / 2)
 
 
+@pytest.mark.parametrize("lines", ["VmSize:\t4 kB\nVmRSS:\t3 kB\n", ""], ids=["gVisor, and kernels before 4.5", "no proc"])
+def test_where_the_kernel_tells_less_that_is_enough(monkeypatch: pytest.MonkeyPatch, lines: str):
+    status = {name.rstrip(":"): int(size) << 10 for name, size, _ in map(str.split, lines.splitlines())}
+    monkeypatch.setattr(device, "_status", lambda: status)
+    assert not device.watch_peak()
+    assert device.held_bytes() > 1 << 20
+    budget = Budget(Lane())
+    budget.begins(1)
+    budget.took(1)
+    assert budget.room(0) > 0
+
+
 def test_a_process_knows_the_most_that_it_held():
     assert device.watch_peak()
     before = device.held_bytes()

@@ -133,6 +133,19 @@ async def test_a_card_that_came_back_stays(tmp_path: Path):
     assert "b" in stage.roster.models
 
 
+async def test_a_version_with_the_number_of_one_that_was_removed_and_still_answers_is_another_one(tmp_path: Path):
+    stage = Stage(tmp_path, card("m@1"), card("m@2"), loaded=("m@1", "m@2"))
+    before = stage.roster.models["m@2"]
+    stage.take(card("m@1"))
+    stage.take(card("m@1"), card("m@2"), shares={"m@2": 0.0})
+    assert stage.roster.models["m@2"] is before and not before.gone, "it was only away"
+    stage.take(card("m@1"))
+    stage.take(card("m@1"), card("m@2", limits={"max_queue": 7}), shares={"m@2": 0.0})
+    assert not before.wanted
+    assert stage.roster.models["m@2"].card == card("m@2", limits={"max_queue": 7})
+    assert stage.switching.routes()["m"].shares == {"m@1": 1.0}
+
+
 async def test_a_broken_card_changes_nothing_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     stage = Stage(tmp_path, card("a"))
     stage.take(card("c"), broken=("a", "z"))

@@ -31,6 +31,7 @@ class House:
         self.told: list[Changed] = []
         self.asked: list[tuple[str, Leave]] = []
         self.unloaded: list[str] = []
+        self.settled: list[str] = []
         self.published = 0
         self.work: list[Any] = []
 
@@ -40,6 +41,9 @@ class House:
     def unload(self, key: str) -> None:
         self.unloaded.append(key)
         self.roster.models[key].wanted = False
+
+    def settle(self, key: str) -> None:
+        self.settled.append(key)
 
     def lives(self, key: str) -> bool:
         return self.roster.models[key].wanted
@@ -280,6 +284,47 @@ async def test_a_version_that_is_removed_while_it_loads_takes_nothing(tmp_path: 
     assert stage.shares() == {"m@1": 1.0}
     await grace(stage)
     assert stage.house.unloaded == ["m@2"]
+
+
+async def test_what_was_loaded_by_hand_does_not_take_the_place_of_what_is_written_down(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.traffic.put("m", stage.traffic.wanted("m", {"1": 1}, "", stage.roster.models), stage.roster.models)
+    stage.roster.models["m@2"] = Served(card("m@2", tmp_path), default=False, preload=False)
+    stage.ready("m@2")
+    fails(stage, "m@1")
+    stage.switching.adopt(card("m@3", tmp_path), 0.1)
+    assert stage.shares() == {"m@1": 1.0}
+
+
+async def test_a_version_that_comes_while_the_removed_one_of_its_number_answers_takes_its_own_share(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.adopt(card("m@2", tmp_path), 1.0)
+    stage.ready("m@2")
+    before = stage.roster.models["m@2"]
+    before.gone = True
+    stage.switching.adopt(card("m@2", tmp_path), 0.5)
+    assert stage.house.unloaded == ["m@2"] and stage.roster.models["m@2"] is not before
+    assert stage.shares() == {"m@1": 1.0}, "until it is ready"
+    stage.ready("m@2")
+    assert stage.shares() == {"m@1": 0.5, "m@2": 0.5}
+
+
+async def test_a_version_that_comes_while_the_removed_one_of_its_number_loads_is_loaded_itself(tmp_path: Path):
+    stage = Stage(tmp_path, 1, ready=("m@1",))
+    stage.switching.asked("web", Switch(7, "m", {"1": 1}, ""))
+    stage.switching.adopt(card("m@2", tmp_path), 1.0)
+    stage.roster.models["m@2"].gone = True
+    stage.switching.adopt(card("m@2", tmp_path), 1.0)
+    stage.ready("m@2")
+    assert stage.shares() == {"m@2": 1.0}
+
+
+async def test_who_waits_for_what_is_freed_hears_of_it(tmp_path: Path):
+    stage = Stage(tmp_path, 3, ready=("m@3",))
+    stage.switching.asked("web", Switch(1, "m", {"2": 1}, ""))
+    stage.switching.asked("web", Switch(2, "m", {"3": 1}, ""))
+    await grace(stage)
+    assert stage.house.unloaded == stage.house.settled == ["m@2"]
 
 
 async def test_a_version_with_the_number_of_a_removed_one_is_a_new_one(tmp_path: Path):

@@ -52,7 +52,7 @@ def test_a_version_that_comes_back_does_not_answer_by_what_was_written_down_befo
     assert again.routes(KEYS)["photos"] == Route({"photos@1": 1.0})
     again.put("photos", Route({"photos@3": 1.0}), KEYS)
     assert again.before("photos", KEYS) == Route({"photos@1": 1.0}), "a rollback brings back what answered"
-    again.back("photos", again.before("photos", KEYS))
+    again.back("photos", again.before("photos", KEYS), KEYS)
     assert again.routes(KEYS)["photos"] == Route({"photos@1": 1.0})
 
 
@@ -62,6 +62,24 @@ def test_a_rollback_is_to_something_else(traffic: Traffic, tmp_path: Path):
     again = Traffic(tmp_path / "traffic.json")
     again.begin(KEYS[:2], ())
     assert again.before("photos", KEYS[:2]) == Route({"photos@1": 1.0})
+
+
+def test_each_rollback_changes_something_though_a_shadow_is_lost(traffic: Traffic):
+    for route in (Route({"photos@1": 1.0}), Route({"photos@2": 1.0}, "words"), Route({"photos@3": 1.0})):
+        traffic.put("photos", route, KEYS)
+    keys = KEYS[:3]
+    for there in ({"photos@2": 1.0}, {"photos@1": 1.0}):
+        traffic.back("photos", traffic.before("photos", keys), keys)
+        assert traffic.routes(keys)["photos"] == Route(there)
+
+
+def test_a_rollback_may_change_the_shadow_alone(traffic: Traffic, tmp_path: Path):
+    for route in (Route({"photos@1": 1.0}, "photos@2"), Route({"photos@1": 1.0}, "photos@4"), Route({"photos@3": 1.0})):
+        traffic.put("photos", route, [*KEYS, "photos@4"])
+    again, keys = Traffic(tmp_path / "traffic.json"), ["photos@1", "photos@2", "photos@4"]
+    again.begin(keys, ())
+    again.back("photos", again.before("photos", keys), keys)
+    assert again.routes(keys)["photos"] == Route({"photos@1": 1.0}, "photos@2")
 
 
 def test_of_a_version_that_was_removed_nothing_is_known(traffic: Traffic, tmp_path: Path):
@@ -114,9 +132,9 @@ def test_a_rollback_undoes_one_change_and_survives_a_restart(traffic: Traffic, t
     for key in ("photos@1", "photos@2", "photos@3"):
         traffic.put("photos", Route({key: 1.0}), KEYS)
     for expected in ("photos@2", "photos@1"):
-        traffic.back("photos", traffic.before("photos", KEYS))
+        traffic.back("photos", traffic.before("photos", KEYS), KEYS)
         assert Traffic(tmp_path / "traffic.json").routes(KEYS)["photos"] == Route({expected: 1.0})
-    traffic.back("photos", traffic.before("photos", KEYS))  # what was there without a record
+    traffic.back("photos", traffic.before("photos", KEYS), KEYS)  # what was there without a record
     with pytest.raises(Conflict, match="no earlier state"):
         traffic.before("photos", KEYS)
 
@@ -143,10 +161,11 @@ def test_a_rollback_does_without_a_shadow_that_is_gone(traffic: Traffic):
     for route in (Route({"photos@2": 1.0}, "photos@1"), Route({"photos@2": 1.0}), Route({"photos@3": 1.0})):
         traffic.put("photos", route, KEYS)
     left = [key for key in KEYS if key != "photos@1"]
-    for _ in range(2):
-        route = traffic.before("photos", left)
-        assert route == Route({"photos@2": 1.0})
-        traffic.back("photos", route)
+    route = traffic.before("photos", left)
+    assert route == Route({"photos@2": 1.0})
+    traffic.back("photos", route, left)
+    with pytest.raises(Conflict):  # without it the state before is this one
+        traffic.before("photos", left)
 
 
 def test_what_a_rollback_needs_stays_loaded(traffic: Traffic):
@@ -162,7 +181,7 @@ def test_what_cannot_be_written_down_does_not_happen(traffic: Traffic, tmp_path:
     with pytest.raises(IsADirectoryError):
         traffic.put("photos", Route({"photos@3": 1.0}), KEYS, ["photos@3"])
     with pytest.raises(IsADirectoryError):
-        traffic.back("photos", traffic.before("photos", KEYS))
+        traffic.back("photos", traffic.before("photos", KEYS), KEYS)
     assert traffic.routes(KEYS)["photos"] == Route({"photos@2": 1.0})
     assert traffic.adoption("photos@3", 1.0, KEYS) is not None, "it may have its share later"
 
@@ -204,7 +223,7 @@ def test_shares_add_up_to_one_after_any_changes(changes: list[object], tmp_path_
     for change in changes:
         if change == "back":
             try:
-                traffic.back("photos", traffic.before("photos", keys))
+                traffic.back("photos", traffic.before("photos", keys), keys)
             except Conflict:
                 continue
         elif isinstance(change, dict):
@@ -232,7 +251,7 @@ def test_a_change_that_cannot_be_written_down_has_not_been_made(
     monkeypatch.setattr("app.pool.traffic.os.fsync", full)
     for change in (
         lambda: traffic.put("photos", Route({"photos@3": 1.0}), KEYS),
-        lambda: traffic.back("photos", Route({"photos@1": 1.0})),
+        lambda: traffic.back("photos", Route({"photos@1": 1.0}), KEYS),
     ):
         with pytest.raises(OSError, match="No space"):
             change()
