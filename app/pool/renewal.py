@@ -41,13 +41,8 @@ class Renewal:
             log.error("the card in %s changes nothing: %s", folder, why)
         there = self._roster.models
         broken = {Path(folder).name for folder in catalogue.broken}
-        new = {
-            name
-            for name, card in catalogue.cards.items()
-            if name not in there or (name in shares and _succeeds(there[name], card))
-        }
-        added = [name for name in catalogue.cards if name in new and ("@" not in name or name in shares)]
-        changed = [name for name, card in catalogue.cards.items() if name not in new and self._changes(there[name], card)]
+        added = [name for name in catalogue.cards if name not in there and ("@" not in name or name in shares)]
+        changed = [name for name, card in catalogue.cards.items() if name in there and self._changes(there[name], card)]
         gone = [name for name in there if name not in catalogue.cards and name not in broken]
         for name in added:
             self._add(catalogue.cards[name], shares)
@@ -89,11 +84,6 @@ class Renewal:
         self._roster.models[card.name] = Served(card, default, preload=False)  # the server is ready without it, as it was before
         if card.serving.resident or (default and card.serving.preload):
             self._loading.load(card.name)
-
-
-def _succeeds(served: Served, card: Card) -> bool:
-    """This version was removed, and another one has its number now."""
-    return served.gone and "@" in card.name and card != (served.renewed or served.card)
 
 
 def _listed(names: Collection[str]) -> str:

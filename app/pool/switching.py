@@ -48,6 +48,7 @@ class Switching:
         self._kept = kept
         self._grace_s = grace_s
         self._changes: list[_Change] = []
+        self._successors: dict[str, tuple[Card, float]] = {}  # of versions that were removed and are still here
         self._retiring: dict[str, asyncio.TimerHandle] = {}
         self._leaving: dict[str, tuple[int, set[str]]] = {}  # version → the question, and the frontends that have yet to answer
         self._questions = count(1)
@@ -60,7 +61,9 @@ class Switching:
         """A job made this version; it gets its share as soon as it is ready."""
         key = card.name
         if (before := self._roster.models.get(key)) and before.gone:
-            self._drop(key)
+            log.warning("%s waits: one of that number was removed and is still loaded; POST /models/%s/unload ends it", key, key)
+            self._successors[key] = (card, share)
+            return
         waiting = {change.adopted for change in self._changes}
         others = set(versions_of(card.model, self._roster.models)) - {key} - waiting
         loaded = {other for other in others if self._roster.models[other].wanted}
@@ -72,15 +75,6 @@ class Switching:
             alone = frozenset([key])
             first = self._traffic.present(card.model, self._roster.models) is None
             self._begin(_Change(card.model, alone if share or first else frozenset(), settled=alone, adopted=key, share=share))
-
-    def _drop(self, key: str) -> None:
-        """It was removed, and is still here; another version has its number now."""
-        for change in [change for change in self._changes if key in change.keys or key == change.adopted]:
-            self._refuse(change, Conflict(f"{key} was removed meanwhile"))
-        if self._roster.models[key].wanted:
-            self._loading.unload(key)
-        del self._roster.models[key]
-        self._traffic.lose(key)
 
     def asked(self, peer: str, message: Switch | Back) -> None:
         """A frontend wants other shares, or those from before."""
@@ -192,8 +186,10 @@ class Switching:
         return self._traffic.needed(model, self._roster.models) | busy
 
     def removed(self, key: str) -> None:
-        """Its folder is gone; what gets its number later is another version."""
+        """It is gone; what has its number since, or gets it later, is another version."""
         self._traffic.lose(key)
+        if successor := self._successors.pop(key, None):
+            self.adopt(*successor)
 
     def waits_for(self, key: str) -> bool:
         """Whether a change of traffic under way is about this version."""

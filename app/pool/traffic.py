@@ -142,10 +142,8 @@ class Traffic:
     def back(self, model: str, route: Route, keys: Collection[str]) -> None:
         """`route`, which `before` gave, is the present one again, and what came after it is forgotten. Raises as `put` does."""
         history = list(self._record.routes[model])
-        while len(history) > 1:
+        while len(history) > 1 and _without_lost_shadow(history[-1], keys) != route:
             history.pop()
-            if _without_lost_shadow(history[-1], keys) == route:
-                break
         self._keep(_Record(self._record.routes | {model: history}, self._record.adopted))
         self._begun.pop(model, None)
 

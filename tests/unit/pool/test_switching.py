@@ -296,29 +296,6 @@ async def test_what_was_loaded_by_hand_does_not_take_the_place_of_what_is_writte
     assert stage.shares() == {"m@1": 1.0}
 
 
-async def test_a_version_that_comes_while_the_removed_one_of_its_number_answers_takes_its_own_share(tmp_path: Path):
-    stage = Stage(tmp_path, 1, ready=("m@1",))
-    stage.switching.adopt(card("m@2", tmp_path), 1.0)
-    stage.ready("m@2")
-    before = stage.roster.models["m@2"]
-    before.gone = True
-    stage.switching.adopt(card("m@2", tmp_path), 0.5)
-    assert stage.house.unloaded == ["m@2"] and stage.roster.models["m@2"] is not before
-    assert stage.shares() == {"m@1": 1.0}, "until it is ready"
-    stage.ready("m@2")
-    assert stage.shares() == {"m@1": 0.5, "m@2": 0.5}
-
-
-async def test_a_version_that_comes_while_the_removed_one_of_its_number_loads_is_loaded_itself(tmp_path: Path):
-    stage = Stage(tmp_path, 1, ready=("m@1",))
-    stage.switching.asked("web", Switch(7, "m", {"1": 1}, ""))
-    stage.switching.adopt(card("m@2", tmp_path), 1.0)
-    stage.roster.models["m@2"].gone = True
-    stage.switching.adopt(card("m@2", tmp_path), 1.0)
-    stage.ready("m@2")
-    assert stage.shares() == {"m@2": 1.0}
-
-
 async def test_who_waits_for_what_is_freed_hears_of_it(tmp_path: Path):
     stage = Stage(tmp_path, 3, ready=("m@3",))
     stage.switching.asked("web", Switch(1, "m", {"2": 1}, ""))

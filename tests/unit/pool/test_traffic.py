@@ -73,6 +73,15 @@ def test_each_rollback_changes_something_though_a_shadow_is_lost(traffic: Traffi
         assert traffic.routes(keys)["photos"] == Route(there)
 
 
+def test_a_rollback_reaches_what_it_was_for_though_the_present_version_is_removed_meanwhile(traffic: Traffic):
+    for number in (1, 2, 3):
+        traffic.put("photos", Route({f"photos@{number}": 1.0}), KEYS)
+    route = traffic.before("photos", KEYS)
+    traffic.lose("photos@3")
+    traffic.back("photos", route, KEYS[:2])
+    assert traffic.routes(KEYS[:2])["photos"] == Route({"photos@2": 1.0})
+
+
 def test_a_rollback_may_change_the_shadow_alone(traffic: Traffic, tmp_path: Path):
     for route in (Route({"photos@1": 1.0}, "photos@2"), Route({"photos@1": 1.0}, "photos@4"), Route({"photos@3": 1.0})):
         traffic.put("photos", route, [*KEYS, "photos@4"])
