@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 
 import psutil
 
@@ -54,6 +56,20 @@ def _oldest(server: int, name: str, *, running: bool = False) -> psutil.Process:
         if not (running and found.status() == psutil.STATUS_STOPPED):
             return found
     raise LookupError(f"no process hearth {name} of {server}: nothing went wrong")
+
+
+@contextlib.contextmanager
+def no_descriptors(process: psutil.Process) -> Iterator[None]:
+    """Meanwhile it can open nothing: what it has open it keeps."""
+    before = process.rlimit(psutil.RLIMIT_NOFILE)
+    have = {int(link.name) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
+    lowest = next(number for number in count() if number not in have)
+    process.rlimit(psutil.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psutil.Error):
+            process.rlimit(psutil.RLIMIT_NOFILE, before)
 
 
 @contextlib.contextmanager

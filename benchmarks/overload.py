@@ -153,7 +153,14 @@ def shared(url: str, call: Call, keys: dict[str, str], capacity: float, seconds:
     greedy = load.begin(url, [raw["greedy"]], rate=10 * capacity, seconds=seconds, connections=SOCKETS)
     found = _single(url, raw["modest"], 0.1 * capacity, seconds, None)
     answers = load.finish(greedy)
-    return found | {"other_rps": answers.rate(), "other_refused": len(answers.of(429)), "deadline_ms": deadline_ms}
+    refused = answers.of(429)
+    return found | {
+        "other_rps": answers.rate(),
+        "other_refused": len(refused),
+        "refused_p99_ms": load.quantile([1000 * (one.done - one.left) for one in refused], 0.99),
+        "no_retry_after": sum(one.retry_after is None for one in refused),
+        "deadline_ms": deadline_ms,
+    }
 
 
 def _single(url: str, raw: bytes, rate: float, seconds: float, other: tuple[bytes, int] | None) -> dict[str, Any]:
@@ -207,14 +214,15 @@ def main() -> None:
 def figures(floods: dict[str, Any], neighbours: dict[str, Any], deadline_ms: float) -> dict[str, float]:
     """What bars.py holds. NaN, which holds nothing, where something was not measured."""
     over = [floods[name] for name in ("2 x", "10 x", "bursts")]
+    refusing = [*over, neighbours["greedy, with a share"]]
     back = [one["let_in"] / one["came_back"] if one["came_back"] >= _FEWEST else math.nan for one in over]
     usual, double, most, beside = (floods[kind]["goodput_rps"] for kind in KINDS)
     return {
         "accepted p99 over the deadline": _worst(one["accepted_p99_ms"] / deadline_ms for one in floods.values()),
         "accepted, but too late": sum(one["late"] for one in floods.values()),
         "without an answer, or with an error": sum(one["lost"] for one in floods.values()),
-        "refused, p99 in ms": _worst(one["refused_p99_ms"] for one in over),
-        "refused without Retry-After": sum(one["no_retry_after"] for one in over),
+        "refused, p99 in ms": _worst(one["refused_p99_ms"] for one in refusing),
+        "refused without Retry-After": sum(one["no_retry_after"] for one in refusing),
         "let in of those who came back": -_worst(-share for share in back),
         "the generator overslept, p99 in ms": _worst(one["overslept_p99_ms"] for one in over),
         "goodput at 10 x over that at 1 x": most / usual if usual else math.nan,

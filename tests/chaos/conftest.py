@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from callers import Callers, Counts, Question, asked
+from callers import Callers, Counts, Outcome, Question, asked
 from common import machine
 
 from tests.chaos import toys
@@ -86,6 +86,23 @@ def frail(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(frail: Path) -> Iterator[Server]:
     with Server(frail, HEARTH_MODELS="toy,other", HEARTH_FRONTENDS="2") as server:
         yield server
+
+
+@dataclass(frozen=True, slots=True)
+class Refusable(Question):
+    """Being refused, with one of these codes, is all that may go wrong with it; all else is wrong."""
+
+    codes: tuple[str, ...] = ()
+
+    def outcome(self, status: int, body: bytes) -> Outcome:
+        found = Question.outcome(self, status, body)
+        refused = status == 503 and json.loads(body)["code"] in self.codes
+        return "wrong" if found == "failed" and not refused else found
+
+
+def refusable(questions: Sequence[Question], *codes: str) -> list[Question]:
+    """The same, which may be refused."""
+    return [Refusable(one.path, one.body, one.media, one.known, codes=codes) for one in questions]
 
 
 def questions(server: Server, *models: str) -> list[Question]:

@@ -15,7 +15,7 @@ from callers import Callers, Line, asked
 
 from app import keys
 from tests.chaos import toys
-from tests.chaos.conftest import Chaos
+from tests.chaos.conftest import Chaos, questions, refusable
 from tests.stack.conftest import Server, picture, wait_for
 
 PNG = picture(1, 2, 3)
@@ -75,9 +75,14 @@ def storm(*changes: Callable[[httpx.Client], httpx.Response], url: str) -> Itera
 
 
 def test_a_storm_of_loads_and_unloads(server: Server, callers: Callers, chaos: Chaos):
+    """Who asks for what comes and goes is answered right, or told that it is not there; and does not wait for long."""
     changes = [lambda http, verb=verb: http.post(f"/models/other/{verb}") for verb in ("load", "unload", "load", "unload")]
-    with storm(*changes, url=server.url) as told:
+    coming = refusable(questions(server, "other"), "loading")
+    with storm(*changes, url=server.url) as told, Callers(server.url, coming, count=2) as others:
         wait_for(lambda: len(told) > chaos.times(20, 2000), 600)
+        wait_for(lambda: others.counts.right > chaos.times(1, 100) and others.counts.failed, 600)
+    chaos.figure("what is loaded and unloaded", **others.counts.figures())
+    assert not others.counts.wrong and not others.counts.lost, others.counts
     assert {answer.status_code for answer in told} <= {200, 409}, {answer.text for answer in told}
     callers.more(3)
     assert server.http.post("/models/other/load").json()["state"] == "ready"

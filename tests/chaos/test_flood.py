@@ -8,27 +8,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import faults
-from callers import Callers, Outcome, Question, asked
+from callers import Callers, Question, asked
 
-from tests.chaos.conftest import Chaos
+from tests.chaos.conftest import Chaos, refusable
 from tests.stack.conftest import TEXT_CARD, WORDS, Server, wait_for, write_text
 
 CALLERS, PATH = 12, "/embed/text"
 
 
-class Refusable(Question):
-    """Being refused is all that may go wrong with it."""
-
-    def outcome(self, status: int, body: bytes) -> Outcome:
-        found = super().outcome(status, body)
-        refused = status == 503 and json.loads(body)["code"] == "too_busy"
-        return "wrong" if found == "failed" and not refused else found
-
-
 def _questions(server: Server) -> Sequence[Question]:
     bodies = [json.dumps({"inputs": f"{one} {other}"}).encode() for one, other in pairwise(WORDS[:13])]
     found = [asked(server.url, PATH, body, "application/json") for body in bodies]
-    return [Refusable(one.path, one.body, one.media, one.known) for one in found]
+    return refusable(found, "too_busy")
 
 
 def _refused_at_a_glance(server: Server) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import faults
 import httpx
+import psutil
 from callers import Callers
 
 from tests.chaos import toys
@@ -84,6 +85,24 @@ def test_idle_connections_take_all_descriptors(frail: Path, chaos: Chaos):
             callers.more()
             assert server.http.get("/health/ready").status_code == 200
     chaos.note("descriptors taken by idle connections", callers.counts, felt)
+
+
+def test_no_process_has_a_descriptor_left(frail: Path, chaos: Chaos):
+    """Nor can one be had while a worker is killed: who asks meanwhile waits, and is answered as soon as there are some."""
+    with Server(frail, **ONE) as server, Callers(server.url, questions(server)) as callers:
+        felt = []
+        for _ in range(chaos.times(1, 10)):
+            wait_for(lambda: all(faults.processes(server.process.pid, name) for name in ("toy", "nursery", "spare")))
+            with contextlib.ExitStack() as held:
+                for process in [psutil.Process(server.process.pid), *faults.processes(server.process.pid)]:
+                    held.enter_context(faults.no_descriptors(process))
+                callers.more(3)
+                said = len(server.log)
+                faults.kill(server.process.pid, "toy")
+                wait_for(lambda said=said: "no worker can be started for toy for now" in server.log[said:])
+                felt.append(callers.felt(held.close))
+            callers.more()
+    chaos.note("no process has a descriptor left, and a worker is killed", callers.counts, felt)
 
 
 def test_ten_thousand_idle_connections(frail: Path, chaos: Chaos):

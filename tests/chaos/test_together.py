@@ -23,7 +23,7 @@ from callers import Callers
 from common import memory, total
 
 from tests.chaos import toys
-from tests.chaos.conftest import GENEROUS, PROMISED, Chaos, questions, set_ahead, strangers
+from tests.chaos.conftest import GENEROUS, PROMISED, Chaos, questions, refusable, set_ahead, strangers
 from tests.chaos.test_processes import FRONTEND_STALL_S
 from tests.chaos.toys import LEVERS, wrong
 from tests.stack.conftest import Server, wait_for
@@ -179,13 +179,19 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     settings = {"HEARTH_MODELS": ",".join(MODELS), "HEARTH_FRONTENDS": str(FRONTENDS), "HEARTH_TIMEOUT_S": "120", **believe}
     with Server(toys.write(small_disk), under=limit, **settings) as server:
         known = questions(server)
-        wicked_ones = [replace(wrong(lever), known=[{}]) for lever in LEVERS if lever != "hangs"]
+        # One whose worker is killed twice meanwhile may be told that it was the reason.
+        wicked_ones = [replace(one, known=[*one.known, {"code": "poisoned"}]) for one in map(wrong, LEVERS) if one != HANGS]
+        coming = refusable(questions(server, "other"), "loading", "worker_lost")
         for name in ("nursery", *MODELS):  # what takes the place of a dead one has less than the first, which would hide growth
             faults.kill(server.process.pid, name)
             megabytes(server)
         before = megabytes(server)
         felt: list[float] = []
-        with Callers(server.url, known) as callers, Callers(server.url, wicked_ones, count=1) as wicked:
+        with (
+            Callers(server.url, known) as callers,
+            Callers(server.url, wicked_ones, count=1) as wicked,
+            Callers(server.url, coming, count=1) as others,
+        ):
             until = time.monotonic() + chaos.times(12, 600)
             with wreckers(server, disk, ahead) as done:
                 while time.monotonic() < until:
@@ -206,6 +212,8 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     worst = {"beyond_what_stood_still_s": max(slow, default=(0.0,))[0], "longest_s": max(callers.counts.slow, default=(0.0,))[0]}
     chaos.figure("all together: right answers", **worst)
     chaos.note("all together", callers.counts)
+    chaos.figure("all together: the model that comes and goes", **others.counts.figures())
+    assert others.counts.right and not others.counts.wrong and not others.counts.lost, others.counts
     assert wicked.counts.right and not wicked.counts.wrong and not wicked.counts.lost, wicked.counts
     if chaos.long:
         assert not wicked.counts.failed, wicked.counts

@@ -162,7 +162,8 @@ def test_goodput_counts_neither_the_filling_of_the_queue_nor_its_emptying():
     assert found["came_back"] == 0, "the flood still went on"
 
 
-NEIGHBOURS = {"greedy, with a share": {"answered": 1.0, "p99_ms": 1.0, "deadline_ms": 2.0, "other_refused": 1}}
+ANSWERED = {"answered": 1.0, "p99_ms": 1.0, "deadline_ms": 2.0}
+NEIGHBOURS = {"greedy, with a share": ANSWERED | {"other_refused": 1, "refused_p99_ms": 1.0, "no_retry_after": 0}}
 BACK = load.Answers(answers((5.0, 5.001, 503)) + 20 * answers((11.0, 11.1, 200), retry=True))
 
 
