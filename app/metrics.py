@@ -209,7 +209,8 @@ def for_worker(model: str, worker: str) -> ForWorker:
 
 
 def for_supervisor(folder: Path) -> ForSupervisor:
-    """The supervisor's view."""
+    """The supervisor's view. Its files are opened now: when a process has died there may be no descriptor left to do so."""
+    families()
     return ForSupervisor(folder)
 
 

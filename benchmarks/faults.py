@@ -59,17 +59,19 @@ def _oldest(server: int, name: str, *, running: bool = False) -> psutil.Process:
 
 
 @contextlib.contextmanager
-def no_descriptors(process: psutil.Process) -> Iterator[None]:
-    """Meanwhile it can open nothing: what it has open it keeps."""
-    before = process.rlimit(psutil.RLIMIT_NOFILE)
-    have = {int(link.name) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
-    lowest = next(number for number in count() if number not in have)
-    process.rlimit(psutil.RLIMIT_NOFILE, (lowest, before[1]))
+def no_descriptors(server: int) -> Iterator[None]:
+    """Meanwhile no process of the server can open anything; what they have open they keep."""
+    supervisor = psutil.Process(server)
+    usual = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    for process in [supervisor, *processes(server)]:
+        have = {int(link.name) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
+        process.rlimit(psutil.RLIMIT_NOFILE, (next(number for number in count() if number not in have), usual[1]))
     try:
         yield
     finally:
-        with contextlib.suppress(psutil.Error):
-            process.rlimit(psutil.RLIMIT_NOFILE, before)
+        for process in [supervisor, *processes(server), *processes(server)]:  # one of them may just have been forked by another
+            with contextlib.suppress(psutil.Error):
+                process.rlimit(psutil.RLIMIT_NOFILE, usual)
 
 
 @contextlib.contextmanager

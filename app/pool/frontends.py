@@ -74,7 +74,12 @@ class Frontends:
         failures = status = 0
         self._runs.add(asyncio.current_task())
         while not self._closing:
-            keeper = await self._start_keeper()
+            try:
+                keeper = await self._start_keeper()
+            except OSError as error:
+                log.error("no frontend can be started for now: %s", error)
+                await asyncio.sleep(_PAUSES_S[1])
+                continue
             self._keepers.add(keeper)
             while not keeper.gone.done() and (status or not self._closing):
                 status = await self._run_under(keeper, exited)
@@ -88,13 +93,18 @@ class Frontends:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         descriptors = [self._listening.fileno(), theirs.fileno()]
-        process = await asyncio.create_subprocess_exec(
-            *command("app.web.process", *map(str, descriptors), self._folder),
-            pass_fds=descriptors,
-            env=os_environment(self._environment) | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's pool: who forks has no threads
-            start_new_session=True,
-        )
-        theirs.close()
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command("app.web.process", *map(str, descriptors), self._folder),
+                    pass_fds=descriptors,
+                    env=os_environment(self._environment)
+                    | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's pool: who forks has no threads
+                    start_new_session=True,
+                )
+            except OSError:
+                ours.close()
+                raise
         return _Keeper(process.pid, asyncio.ensure_future(process.wait()), ours)
 
     async def _run_under(self, keeper: _Keeper, exited: Exited) -> int:
@@ -102,7 +112,11 @@ class Frontends:
         accepts = not self._closing
         self._born += 1
         name = f"frontend.{self._born}"
-        box = BlackBox(self._box(name), create=True)
+        try:
+            box = BlackBox(self._box(name), create=True)
+        except OSError as error:
+            log.error("%s cannot be started for now: %s", name, error)
+            return 1
         pid = await keeper.fork(self._born)
         if not pid:
             self._box(name).unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import faults
 import httpx
-import psutil
 from callers import Callers
 
 from tests.chaos import toys
@@ -87,22 +86,21 @@ def test_idle_connections_take_all_descriptors(frail: Path, chaos: Chaos):
     chaos.note("descriptors taken by idle connections", callers.counts, felt)
 
 
-def test_no_process_has_a_descriptor_left(frail: Path, chaos: Chaos):
-    """Nor can one be had while a worker is killed: who asks meanwhile waits, and is answered as soon as there are some."""
+def test_a_frontend_is_killed_when_no_process_has_a_descriptor_left(frail: Path, chaos: Chaos):
+    """Those of the one that is killed are all that its successor finds: who asks meanwhile is answered when there are some again."""
     with Server(frail, **ONE) as server, Callers(server.url, questions(server)) as callers:
         felt = []
         for _ in range(chaos.times(1, 10)):
-            wait_for(lambda: all(faults.processes(server.process.pid, name) for name in ("toy", "nursery", "spare")))
+            wait_for(lambda: all(faults.processes(server.process.pid, name) for name in ("toy", "http", "nursery", "spare")))
+            callers.more()
             with contextlib.ExitStack() as held:
-                for process in [psutil.Process(server.process.pid), *faults.processes(server.process.pid)]:
-                    held.enter_context(faults.no_descriptors(process))
+                held.enter_context(faults.no_descriptors(server.process.pid))
                 callers.more(3)
                 said = len(server.log)
-                faults.kill(server.process.pid, "toy")
-                wait_for(lambda said=said: "no worker can be started for toy for now" in server.log[said:])
+                faults.kill(server.process.pid, "http")
+                wait_for(lambda said=said: "cannot be started for now: [Errno 24]" in server.log[said:])
                 felt.append(callers.felt(held.close))
-            callers.more()
-    chaos.note("no process has a descriptor left, and a worker is killed", callers.counts, felt)
+    chaos.note("no descriptor is left, and a frontend is killed", callers.counts, felt)
 
 
 def test_ten_thousand_idle_connections(frail: Path, chaos: Chaos):

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app import metrics
 from tests.conftest import ROOT
 
 CHILD = "from app import metrics; w = metrics.for_worker('m', 'm.1'); w.waiting(3); w.batch(2, 8.0, [0.1, 0.2]); import os; print(os.getpid())"
@@ -35,6 +37,7 @@ def test_dead_processes_are_added_up_in_one_file(tmp_path: Path):
     assert before["hearth_queue_seconds_sum"] > 0.89
     python(BURIAL, tmp_path, str(tmp_path), *pids)
     after = read(tmp_path)
+    assert after.pop("hearth_requests_in_flight") == 0, "the supervisor's own"
     assert not [file for file in tmp_path.iterdir() for pid in pids if pid in file.name]
     assert {name: value for name, value in before.items() if not name.endswith(("depth", "in_flight"))} == after
     assert "hearth_queue_depth" not in after, "a dead worker has no queue"
@@ -57,3 +60,11 @@ def test_counts_that_cannot_be_written_are_lost_and_nothing_else(tmp_path: Path)
     for kind in ("counter", "histogram"):
         (tmp_path / f"{kind}_dead.db").mkdir()
     python(BURIAL, tmp_path, str(tmp_path), pid)
+
+
+def test_the_supervisors_files_are_open_before_anything_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Then there may be no descriptor left, and a count that could not be made would end the server."""
+    made: list[object] = []
+    monkeypatch.setattr(metrics, "families", lambda: made.append(1))
+    metrics.for_supervisor(tmp_path)
+    assert made
