@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 from app.engine.lane import Lane
 
@@ -32,7 +33,9 @@ class Budget:
 
     def took(self, cost: float) -> None:
         """A batch of this cost was answered, in one piece, and its inputs are still here."""
-        if cost > self._dearest:
+        if cost <= self._dearest:
+            return
+        with suppress(OSError):  # no descriptor is left to ask the kernel by: the next one tells
             taken = (self._lane.peak() if self._watched else self._lane.held()) - self._waiting() - self._before
             if taken >= (0 if self._watched else self._took):  # what is kept alone may be less, though more was taken
                 self._dearest, self._took = cost, taken
@@ -40,12 +43,17 @@ class Budget:
     def room(self, now: float) -> float:
         """What the next batch may cost, in proportion to the dearest; infinity while none took anything."""
         if now - self._asked >= _EVERY_S:
-            self._asked, kept, free = now, self._kept(), self._lane.free()
-            if self._took > 0:
-                # The first batch pays for what is taken once, too. Where one more of its kind surely fits, two may tell more.
-                more = min(free, self._took) if kept >= _SHARE * self._took else 0
-                self._room = self._dearest * (kept + max(_SHARE * free, more)) / self._took
+            self._asked = now
+            with suppress(OSError):  # as above: what it said last holds
+                self._ask()
         return self._room
+
+    def _ask(self) -> None:
+        kept, free = self._kept(), self._lane.free()
+        if self._took > 0:
+            # The first batch pays for what is taken once, too. Where one more of its kind surely fits, two may tell more.
+            more = min(free, self._took) if kept >= _SHARE * self._took else 0
+            self._room = self._dearest * (kept + max(_SHARE * free, more)) / self._took
 
     def _kept(self) -> int:
         """What batches took and the process kept. What was free in its heap before the first one, and is given back since, the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 
@@ -188,6 +189,21 @@ def test_where_the_kernel_tells_less_that_is_enough(monkeypatch: pytest.MonkeyPa
     budget.begins(1)
     budget.took(1)
     assert budget.room(0) > 0
+
+
+def test_a_worker_without_a_descriptor_goes_on_with_what_it_knows(monkeypatch: pytest.MonkeyPatch):
+    lane = Paper(1000 * MB, 100 * MB, MB)
+    budget = Budget(lane)
+    ran(budget, lane, 100)
+    room = budget.room(0)
+
+    def none_left() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for name in ("held", "free", "peak"):
+        monkeypatch.setattr(lane, name, none_left)
+    budget.took(200)
+    assert budget.room(9) == room < math.inf
 
 
 def test_a_process_knows_the_most_that_it_held():
