@@ -10,6 +10,7 @@ from pathlib import Path
 
 import faults
 import httpx
+import pytest
 from callers import Callers
 
 from tests.chaos import toys
@@ -86,7 +87,8 @@ def test_idle_connections_take_all_descriptors(frail: Path, chaos: Chaos):
     chaos.note("descriptors taken by idle connections", callers.counts, felt)
 
 
-def test_a_frontend_is_killed_when_no_process_has_a_descriptor_left(frail: Path, chaos: Chaos):
+@pytest.mark.parametrize(("victim", "said"), [("toy", "died ("), ("http", "cannot be started for now: [Errno 24]")])
+def test_a_process_is_killed_when_none_has_a_descriptor_left(frail: Path, chaos: Chaos, victim: str, said: str):
     """Those of the one that is killed are all that its successor finds: who asks meanwhile is answered when there are some again."""
     with Server(frail, **ONE) as server, Callers(server.url, questions(server)) as callers:
         felt = []
@@ -96,11 +98,11 @@ def test_a_frontend_is_killed_when_no_process_has_a_descriptor_left(frail: Path,
             with contextlib.ExitStack() as held:
                 held.enter_context(faults.no_descriptors(server.process.pid))
                 callers.more(3)
-                said = len(server.log)
-                faults.kill(server.process.pid, "http")
-                wait_for(lambda said=said: "cannot be started for now: [Errno 24]" in server.log[said:])
+                before = len(server.log)
+                faults.kill(server.process.pid, victim)
+                wait_for(lambda before=before: said in server.log[before:])
                 felt.append(callers.felt(held.close))
-    chaos.note("no descriptor is left, and a frontend is killed", callers.counts, felt)
+    chaos.note(f"no descriptor is left, and {victim} is killed", callers.counts, felt)
 
 
 def test_ten_thousand_idle_connections(frail: Path, chaos: Chaos):
