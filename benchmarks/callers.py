@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 _REST_S = 0.01  # after a request that failed: a server that refuses at once shall not be asked in a hot loop
 _TOLD = 5  # complaints that are kept
 _TIMEOUT_S = 60.0
-_SLOW_S = 0.1
+_SLOW_S = 0.1  # a right answer that takes longer is noted: many times what a toy takes, a fraction of any bar
 
 Outcome = Literal["right", "wrong", "failed", "lost"]
 

@@ -80,7 +80,7 @@ class Traffic:
     def present(self, model: str, keys: Collection[str]) -> Route | None:
         """What answers: what began, or else was written down last; None if no version ever had a share."""
         begun = [self._begun[model]] if model in self._begun else []
-        for route in reversed([*self._record.routes.get(model, []), *begun]):
+        for route in [*begun, *reversed(self._record.routes.get(model, []))]:
             if route.shares.keys() <= set(keys):
                 return _without_lost_shadow(route, keys)
         known = [key for key in versions_of(model, keys) if "@" not in key or key in self._record.adopted]

@@ -91,8 +91,13 @@ class Wreckers:
         self._every = every
         self._over = threading.Event()
         self._threads = ThreadPoolExecutor(len(every))
-        self.done = dict.fromkeys(every, 0)
         self._log: list[tuple[float, str]] = []
+
+    @property
+    def done(self) -> dict[str, int]:
+        """How often each was."""
+        names = [name for _, name in self._log]
+        return {name: names.count(name) for name in self._every}
 
     def standing_still(self, asked: float, answered: float) -> float:
         """Seconds that a request may have waited for what stood still while it was under way: of each such fault its limits."""
@@ -110,7 +115,6 @@ class Wreckers:
             with contextlib.suppress(LookupError, psutil.Error, httpx.HTTPError):
                 began = time.monotonic()
                 do()
-                self.done[name] += 1
                 self._log.append((began, name))
 
     def __enter__(self) -> Wreckers:
