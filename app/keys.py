@@ -108,8 +108,10 @@ def read(path: Path) -> str:
         raise Invalid(
             f"HEARTH_KEYS_FILE={path}: there is no such file; make it with: hearth keys add NAME --role admin"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(f"HEARTH_KEYS_FILE={path}: {error.strerror if isinstance(error, OSError) else error}") from None
+    except OSError as error:
+        raise Invalid(f"HEARTH_KEYS_FILE={path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Invalid(f"HEARTH_KEYS_FILE={path}: {error}") from None
 
 
 def add(path: Path, name: str, role: str, rate: str = "", burst: int = 0, share: float = 1.0) -> tuple[Key, str]:

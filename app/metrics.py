@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,8 @@ class ForSupervisor:
     """What the supervisor tells. `folder` is PROMETHEUS_MULTIPROC_DIR."""
 
     folder: Path
+    unsettled: set[int] = field(default_factory=set)
+    """Dead processes whose counts could not be added up yet."""
 
     def worker_restarted(self, model: str) -> None:
         """A worker died."""
@@ -182,13 +184,17 @@ class ForSupervisor:
 
     def process_gone(self, pid: int) -> None:
         """Forget a dead process's gauges; add its counts to those of all the dead, so that deaths leave no files behind. Counts
-        that cannot be read or written are lost: no reason to end.
+        that cannot be read or written stay in its own file, until somebody else dies: no reason to end.
         """
-        try:
-            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
-            self._add_up(pid)
-        except OSError as error:
-            log.error("the counts of process %d are lost: %s", pid, error)
+        self.unsettled.add(pid)
+        for each in sorted(self.unsettled):
+            try:
+                (self.folder / f"gauge_livesum_{each}.db").unlink(missing_ok=True)
+                self._add_up(each)
+            except OSError as error:
+                log.error("the counts of process %d stay by themselves for now: %s", each, error)
+            else:
+                self.unsettled.discard(each)
 
     def _add_up(self, pid: int) -> None:
         for kind in ("counter", "histogram"):
@@ -196,15 +202,17 @@ class ForSupervisor:
             if file.exists():
                 counted = file.stat().st_size > 0  # else it was killed as it made the file
                 values = list(MmapedDict.read_all_values_from_file(str(file))) if counted else []  # type: ignore[no-untyped-call]
-                file.unlink()
                 dead = MmapedDict(str(self.folder / f"{kind}_dead.db"))  # type: ignore[no-untyped-call]
+                file.unlink()
                 for key, value, stamp, _ in values:
                     dead.write_value(key, dead.read_value(key)[0] + value, stamp)  # type: ignore[no-untyped-call]
                 dead.close()  # type: ignore[no-untyped-call]
 
 
 def for_worker(model: str, worker: str) -> ForWorker:
-    """A worker's view."""
+    """A worker's view. Its files are opened now: when it has a batch there may be no descriptor left to do so."""
+    families().queue_depth.labels(model, worker)
+    families().queue.labels(model)
     return ForWorker(model, worker)
 
 

@@ -114,7 +114,7 @@ def told(floods: Sequence[load.Answers], rate: float, seconds: float, deadline_m
     warm = min(deadline_ms / 1000, seconds / 2)
     every = [one for answers in floods for one in answers.all]
     asked = [one for one in every if not one.retry]
-    back = [one.status == 200 for one in every if one.retry and one.due >= seconds]
+    again = {late: [one.status == 200 for one in every if one.retry and (one.due >= seconds) is late] for late in (False, True)}
     accepted_ms = [1000 * (one.done - one.due) if one.status == 200 else math.inf for one in asked if one.status != 503]
     refused = [one for one in asked if one.status == 503]
     refused_ms = [1000 * (one.done - one.left) for one in refused]
@@ -132,8 +132,10 @@ def told(floods: Sequence[load.Answers], rate: float, seconds: float, deadline_m
         "no_retry_after": sum(one.retry_after is None for one in refused),
         "late": sum(one.status == 504 or (one.status == 200 and 1000 * (one.done - one.due) > deadline_ms) for one in every),
         "lost": sum(one.status not in (200, 503, 504) for one in every),
-        "came_back": len(back),
-        "let_in": sum(back),
+        "came_back": len(again[True]),
+        "let_in": sum(again[True]),
+        "came_back_meanwhile": len(again[False]),
+        "let_in_meanwhile": sum(again[False]),
     }
 
 
@@ -252,9 +254,16 @@ def show(title: str, floods: dict[str, Any], neighbours: dict[str, Any]) -> None
         "late",
         "lost",
     )
-    rows = [[name, *(f"{one[key]:.1f}" for key in keys), f"{one['let_in']}/{one['came_back']}"] for name, one in floods.items()]
+    rows = [
+        [
+            name,
+            *(f"{one[key]:.1f}" for key in keys),
+            *(f"{one[f'let_in{at}']}/{one[f'came_back{at}']}" for at in ("", "_meanwhile")),
+        ]
+        for name, one in floods.items()
+    ]
     waits = ["p99 of accepted", "p50 of 503", "p99 of 503", "overslept, p99"]
-    heads = ["", "offered/s", "goodput/s", *waits, "late", "lost", "let in of those who came back"]
+    heads = ["", "offered/s", "goodput/s", *waits, "late", "lost", "let in of those who came back", "while it lasted"]
     table(heads, rows)
     rows = [
         [name, f"{one['p50_ms']:.1f}", f"{one['p99_ms']:.1f}", f"{one['answered']:.1%}", f"{one.get('other_rps', 0):.0f}"]

@@ -19,6 +19,7 @@ from app.pool.processes import Exited, kill, os_environment
 from app.process import command
 from app.wire.blackbox import BlackBox
 
+_NOT_BORN = -1
 _PAUSES_S = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)  # after none, one, … failures in a row; the last one again and again
 _NO_MORE = 0  # web/keeper.py
 
@@ -116,7 +117,9 @@ class Frontends:
             box = BlackBox(self._box(name), create=True)
         except OSError as error:
             log.error("%s cannot be started for now: %s", name, error)
-            return 1
+            self._box(name).unlink(missing_ok=True)
+            await asyncio.sleep(_PAUSES_S[1])
+            return _NOT_BORN
         pid = await keeper.fork(self._born)
         if not pid:
             self._box(name).unlink(missing_ok=True)

@@ -30,6 +30,7 @@ class Keyring:
         self.text: str | None = None
         """The file's, as frontends are told it."""
         self._stamp: tuple[int, ...] = ()  # of the file as it was last read
+        self._unread = False  # it is there, and could not be read: whoever was revoked in it must not stay
 
     async def run(self) -> None:
         """Look about once a second. Ends at once where no keys are wanted."""
@@ -50,15 +51,17 @@ class Keyring:
     def _look(self, path: Path) -> bool:
         """Whether other keys hold now."""
         stamp = _stamp(path)
-        if stamp == self._stamp:
+        if (told := stamp == self._stamp) and not self._unread:
             return False
-        self._stamp = stamp
+        self._stamp, self._unread = stamp, False
         try:
             text = read(path)
             keys = Keys.parse(text, str(path)).by_id
         except Invalid as error:
-            log.error("THE KEYS STAY AS THEY WERE: %s", error.detail)
-            note(self._home, "keys reload", "refused", why=error.detail)
+            self._unread = isinstance(error.__cause__, OSError)
+            if not told:
+                log.error("THE KEYS STAY AS THEY WERE: %s", error.detail)
+                note(self._home, "keys reload", "refused", why=error.detail)
             return False
         if text == self.text:
             return False

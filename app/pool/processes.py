@@ -26,6 +26,7 @@ _LINE_BYTES = 1 << 20  # a worker's spec holds its card and file names
 
 _SPARE_S = 0.5  # until a spare that was just forked has said so; to begin anew takes seconds
 _AGAIN_S = 1.0
+_FOREMAN_AGAIN_S = 1.0
 _FOREMAN_S = 5.0  # its own tasks take no time; its tuners are started again, whenever they end
 
 
@@ -221,13 +222,18 @@ class Foreman:
             return
         self._running = True
         while not self._closing:
-            self._process = await asyncio.create_subprocess_exec(
-                *command("app.tuning.foreman", self._folder), env=os_environment(self._environment), start_new_session=True
-            )
-            status = await self._process.wait()
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command("app.tuning.foreman", self._folder), env=os_environment(self._environment), start_new_session=True
+                )
+            except OSError as error:
+                log.error("no foreman can be started for now: %s", error)
+            else:
+                status = await self._process.wait()
+                if not self._closing:
+                    log.warning("the foreman died (status %d); replacing it", status)
             if not self._closing:
-                log.warning("the foreman died (status %d); replacing it", status)
-                await asyncio.sleep(1)
+                await asyncio.sleep(_FOREMAN_AGAIN_S)
 
     def kill_stopped(self) -> None:
         """End it if somebody stopped it: the next one goes on."""

@@ -11,7 +11,7 @@ from callers import Callers, Line, Question
 
 from tests.chaos.conftest import Chaos, questions
 from tests.chaos.toys import CODES, LEVERS, STALL_S, poison, wrong
-from tests.stack.conftest import Server
+from tests.stack.conftest import Server, wait_for
 
 BOUNDARY = "chaos"
 
@@ -54,6 +54,7 @@ def test_inputs_that_kill_among_good_ones_in_one_batch(server: Server, chaos: Ch
     with Callers(server.url, [question], count=1) as callers:
         callers.more(chaos.times(1, 10), limit_s=120)
     chaos.note("an input that kills, among good ones", callers.counts)
+    wait_for(lambda: "2 of 8 pull a lever" in server.log)
 
 
 def test_the_check_sees_a_wrong_answer(server: Server):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import faults
 import httpx
 import pytest
-from callers import Callers
+from callers import Callers, Line
 
 from tests.chaos.conftest import Chaos
-from tests.chaos.toys import STALL_S
+from tests.chaos.toys import STALL_S, wrong
 from tests.stack.conftest import Server, wait_for
 
 FRONTEND_STALL_S = 5.0  # app/pool/supervisor.py, _FRONTEND_LOST_S
@@ -72,26 +75,41 @@ def test_a_frontend_that_stands_still_costs_nobody_an_answer(server: Server, cal
     chaos.note("SIGSTOP of a frontend", callers.counts, felt, stall_s=FRONTEND_STALL_S)
 
 
-def readiness_turns(server: Server, to: int) -> float:
-    """Seconds until /health/ready says so."""
-    began = time.monotonic()
-    with httpx.Client(base_url=server.url, timeout=10) as http:
-        wait_for(lambda: http.get("/health/ready").status_code == to, 40)
-    return time.monotonic() - began
-
-
-def test_readiness_turns_false_soon_after_a_fault_and_true_only_after_a_real_forward(server: Server, chaos: Chaos):
-    """Nobody else asks: every forward is one that readiness asked for."""
-    readiness_turns(server, 200)
-    stopped = faults.stop(server.process.pid, "toy")
-    false_s = readiness_turns(server, 503)
-    before = forwards(server)
-    readiness_turns(server, 200)
-    assert stopped.pid not in pids(server, "toy")
-    wait_for(lambda: forwards(server) > before, 1)  # counted behind its answer
-    chaos.figure("readiness after SIGSTOP of a worker", false_after_s=false_s)
-    assert false_s <= (2 if chaos.long else 10)
-
-
 def forwards(server: Server) -> float:
     return server.metric('hearth_batch_size_count{model="toy"}')
+
+
+@pytest.mark.parametrize("fault", ["kill", "stop", "hangs"])
+def test_readiness_turns_false_soon_after_a_fault_and_true_only_after_a_real_forward(server: Server, chaos: Chaos, fault: str):
+    """Nobody else asks: every forward is one that readiness asked for. Who is killed is replaced within moments, and may be heard to
+    be ready again without having been heard not to be.
+    """
+    false_s = list[float]()
+    line = Line(server.url)
+    with httpx.Client(base_url=server.url, timeout=40) as http, ThreadPoolExecutor(1) as asking, closing(line):
+
+        def ready() -> bool:
+            return http.get("/health/ready").status_code == 200
+
+        for _ in range(chaos.times(1, 10)):
+            wait_for(ready)
+            (old,) = wait_for(lambda: pids(server, "toy"))
+            began, poison = time.monotonic(), None
+            if fault == "hangs":
+                poison = asking.submit(line.ask, wrong("hangs"))
+            else:
+                getattr(faults, fault)(server.process.pid, "toy")
+            replaced = False
+            while (still := ready()) and not replaced:
+                now = pids(server, "toy")
+                replaced = bool(now) and old not in now
+            if still:
+                continue
+            false_s.append(time.monotonic() - began)
+            before = forwards(server)
+            wait_for(lambda poison=poison: (poison is None or poison.done()) and ready(), 40)
+            assert old not in pids(server, "toy")
+            wait_for(lambda before=before: forwards(server) > before, 1)  # counted behind its answer
+    chaos.figure(f"readiness after {fault}", heard=len(false_s), false_after_s=max(false_s, default=math.inf))
+    assert (false_s or not chaos.long) if fault == "kill" else len(false_s) == chaos.times(1, 10)
+    assert max(false_s, default=0) <= (2 if chaos.long else 10)

@@ -1,8 +1,9 @@
-"""Runs the fuzzers: `python -m tests.fuzz [--executions 1000000] [--targets image,audio] [--seed 1]`.
+"""Runs the fuzzers: `python -m tests.fuzz [--executions 1000000] [--targets image,audio] [--seed 1] [--keep]`.
 
 Each target runs in a process of its own, bounded in memory, which a watchdog ends when one execution takes too much of the
 processor's time (not of the clock's: machines are busy). What fails is kept in `corpus/<target>`, and tried by every later run.
-Inputs that are answered in a new way are kept while the run lasts, and changed further.
+Inputs that are answered in a new way are changed further; `--keep` puts the first small ones of each target into
+`corpus/<target>.zip`, with which every later run begins.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import struct
 import sys
 import time
 import traceback
+import zipfile
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -32,11 +36,28 @@ _ROOM = 768 << 20  # bytes that a target may allocate beyond what it begins with
 _NOTE = struct.Struct("<QQ")  # executions done, bytes of the input that is tried now
 _POOL = 100
 _TOLD = 5  # findings of one kind are alike
+_WAYS = 100  # inputs that are kept of a target because each is answered in a way of its own, of so many bytes at most
+_SMALL = 4096
 
 
 def kept(name: str) -> list[bytes]:
     """The corpus of a target."""
-    return [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
+    return [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))] + ways(name)
+
+
+def ways(name: str) -> list[bytes]:
+    """That part of it which was answered in ways of its own."""
+    with suppress(FileNotFoundError), zipfile.ZipFile(CORPUS / f"{name}.zip") as file:
+        return [file.read(entry) for entry in file.namelist()]
+    return []
+
+
+def keep_ways(name: str, found: Iterable[bytes]) -> None:
+    """Those that are small join that part while there is room."""
+    part = dict.fromkeys([*ways(name), *(data for data in found if len(data) <= _SMALL)])
+    with zipfile.ZipFile(CORPUS / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for data in list(part)[:_WAYS]:
+            file.writestr(zipfile.ZipInfo(hashlib.sha256(data).hexdigest()[:12]), data, zipfile.ZIP_DEFLATED)
 
 
 def outcome(target: Target, data: bytes) -> str:
@@ -48,12 +69,14 @@ def outcome(target: Target, data: bytes) -> str:
     return re.sub(r"\d+|'.*'|\".*\"", "#", said[:120])
 
 
-def trial(name: str, count: int, seed: int, begin: int = 0, note: mmap.mmap | None = None) -> Counter[str]:
+def trial(
+    name: str, count: int, seed: int, begin: int = 0, note: mmap.mmap | None = None, *, keeping: bool = False
+) -> Counter[str]:
     """`count` executions in this process. Failures are kept and counted by their place."""
     logging.disable()  # the parser of forms tells of each mistake
     target, counts = TARGETS[name], Counter[str]()
     pool = [*target.seeds(), *kept(name)]
-    seen: set[str] = set()
+    known, seen = len(pool), set[str]()
     for number in range(begin, count):
         chance = random.Random(f"{seed} {name} {number}")
         data = pool[number] if number < len(pool) and begin == 0 else mutated(pool, target.words, chance)
@@ -75,6 +98,8 @@ def trial(name: str, count: int, seed: int, begin: int = 0, note: mmap.mmap | No
             seen.add(said)
             if (taken or len(pool) < _POOL) and number >= len(pool):  # what is refused would soon be all of it
                 pool.append(data)
+    if keeping:
+        keep_ways(name, pool[known:])
     counts["ways"] = len(seen)
     return counts
 
@@ -87,14 +112,14 @@ def keep(name: str, data: bytes) -> Path:
     return path
 
 
-def watched(name: str, count: int, seed: int) -> Counter[str]:
+def watched(name: str, count: int, seed: int, *, keeping: bool = False) -> Counter[str]:
     """The same in a process of its own, which is begun again after a hang or a crash."""
     counts, begin = Counter[str](), 0
     with mmap.mmap(-1, 1 << 20) as note, mmap.mmap(-1, 1 << 16) as result:
         while begin < count:
             pid = os.fork()
             if pid == 0:
-                _child(name, count, seed, begin, note, result)
+                _child(name, count, seed, begin, note, result, keeping)
             status = _wait(pid, TARGETS[name].seconds, note)
             done, size = _NOTE.unpack(note[: _NOTE.size])
             if status == 0:
@@ -107,14 +132,14 @@ def watched(name: str, count: int, seed: int) -> Counter[str]:
     return counts
 
 
-def _child(name: str, count: int, seed: int, begin: int, note: mmap.mmap, result: mmap.mmap) -> None:
+def _child(name: str, count: int, seed: int, begin: int, note: mmap.mmap, result: mmap.mmap, keeping: bool) -> None:
     status = 1
     try:
         text = Path("/proc/self/status").read_text() if sys.platform == "linux" else ""
         if found := re.search(r"VmData:\s+(\d+)", text):
             most = (int(found[1]) << 10) + _ROOM
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-        counts = trial(name, count, seed, begin, note)
+        counts = trial(name, count, seed, begin, note, keeping=keeping)
         said = "\n".join(f"{what} {number}" for what, number in counts.items()).encode()
         result[: len(said)] = said
         status = 0
@@ -145,12 +170,13 @@ def main() -> None:
     parser.add_argument("--executions", type=int, default=1_000_000)
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", action="store_true")
     wanted = parser.parse_args()
     failed = all_of_them = 0
     for name in wanted.targets.split(","):
         begin = time.monotonic()
         count = max(1, wanted.executions * TARGETS[name].share // 1000)
-        counts = watched(name, count, wanted.seed)
+        counts = watched(name, count, wanted.seed, keeping=wanted.keep)
         wrong = {what: number for what, number in counts.items() if what.startswith("FAILED")}
         failed += sum(wrong.values())
         all_of_them += count

@@ -216,7 +216,7 @@ def _tables(data: bytes) -> object:
             texts.read(root, texts.task_of(root) or "text-embedding", found)
             table.read([root / name], {"file": "file", "transcript": "transcript", "text": "transcript"}, found)
         json.dumps(found.told()).encode()
-        return [problem.what[:30] for problem in found.problems[:2]]
+        return "; ".join(problem.what.partition(":")[0][:30] for problem in found.problems[:2])
     finally:
         shutil.rmtree(root)
 

@@ -10,15 +10,30 @@ from pathlib import Path
 import pytest
 
 from app.wire import parcels
-from tests.fuzz.__main__ import CORPUS, outcome, watched
+from tests.fuzz.__main__ import CORPUS, outcome, watched, ways
 from tests.fuzz.targets import TARGETS, Target
 
-FOUND = sorted(CORPUS.glob("*/*"))
+FOUND = sorted(CORPUS.glob("*/found-*"))
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name} {path.name}")
 def test_what_was_found_once_is_mended(path: Path):
     assert outcome(TARGETS[path.parent.name], path.read_bytes())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_was_answered_in_a_way_of_its_own_is_answered(name: str):
+    assert all(outcome(TARGETS[name], data) for data in ways(name))
+
+
+def test_inputs_that_are_answered_in_new_ways_are_kept_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("tests.fuzz.__main__.CORPUS", tmp_path)
+    assert ways("json") == []
+    for _ in range(2):
+        watched("json", 300, seed=1, keeping=True)
+    found = ways("json")
+    assert len(set(found)) == len(found) > 5
+    assert len({outcome(TARGETS["json"], data) for data in found}) > 5
 
 
 @pytest.mark.parametrize("name", TARGETS)

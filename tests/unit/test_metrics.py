@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import metrics
 from tests.conftest import ROOT
 
 CHILD = "from app import metrics; w = metrics.for_worker('m', 'm.1'); w.waiting(3); w.batch(2, 8.0, [0.1, 0.2]); import os; print(os.getpid())"
+OPENED = "import os, sys; from pathlib import Path; from app import metrics"
 READER = "import sys; from app import metrics; sys.stdout.buffer.write(metrics.render([('m', 'm.1', 5)]))"
 BURIAL = "import sys; from pathlib import Path; from app import metrics; s = metrics.for_supervisor(Path(sys.argv[1]))\nfor pid in sys.argv[2:]: s.process_gone(int(pid))"
 
@@ -55,16 +55,25 @@ def test_a_process_that_was_killed_as_it_made_its_files_counted_nothing(tmp_path
     assert read(tmp_path)["hearth_batch_size_count"] == 1
 
 
-def test_counts_that_cannot_be_written_are_lost_and_nothing_else(tmp_path: Path):
-    pid = python(CHILD, tmp_path).strip()
-    for kind in ("counter", "histogram"):
-        (tmp_path / f"{kind}_dead.db").mkdir()
-    python(BURIAL, tmp_path, str(tmp_path), pid)
+def test_counts_that_cannot_be_added_up_stay_until_the_next_death(tmp_path: Path):
+    pids = [python(CHILD, tmp_path).strip() for _ in range(2)]
+    dead = tmp_path / "histogram_dead.db"
+    dead.mkdir()
+    undertaker = metrics.ForSupervisor(tmp_path)
+    undertaker.process_gone(int(pids[0]))
+    assert not [*tmp_path.glob(f"gauge*_{pids[0]}.db")]
+    dead.rmdir()
+    assert read(tmp_path)["hearth_batch_size_count"] == 2, "nothing is lost meanwhile"
+    undertaker.process_gone(int(pids[1]))
+    assert not [file for file in tmp_path.iterdir() for pid in pids if pid in file.name]
+    assert read(tmp_path)["hearth_batch_size_count"] == 2
 
 
-def test_the_supervisors_files_are_open_before_anything_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Then there may be no descriptor left, and a count that could not be made would end the server."""
-    made: list[object] = []
-    monkeypatch.setattr(metrics, "families", lambda: made.append(1))
-    metrics.for_supervisor(tmp_path)
-    assert made
+def test_files_are_open_before_anything_is_counted(tmp_path: Path):
+    """By then there may be no descriptor left, and a count that could not be made would end the supervisor, or a worker."""
+    supervisor = python(
+        f"{OPENED}; metrics.for_supervisor(Path(sys.argv[1])); print(os.getpid())", tmp_path, str(tmp_path)
+    ).strip()
+    worker = python(f"{OPENED}; metrics.for_worker('m', 'm.1'); print(os.getpid())", tmp_path).strip()
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names >= {f"counter_{supervisor}.db", f"gauge_livesum_{worker}.db", f"histogram_{worker}.db"}

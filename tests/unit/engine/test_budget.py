@@ -204,6 +204,13 @@ def test_a_worker_without_a_descriptor_goes_on_with_what_it_knows(monkeypatch: p
         monkeypatch.setattr(lane, name, none_left)
     budget.took(200)
     assert budget.room(9) == room < math.inf
+    later = Budget(lane)
+    later.begins(8)
+    later.took(8)
+    assert later.room(9) == math.inf
+    monkeypatch.undo()
+    ran(later, lane, 200)
+    assert later.room(99) < math.inf
 
 
 def test_a_process_knows_the_most_that_it_held():

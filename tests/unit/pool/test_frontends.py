@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import mmap
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.pool import frontends
 from app.pool.frontends import Frontends, _Frontend
 from app.wire.blackbox import BlackBox
+
+
+class Keeper:
+    gone: asyncio.Future[int]
+
+
+async def test_one_that_gets_no_black_box_leaves_no_file_and_is_tried_again_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def none_left(*_: object) -> mmap.mmap:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(mmap, "mmap", none_left)
+    keeper: Any = Keeper()
+    with socket.socket() as listening:
+        house = Frontends({}, listening, str(tmp_path))
+        status = await house._run_under(keeper, lambda *_: None)
+    assert status and status <= 0, "no failure of its own, after which one waits for longer each time"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("resumed", "killed"), [(0.0, [77]), (9.0, [])], ids=["it alone", "the whole machine stood still"])

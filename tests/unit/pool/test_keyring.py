@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -90,6 +91,26 @@ async def test_a_file_that_could_not_be_read_is_read_when_its_owner_changes(
     while file.stat().st_ctime_ns == before:  # until the next tick of the disk's clock
         os.chown(file, os.getuid(), os.getgid())
     assert ring._look(file) and ring.text == file.read_text()
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(
+    file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """It has not changed since; whoever was revoked in it would stay."""
+
+    def none_left(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    ring, _ = ring_of(file, tmp_path)
+    assert ring._look(file)
+    keys.revoke(file, "first")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", none_left)
+        for _ in range(3):
+            assert not ring._look(file)
+    assert "".join(record.message for record in caplog.records).count("THE KEYS STAY AS THEY WERE") == 1
+    assert ring._look(file) and ring.text == file.read_text()
+    assert not ring._look(file)
 
 
 async def test_it_is_looked_at_by_itself(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from app.pool import processes
-from app.pool.processes import Nursery, kill_named, kill_stopped
+from app.pool.processes import Foreman, Nursery, kill_named, kill_stopped
 from app.process import is_stopped
 from tests.stack.conftest import wait_for
 
@@ -49,6 +49,23 @@ async def test_a_worker_that_says_hello_before_its_nursery_told_of_it_is_known_o
         assert told.empty() and nursery.workers == {"m.1": worker.pid}
         worker.kill()
         assert await asyncio.wait_for(told.get(), 30) == ("m.1", worker.pid, -signal.SIGKILL)
+
+
+async def test_a_foreman_that_cannot_be_started_for_now_is_started_later(monkeypatch: pytest.MonkeyPatch):
+    """There may be no descriptor left when one is killed; that ended the server."""
+    tried: list[str] = []
+
+    async def none_left(*command: str, **_: object) -> object:
+        tried.append(command[-1])
+        if len(tried) == 3:
+            foreman._closing = True
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(processes, "_FOREMAN_AGAIN_S", 0.0)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", none_left)
+    foreman = Foreman({}, "folder")
+    await asyncio.wait_for(foreman.run(), 30)
+    assert tried == ["folder"] * 3
 
 
 def test_only_the_worker_of_that_name_is_killed():

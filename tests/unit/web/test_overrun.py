@@ -32,11 +32,20 @@ async def test_a_loop_that_requests_make_late_is_overrun_until_it_is_in_time(cap
     overrun = Overrun()
     assert not overrun.came()
     with caplog.at_level(logging.WARNING, "hearth"):
+        assert not await looked(overrun, MANY + 1, 2 * LATE_S), "some callers began at once"
         assert await looked(overrun, MANY + 1, 2 * LATE_S)
         assert await looked(overrun, MANY + 1, 2 * LATE_S), "it goes on"
     assert overrun.came()
     assert "new ones are refused" in caplog.text and len(caplog.records) == 1
     assert not await looked(overrun, 0, 0.0)
+
+
+async def test_what_was_late_long_ago_counts_no_more(monkeypatch: pytest.MonkeyPatch):
+    overrun = Overrun()
+    assert not await looked(overrun, MANY + 1, 2 * LATE_S)
+    monkeypatch.setattr("app.web.overrun.AGAIN_S", 0.0)
+    assert not await looked(overrun, 0, 0.0)
+    assert not await looked(overrun, MANY + 1, 2 * LATE_S)
 
 
 @pytest.mark.parametrize(("requests", "busy_s"), [(2, 2 * LATE_S), (10 * MANY, 0.0)], ids=["few requests", "in time"])
