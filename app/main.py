@@ -76,7 +76,7 @@ async def _run(settings: Settings, catalogue: Catalogue, listening: socket.socke
         elif supervisor is None:
             log.info("still starting; cards and keys are read again when SIGHUP comes after that")
         else:
-            supervisor.spawn(_reload(supervisor, settings, turn))
+            supervisor.spawn(_reload(supervisor, settings, turn), "reading keys and cards again")
 
     for number, follow in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
         asyncio.get_running_loop().add_signal_handler(number, follow)

@@ -9,14 +9,17 @@ second (frontends: `Tally`) or once a batch (workers).
 
 from __future__ import annotations
 
+import os
+import sys
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict
@@ -27,6 +30,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_LEAST = 1 << 16  # bytes of prometheus_client's files; they grow by doubling
+_ENTRY = 28  # bytes of a value in them beside its key, padding included
 _COSTS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
 
@@ -188,6 +193,8 @@ class ForSupervisor:
         """
         self.unsettled.add(pid)
         for each in sorted(self.unsettled):
+            if each != pid and psutil.pid_exists(each):  # another one has its number since, and its files
+                continue
             try:
                 (self.folder / f"gauge_livesum_{each}.db").unlink(missing_ok=True)
                 self._add_up(each)
@@ -202,11 +209,23 @@ class ForSupervisor:
             if file.exists():
                 counted = file.stat().st_size > 0  # else it was killed as it made the file
                 values = list(MmapedDict.read_all_values_from_file(str(file))) if counted else []  # type: ignore[no-untyped-call]
-                dead = MmapedDict(str(self.folder / f"{kind}_dead.db"))  # type: ignore[no-untyped-call]
+                dead = self._dead(kind, [key for key, *_ in values])
                 file.unlink()
                 for key, value, stamp, _ in values:
                     dead.write_value(key, dead.read_value(key)[0] + value, stamp)  # type: ignore[no-untyped-call]
                 dead.close()  # type: ignore[no-untyped-call]
+
+    def _dead(self, kind: str, keys: list[str]) -> MmapedDict:
+        """Of all the dead, with room on the disk for these, too: a mapped page that has none is a SIGBUS."""
+        path = self.folder / f"{kind}_dead.db"
+        with path.open("a+b") as file:
+            file.seek(0)
+            needed = int.from_bytes(file.read(4), sys.byteorder) + sum(len(key.encode()) + _ENTRY for key in keys)
+            size = max(_LEAST, file.seek(0, os.SEEK_END))
+            while size < needed:
+                size *= 2
+            _allocate(file, size)
+        return MmapedDict(str(path))  # type: ignore[no-untyped-call]
 
 
 def for_worker(model: str, worker: str) -> ForWorker:
@@ -219,7 +238,16 @@ def for_worker(model: str, worker: str) -> ForWorker:
 def for_supervisor(folder: Path) -> ForSupervisor:
     """The supervisor's view. Its files are opened now: when a process has died there may be no descriptor left to do so."""
     families()
+    for path in folder.glob(f"*_{os.getpid()}.db"):
+        with path.open("r+b") as file:
+            _allocate(file, file.seek(0, os.SEEK_END))
     return ForSupervisor(folder)
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
+    """Raises OSError where the disk has no room for it."""
+    if sys.platform == "linux":
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 class _Begun(multiprocess.MultiProcessCollector):

@@ -29,6 +29,12 @@ def private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def discard(path: Path) -> None:
+    """Remove one of its files, if that can be done: on a disk that became read-only it cannot."""
+    with suppress(OSError):
+        path.unlink()
+
+
 def _sweep(temporary: Path) -> None:
     """Remove what a server left that could not do so itself."""
     for path in temporary.glob(f"{_PREFIX}*/{_LOCK}"):

@@ -30,6 +30,16 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # prctl(2)
 _F_SETSIG = 10  # fcntl(2)
 
 
+def ending(status: int) -> str:
+    """How a process ended, in words: `SIGKILL`, `signal 40`, `exit status 3`."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:  # a real-time one has no name
+        return f"signal {-status}"
+
+
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to kill this process when its parent dies, so that nothing is ever orphaned.
 

@@ -20,6 +20,7 @@ from app.decoding.letters import answered, order
 from app.decoding.link import Decoder, Died
 from app.errors import BadInput, OutOfMemory, TooBusy, from_code
 from app.logs import log
+from app.process import ending
 from app.settings import Settings
 from app.tasks.base import Codec, Decoded
 from app.wire.messages import Failed, Message, Samples
@@ -90,7 +91,7 @@ class Decoders:
             try:
                 return await asked
             except Died as died:
-                log.warning("decoder %d ended (%s) while it read %d bytes", decoder.number, _said(died.status), size)
+                log.warning("decoder %d ended (%s) while it read %d bytes", decoder.number, ending(died.status), size)
                 if died.status == -signal.SIGPROF:  # a good one does not take that long, and would again
                     raise BadInput("to read this file takes far longer than a file of its size should; convert it anew") from None
                 crashes, kills = (crashes, kills + 1) if died.status == -signal.SIGKILL else (crashes + 1, kills)
@@ -174,10 +175,6 @@ class Decoders:
         for decoder in self._idle:
             decoder.close()
         self._threads.close()
-
-
-def _said(status: int) -> str:
-    return signal.Signals(-status).name if status < 0 else f"status {status}"
 
 
 def _made_of(message: Message, arrays: Mapping[str, np.ndarray]) -> Decoded:

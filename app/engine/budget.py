@@ -19,7 +19,6 @@ class Budget:
 
     def __init__(self, lane: Lane, waiting: Callable[[], int] = lambda: 0) -> None:
         """`waiting`: the bytes of inputs that lie in the same memory, which no batch takes."""
-        lane.make_room()
         self._lane, self._waiting = lane, waiting
         self._before: int | None = None
         self._begin()
@@ -29,6 +28,7 @@ class Budget:
 
     def _begin(self) -> None:
         with suppress(OSError):  # no descriptor is left to ask the kernel by: the next batch begins it
+            self._lane.make_room()
             self._before = self._lane.held() - self._waiting()
 
     def begins(self, cost: float) -> None:

@@ -68,6 +68,7 @@ class Lane:
 
     def make_room(self) -> None:
         """Give back what was kept for later."""
+        device.give_back()
 
     def held(self) -> int:
         """Bytes that this process has of the device's memory, with what is kept for later."""

@@ -16,10 +16,12 @@ from typing import Any
 
 from app.logs import log
 from app.pool.processes import Exited, kill, os_environment
+from app.private import discard
 from app.process import command
 from app.wire.blackbox import BlackBox
 
 _NOT_BORN = -1
+_LOOK_S = 0.1
 _PAUSES_S = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)  # after none, one, … failures in a row; the last one again and again
 _NO_MORE = 0  # web/keeper.py
 
@@ -77,7 +79,7 @@ class Frontends:
         while not self._closing:
             try:
                 keeper = await self._start_keeper()
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # Python 3.11 waits for a child in a thread, which there may be none for
                 log.error("no frontend can be started for now: %s", error)
                 await asyncio.sleep(_PAUSES_S[1])
                 continue
@@ -103,7 +105,7 @@ class Frontends:
                     | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's pool: who forks has no threads
                     start_new_session=True,
                 )
-            except OSError:
+            except (OSError, RuntimeError):
                 ours.close()
                 raise
         return _Keeper(process.pid, asyncio.ensure_future(process.wait()), ours)
@@ -117,12 +119,12 @@ class Frontends:
             box = BlackBox(self._box(name), create=True)
         except OSError as error:
             log.error("%s cannot be started for now: %s", name, error)
-            self._box(name).unlink(missing_ok=True)
+            discard(self._box(name))
             await asyncio.sleep(_PAUSES_S[1])
             return _NOT_BORN
         pid = await keeper.fork(self._born)
         if not pid:
-            self._box(name).unlink(missing_ok=True)
+            discard(self._box(name))
             if not self._closing:
                 log.error("%s could not be started; its keeper is asked again, or replaced", name)
             return 1
@@ -142,7 +144,7 @@ class Frontends:
     def _bury(self, name: str, exited: Exited) -> None:
         frontend = self._living.pop(name)
         frontend.box.close()
-        self._box(name).unlink(missing_ok=True)
+        discard(self._box(name))
         if not self._closing:
             exited(name, frontend.pid, frontend.end.result())
 
@@ -187,5 +189,18 @@ def _end_of(pid: int) -> asyncio.Future[int]:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(end.set_result, status)
 
-    threading.Thread(target=wait, name=f"wait for {pid}", daemon=True).start()
+    def look() -> None:
+        try:
+            gone, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            gone, status = pid, signal.SIGKILL
+        if gone:
+            end.set_result(os.waitstatus_to_exitcode(status))
+        else:
+            loop.call_later(_LOOK_S, look)
+
+    try:
+        threading.Thread(target=wait, name=f"wait for {pid}", daemon=True).start()
+    except RuntimeError:  # there is none for it
+        look()
     return end

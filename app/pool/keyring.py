@@ -29,8 +29,10 @@ class Keyring:
         self._house = house
         self.text: str | None = None
         """The file's, as frontends are told it."""
+        self._published: str | None = None
         self._stamp: tuple[int, ...] = ()  # of the file as it was last read
         self._unread = False  # it is there, and could not be read: whoever was revoked in it must not stay
+        self._complaint = ""
 
     async def run(self) -> None:
         """Look about once a second. Ends at once where no keys are wanted."""
@@ -45,21 +47,28 @@ class Keyring:
             await self._renew(self._path)
 
     async def _renew(self, path: Path) -> None:
-        if await asyncio.to_thread(self._look, path):  # whatever the disk does, the supervisor goes on
+        try:
+            await asyncio.to_thread(self._look, path)  # whatever the disk does, the supervisor goes on
+        except RuntimeError as error:  # no thread can be started; one that is busy may still do it
+            log.error("the keys cannot be looked at for now: %s", error)
+        if self.text != self._published:
+            self._published = self.text
             self._house.publish()
 
     def _look(self, path: Path) -> bool:
         """Whether other keys hold now."""
         stamp = _stamp(path)
-        if (told := stamp == self._stamp) and not self._unread:
+        if stamp == self._stamp and not self._unread:
             return False
+        complaint = self._complaint if stamp == self._stamp else ""
         self._stamp, self._unread = stamp, False
         try:
             text = read(path)
             keys = Keys.parse(text, str(path)).by_id
         except Invalid as error:
             self._unread = isinstance(error.__cause__, OSError)
-            if not told:
+            self._complaint = error.detail
+            if error.detail != complaint:
                 log.error("THE KEYS STAY AS THEY WERE: %s", error.detail)
                 note(self._home, "keys reload", "refused", why=error.detail)
             return False

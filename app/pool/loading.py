@@ -13,6 +13,7 @@ from app.errors import HearthError, UnknownModel
 from app.logs import log
 from app.pool.processes import Nursery
 from app.pool.roster import Birth, Roster, Served
+from app.private import discard
 from app.settings import Settings
 from app.tasks.base import Files
 from app.wire.blackbox import BlackBox
@@ -39,7 +40,7 @@ class House(Protocol):
         """Send a message to a frontend or worker."""
         ...
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], errand: str = "") -> None:
         """Run it; that it fails ends the server."""
         ...
 
@@ -157,7 +158,7 @@ class Loading:
         if box:
             box.close()
         for leftover in (f"{worker}.blackbox", worker):
-            (self._folder / leftover).unlink(missing_ok=True)
+            discard(self._folder / leftover)
         return running
 
     def lives(self, model: str) -> bool:

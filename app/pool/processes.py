@@ -65,7 +65,7 @@ class Nursery:
         while True:
             try:
                 reader = await self._promote() or await self._start()
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # Python 3.11 waits for a child in a thread, which there may be none for
                 log.error("no nursery can be started for now: %s", error)
                 await asyncio.sleep(_AGAIN_S)
                 continue
@@ -226,7 +226,7 @@ class Foreman:
                 self._process = await asyncio.create_subprocess_exec(
                     *command("app.tuning.foreman", self._folder), env=os_environment(self._environment), start_new_session=True
                 )
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # as above
                 log.error("no foreman can be started for now: %s", error)
             else:
                 status = await self._process.wait()

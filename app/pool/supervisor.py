@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -28,11 +27,12 @@ from app.pool.renewal import Renewal
 from app.pool.roster import Roster
 from app.pool.switching import Switching
 from app.pool.traffic import Traffic
-from app.process import reaped
+from app.process import ending, reaped
 from app.settings import Settings, jobs_folder
 from app.wire.messages import Adopt, Back, Change, Died, Hello, Leave, LoadFailed, Message, Ready, Stop, Switch, Tune
 from app.wire.sockets import Endpoint, address
 
+_ADOPT_AGAIN_S = 1.0
 _WATCH_S = 0.5
 _ABSENT_S = 2.0  # more than so much later than it should: whatever held this process held the others, too
 _PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S)
@@ -167,6 +167,9 @@ class Supervisor:
             self.adopt(known.card if known and not known.gone else Catalogue.read(self._settings.home).named(key), share)
         except HearthError as error:
             log.error("%s cannot be taken into service: %s", key, error.detail)
+        except OSError as error:
+            log.error("%s cannot be taken into service for now: %s", key, error)
+            asyncio.get_running_loop().call_later(_ADOPT_AGAIN_S, self._adopt, key, share)
 
     def _on_forked(self, name: str, pid: int) -> None:
         self._roster.forked(name, pid)
@@ -180,7 +183,7 @@ class Supervisor:
         found = self._roster.find(name)
         if found:
             model = found[0].card.name
-            reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            reason = ending(status)
             log.warning("worker %s died (%s), %d samples were running", name, reason, len(running))
             if found[1].pid or found[1].state == "ready":  # else there was none
                 self._seen.worker_restarted(model)
@@ -264,16 +267,18 @@ class Supervisor:
             await asyncio.sleep(_WATCH_S)
             dead = reaped(dead)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run it; that it fails ends the server."""
+    def spawn(self, work: Coroutine[Any, Any, None], errand: str = "") -> None:
+        """Run it; that it fails ends the server, unless it is an errand, which has a name."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._on_done)
+        task.add_done_callback(lambda task: self._on_done(task, errand))
 
-    def _on_done(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None], errand: str) -> None:
         self._tasks.discard(task)
         with contextlib.suppress(asyncio.CancelledError):
-            if error := task.exception():
+            if (error := task.exception()) and errand:
+                log.error("%s failed", errand, exc_info=error)
+            elif error:
                 log.critical("a task of the supervisor ended", exc_info=error)
                 self._broken = self._broken or not self._stop.is_set()
                 self._stop.set()

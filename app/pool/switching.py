@@ -178,7 +178,7 @@ class Switching:
             if key not in needed and not loaded and (folder / "tuned.json").exists():
                 log.info("%s is removed: the newest %d versions are kept", key, self._kept)
                 del self._roster.models[key]
-                self._house.spawn(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+                self._house.spawn(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True), f"removing {folder}")
                 self._house.publish()
 
     def _needed(self, model: str) -> set[str]:

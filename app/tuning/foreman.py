@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.engine.placement import place
 from app.errors import UnknownJob
 from app.logs import configure, log
-from app.process import command, die_with_parent, set_name
+from app.process import command, die_with_parent, ending, set_name
 from app.settings import Settings, inherited_environment, jobs_folder
 from app.tuning import room
 from app.tuning.archive import remove
@@ -120,11 +120,11 @@ class Foreman:
                 self._adopt(tuner.job)
                 remove(self._folder(id))  # what it wrote after that
                 continue
-            del self._tuners[id]  # not before: the database may be away
             if job.state == "succeeded":
                 self._adopt(job)
                 room.clear(self._folder(id))
-            elif job.state == "cancelled" and (made := version_of(self._settings.home, job.model, id)):
+            del self._tuners[id]  # not before: the database may be away, or no descriptor left
+            if job.state == "cancelled" and (made := version_of(self._settings.home, job.model, id)):
                 remove(made)  # it was ended between the two
             if job.state in DONE:
                 room.give_back(self._folder(id))
@@ -140,7 +140,7 @@ class Foreman:
     def _count(self, tuner: _Tuner, status: int, now: float) -> None:
         """It will be started again, after a longer rest each time, unless it dies over and over and reaches nothing."""
         id = tuner.job.id
-        why = f"({signal.Signals(-status).name if status < 0 else f'exit status {status}'})"
+        why = f"({ending(status)})"
         log.warning("the tuner of job %s died %s", id, why)
         if status == -signal.SIGKILL:
             remedy = "lower batch_size" if tuner.phase == "train" else "send less data"

@@ -100,10 +100,10 @@ def unannounced(cards: Iterable[Card], home: Path) -> list[tuple[Card, float]]:
 def tuned(folder: Path) -> dict[str, Any]:
     """What is told of how the model in this folder was made, with its metrics; empty if no run of ours made it."""
     try:
-        told: dict[str, Any] = json.loads((folder / "tuned.json").read_bytes())
+        told = json.loads((folder / "tuned.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return told
+    return told if isinstance(told, dict) else {}
 
 
 def new_id() -> str:

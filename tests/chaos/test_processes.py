@@ -99,14 +99,13 @@ def test_readiness_turns_false_soon_after_a_fault_and_true_only_after_a_real_for
                 poison = asking.submit(line.ask, wrong("hangs"))
             else:
                 getattr(faults, fault)(server.process.pid, "toy")
-            replaced = False
+            before, replaced = forwards(server), False
             while (still := ready()) and not replaced:
                 now = pids(server, "toy")
                 replaced = bool(now) and old not in now
             if still:
                 continue
             false_s.append(time.monotonic() - began)
-            before = forwards(server)
             wait_for(lambda poison=poison: (poison is None or poison.done()) and ready(), 40)
             assert old not in pids(server, "toy")
             wait_for(lambda before=before: forwards(server) > before, 1)  # counted behind its answer

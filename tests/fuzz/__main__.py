@@ -96,7 +96,7 @@ def trial(
         counts["taken" if taken else "refused"] += 1
         if said not in seen:
             seen.add(said)
-            if (taken or len(pool) < _POOL) and number >= len(pool):  # what is refused would soon be all of it
+            if (taken or len(pool) - known < _POOL) and number >= len(pool):  # what is refused would soon be all of it
                 pool.append(data)
     if keeping:
         keep_ways(name, pool[known:])

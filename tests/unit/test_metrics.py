@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import metrics
@@ -67,6 +70,34 @@ def test_counts_that_cannot_be_added_up_stay_until_the_next_death(tmp_path: Path
     undertaker.process_gone(int(pids[1]))
     assert not [file for file in tmp_path.iterdir() for pid in pids if pid in file.name]
     assert read(tmp_path)["hearth_batch_size_count"] == 2
+
+
+def test_the_counts_of_all_the_dead_lie_on_the_disk_before_they_are_written(tmp_path: Path):
+    """A page that the disk has no room for would be a SIGBUS, which ended the supervisor."""
+    undertaker = metrics.ForSupervisor(tmp_path)
+    for number in range(1, 4):
+        counted = MmapedDict(str(tmp_path / f"counter_{10**9 + number}.db"))
+        for key in range(800):
+            counted.write_value(f"{key:0100} {number}", 1.0, 0.0)
+        counted.close()
+        undertaker.process_gone(10**9 + number)
+        told = (tmp_path / "counter_dead.db").stat()
+        assert told.st_blocks * 512 >= told.st_size >= number * 800 * 120
+    assert len(list(MmapedDict.read_all_values_from_file(str(tmp_path / "counter_dead.db")))) == 2400
+
+
+def test_a_disk_without_room_leaves_counts_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pid = int(python(CHILD, tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        undertaker = metrics.ForSupervisor(tmp_path)
+        undertaker.process_gone(pid)
+    assert read(tmp_path)["hearth_batch_size_count"] == 1
+    undertaker.process_gone(10**9)
+    assert not list(tmp_path.glob(f"*_{pid}.db")) and read(tmp_path)["hearth_batch_size_count"] == 1
 
 
 def test_files_are_open_before_anything_is_counted(tmp_path: Path):

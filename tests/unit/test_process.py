@@ -14,6 +14,12 @@ import pytest
 from app import process
 from tests.conftest import ROOT
 
+
+def test_every_end_of_a_process_has_words():
+    told = [process.ending(status) for status in (0, 3, -signal.SIGKILL, -40)]
+    assert told == ["exit status 0", "exit status 3", "SIGKILL", "signal 40"]
+
+
 ORPHAN = """
 import os, signal, sys, time
 from app.process import adopt_orphans, reaped

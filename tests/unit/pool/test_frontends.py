@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import mmap
+import os
 import socket
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,15 @@ async def test_one_that_gets_no_black_box_leaves_no_file_and_is_tried_again_soon
         status = await house._run_under(keeper, lambda *_: None)
     assert status and status <= 0, "no failure of its own, after which one waits for longer each time"
     assert not list(tmp_path.iterdir())
+
+
+async def test_the_end_of_one_is_seen_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch):
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", "raise SystemExit(3)"], os.environ)
+    assert await asyncio.wait_for(frontends._end_of(pid), 30) == 3
 
 
 @pytest.mark.parametrize(("resumed", "killed"), [(0.0, [77]), (9.0, [])], ids=["it alone", "the whole machine stood still"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
@@ -111,11 +112,29 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(
     assert "".join(record.message for record in caplog.records).count("THE KEYS STAY AS THEY WERE") == 1
     assert ring._look(file) and ring.text == file.read_text()
     assert not ring._look(file)
+    file.write_text("{broken")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", none_left)
+        assert not ring._look(file)
+    caplog.clear()
+    assert not ring._look(file) and not ring._look(file)
+    assert len(caplog.records) == 1, "what is wrong with it is another thing, and told, too"
+
+
+async def test_keys_that_are_read_later_than_it_waited_are_told(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where no thread can be started, one that is busy may still do it."""
+
+    async def none_left(look: Any, path: Path) -> None:
+        look(path)
+        raise RuntimeError("can't start new thread")
+
+    ring, house = ring_of(file, tmp_path)
+    monkeypatch.setattr(asyncio, "to_thread", none_left)
+    await ring.reload()
+    assert ring.text and house.published == 1
 
 
 async def test_it_is_looked_at_by_itself(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import asyncio
-
     monkeypatch.setattr(keyring, "_LOOK_S", 0.01)
     ring, house = ring_of(file, tmp_path)
     running = asyncio.create_task(ring.run())

@@ -54,6 +54,17 @@ async def test_asked_to_stop_it_returns(supervisor: Supervisor):
     await asyncio.wait_for(running, 30)
 
 
+async def test_an_errand_that_fails_ends_nothing(supervisor: Supervisor, caplog: pytest.LogCaptureFixture):
+    running = asyncio.create_task(supervisor.run(lambda _: None))
+    await asyncio.sleep(0)
+    supervisor.spawn(fail(), "reading something again")  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        while "reading something again failed" not in caplog.text:  # noqa: ASYNC110  nobody sets an event
+            await asyncio.sleep(0)
+    supervisor.stop()
+    await asyncio.wait_for(running, 30)
+
+
 async def test_a_task_that_fails_ends_the_server_with_an_error(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Nursery, "run", fail)
     with pytest.raises(HearthError, match="a task of its supervisor failed"):

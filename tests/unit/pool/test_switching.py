@@ -59,7 +59,7 @@ class House:
         elif isinstance(message, Changed):
             self.told.append(message)
 
-    def spawn(self, work: Any) -> None:
+    def spawn(self, work: Any, errand: str = "") -> None:
         self.work.append(asyncio.ensure_future(work))
 
 
