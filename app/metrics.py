@@ -193,9 +193,9 @@ class ForSupervisor:
         """
         self.unsettled.add(pid)
         for each in sorted(self.unsettled):
-            if each != pid and psutil.pid_exists(each):  # another one has its number since, and its files
-                continue
             try:
+                if each != pid and psutil.pid_exists(each):  # another one has its number since, and its files
+                    continue
                 (self.folder / f"gauge_livesum_{each}.db").unlink(missing_ok=True)
                 self._add_up(each)
             except OSError as error:
@@ -218,8 +218,8 @@ class ForSupervisor:
     def _dead(self, kind: str, keys: list[str]) -> MmapedDict:
         """Of all the dead, with room on the disk for these, too: a mapped page that has none is a SIGBUS."""
         path = self.folder / f"{kind}_dead.db"
-        with path.open("a+b") as file:
-            file.seek(0)
+        path.touch()
+        with path.open("r+b") as file:
             needed = int.from_bytes(file.read(4), sys.byteorder) + sum(len(key.encode()) + _ENTRY for key in keys)
             size = max(_LEAST, file.seek(0, os.SEEK_END))
             while size < needed:

@@ -28,6 +28,7 @@ class Budget:
 
     def _begin(self) -> None:
         with suppress(OSError):  # no descriptor is left to ask the kernel by: the next batch begins it
+            self._lane.held()  # if there is one: what is kept is not given back in vain
             self._lane.make_room()
             self._before = self._lane.held() - self._waiting()
 
