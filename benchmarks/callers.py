@@ -133,8 +133,12 @@ class _Fault:
 class Callers:
     """Threads, each on a line of its own, that take turns with the questions until the block ends."""
 
-    def __init__(self, url: str, questions: Sequence[Question], count: int = 4, line: Callable[[str], Any] = Line) -> None:
+    def __init__(
+        self, url: str, questions: Sequence[Question], count: int = 4, line: Callable[[str], Any] = Line, rest_s: float = 0.0
+    ) -> None:
+        """`rest_s`: each waits for so long after a right answer."""
         self.counts = Counts()
+        self._rest_s = rest_s
         self._url = url
         self._questions = questions
         self._line = line
@@ -177,8 +181,7 @@ class Callers:
                     fault.answered(number, sent)
                 elif outcome != "right" and len(self.counts.told) < _TOLD:
                     self.counts.told.append(f"{question.path}: {outcome} after {took:.2f} s: {told[:400]}")
-            if outcome != "right":
-                self._stop.wait(_REST_S)
+            self._stop.wait(self._rest_s if outcome == "right" else max(self._rest_s, _REST_S))
         line.close()
 
     @staticmethod

@@ -194,7 +194,9 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
         with (
             Callers(server.url, known) as callers,
             Callers(server.url, wicked_ones, count=1) as wicked,
-            Callers(server.url, coming, count=1) as others,
+            Callers(
+                server.url, coming, count=1, rest_s=0.1
+            ) as others,  # a quick model: it would take the cores from the one that is held to times
         ):
             until = time.monotonic() + chaos.times(12, 600)
             with wreckers(server, disk, ahead) as done:

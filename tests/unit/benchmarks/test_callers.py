@@ -80,6 +80,15 @@ def test_a_fault_is_felt_until_every_caller_is_answered_who_asked_after_it():
     assert load.counts.lost >= 20
 
 
+def test_a_caller_may_rest_after_each_right_answer():
+    asked = list[float]()
+    load = callers(lambda: asked.append(time.monotonic()) or answer(0.6, 0.8), count=1)  # type: ignore[func-returns-value]
+    load._rest_s = 0.05
+    with load:
+        load.more(3)
+    assert min(later - earlier for earlier, later in zip(asked, asked[1:], strict=False)) >= 0.05
+
+
 def test_an_error_in_between_leaves_no_thread():
     before = threading.active_count()
     with pytest.raises(RuntimeError), callers(lambda: answer(0.6, 0.8)):
