@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import threading
@@ -86,7 +87,7 @@ def test_a_caller_may_rest_after_each_right_answer():
     load._rest_s = 0.05
     with load:
         load.more(3)
-    assert min(later - earlier for earlier, later in zip(asked, asked[1:], strict=False)) >= 0.05
+    assert min(later - earlier for earlier, later in itertools.pairwise(asked)) >= 0.05
 
 
 def test_an_error_in_between_leaves_no_thread():
