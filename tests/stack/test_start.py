@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -19,8 +20,6 @@ from tests.stack.test_profiles import OFFLINE, write_card
 # As some libraries in C do: what is raised while they are imported becomes an error of theirs.
 INTERRUPTED = """
 import os, signal
-if signal.getsignal(signal.{name}) is signal.SIG_IGN:  # as a shell in the background has it
-    signal.signal(signal.{name}, signal.default_int_handler)
 try:
     os.kill(os.getpid(), signal.{name})
     for _ in range(1000): pass
@@ -64,5 +63,6 @@ def test_a_signal_while_libraries_are_imported_is_quiet(tmp_path: Path, name: st
     (tmp_path / "typer.py").write_text(INTERRUPTED.format(name=name))
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-P", "-m", "app", "serve"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell lets what runs behind `&` ignore it
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False, preexec_fn=heard)
     assert (result.returncode, result.stderr) == (status, "")
