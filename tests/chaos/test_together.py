@@ -30,6 +30,7 @@ from tests.stack.conftest import Server, wait_for
 
 FRONTENDS, MODELS, DESCRIPTORS = 2, ("toy", "other"), 200
 TAKEN_S = 1.0  # all descriptors
+BEFORE_S = 3.0  # whose faults may still be felt
 DAYS = (400, -400, 0)
 # What stands still, and after how many seconds that is noticed; an input that hangs is tried once more by itself.
 WEDGES = {"stopped_worker": toys.STALL_S, "stopped_frontend": FRONTEND_STALL_S, "hangs": 2 * toys.STALL_S}
@@ -105,8 +106,8 @@ class Wreckers:
         return sum(limit_s for at, limit_s in limits if asked - limit_s < at < answered)
 
     def within(self, asked: float, answered: float) -> list[str]:
-        """What was done meanwhile: after how many seconds, and what."""
-        return [f"{at - asked:.1f} {name}" for at, name in sorted(self._log) if asked < at < answered]
+        """What was done meanwhile, and shortly before: after how many seconds, and what."""
+        return [f"{at - asked:+.1f} {name}" for at, name in sorted(self._log) if asked - BEFORE_S < at < answered]
 
     def _run(self, name: str) -> None:
         chance, (every_s, do) = random.Random(name), self._every[name]
