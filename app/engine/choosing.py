@@ -28,7 +28,7 @@ import torch
 
 from app.card import Card, ModuleSource
 from app.engine import device
-from app.engine.agreement import agree, probes
+from app.engine.agreement import agree, classifies, probes
 from app.engine.compute import Compute, Engine, Precision, compiled, openvino_precisions, tidy
 from app.engine.lane import lane_of
 from app.engine.loader import load
@@ -110,7 +110,8 @@ class _Trial:
     def _openvino(self, precision: Precision, names: Sequence[str]) -> Compute:
         if not (self._folder / f"{names[-1]}.xml").exists():
             compile_into(self._folder, "openvino", self._reference.networks, record(self._program, self._reference, self._probes))  # type: ignore[arg-type]
-        return compiled("openvino", precision, self._folder, names, self._order.threads)
+        threads, scored = self._order.threads, classifies(self._expected)
+        return compiled("openvino", precision, self._folder, names, threads, classifies=scored)
 
     def _inductor(self, precision: Precision, names: Sequence[str]) -> Compute:
         plain = self._reference if precision == "fp32" else eager(self._program, deepcopy(self._module), precision=precision)
@@ -139,7 +140,8 @@ class _Trial:
         why = f"fastest of {len(times)} that agree with eager fp32, of {len(measured)} tried"
         quick = times[best][1] < device.QUICK_S
         threads = self._threads(best, able.get(best, self._reference)) if quick else many
-        return Choice(best[0], best[1], why, measured, threads)
+        decides = "fp32" if best in able and able[best].exact else ""
+        return Choice(best[0], best[1], why, measured, threads, decides)
 
     def _threads(self, key: Key, many: Compute) -> int:
         """One for a quick model, if more are hardly faster: what they spend on each other, frontends can use.

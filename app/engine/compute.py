@@ -28,14 +28,28 @@ class Compute:
     precision: Precision
     networks: Networks
     device: str = "cpu"
+    exact: Networks | None = None
+    """The same in fp32, which decide where classes are so close that rounding could (`agreement.close`)."""
 
 
 def compiled(
-    engine: Engine, precision: Precision, folder: Path, names: Sequence[str], threads: int, device: str = "cpu"
+    engine: Engine,
+    precision: Precision,
+    folder: Path,
+    names: Sequence[str],
+    threads: int,
+    device: str = "cpu",
+    *,
+    classifies: bool = False,
 ) -> Compute:
-    """Read what `compile_into` wrote. OpenVINO computes on the CPU alone."""
+    """Read what `compile_into` wrote. OpenVINO computes on the CPU alone. `classifies`: fp32 decides what is close."""
     if engine == "openvino":
-        return Compute(engine, precision, {name: _read_openvino(folder, name, precision, threads) for name in names})
+
+        def read(precision: Precision) -> Networks:
+            return {name: _read_openvino(folder, name, precision, threads) for name in names}
+
+        exact = read("fp32") if classifies and precision != "fp32" else None
+        return Compute(engine, precision, read(precision), exact=exact)
     from app.engine.modules import read_inductor
 
     return Compute(engine, precision, {name: read_inductor(folder, name, precision, device) for name in names}, device)

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from app.engine import device
-from app.engine.agreement import agree, probes
+from app.engine.agreement import agree, classifies, probes
 from app.engine.compute import Compute, compiled
 from app.engine.order import Choice, Order
 from app.engine.runner import Runner
@@ -50,7 +50,8 @@ def kept(order: Order, program: Program, samples: Callable[[dict[str, Any]], lis
         if choice.engine == "inductor":
             device.settle("cpu", order.threads)
         about = msgspec.json.decode((folder / "module.json").read_bytes())
-        compute = compiled(choice.engine, choice.precision, folder, about["networks"], choice.threads or order.threads)
+        threads, scored = choice.threads or order.threads, classifies(_said(folder))
+        compute = compiled(choice.engine, choice.precision, folder, about["networks"], threads, classifies=scored)
         still_agrees(folder, compute, program, samples(about["meta"]))
         with suppress(OSError):
             os.utime(folder / "choice.json")  # `choosing.sweep` removes what was not used for longest
@@ -65,14 +66,14 @@ def kept(order: Order, program: Program, samples: Callable[[dict[str, Any]], lis
 def still_agrees(folder: Path, compute: Compute, program: Program, samples: list[Arrays]) -> None:
     """Raise ModelFailed unless `compute` says of the probes what the module said when the choice was made."""
     got = Runner(compute, program, lambda *_: None).run(probes(samples))
-    if difference := agree(_said(folder, len(got)), got):
+    if difference := agree(_said(folder), got):
         raise ModelFailed(f"{compute.engine} {compute.precision} no longer agrees with eager: {difference}")
 
 
-def _said(folder: Path, rows: int) -> list[Output]:
-    outputs: list[Output] = [{} for _ in range(rows)]
+def _said(folder: Path) -> list[Output]:
+    outputs: dict[int, Output] = {}
     with np.load(folder / "proof.npz", allow_pickle=False) as proof:
         for key, array in proof.items():
             row, _, name = key.partition(".")
-            outputs[int(row)][name] = array
-    return outputs
+            outputs.setdefault(int(row), {})[name] = array
+    return [outputs[row] for row in sorted(outputs)]

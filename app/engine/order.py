@@ -65,6 +65,8 @@ class Choice(msgspec.Struct, frozen=True):
     measured: dict[str, Any]
     threads: int = 0
     """0: as many as the worker has by its settings."""
+    close_calls: str = ""
+    """The precision that decides between classes that are close, where it is another one."""
 
 
 def _digest(files: Iterable[Path]) -> str:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from app.engine.agreement import close
 from app.engine.compute import Compute
 from app.engine.lane import Lane, Mark, Past, lane_of
 from app.errors import HearthError, ModelFailed, OutOfMemory
 from app.logs import log
-from app.tasks.base import Arrays, Batch, Output, Program
+from app.tasks.base import Arrays, Batch, Networks, Output, Program
 
 Observe = Callable[[str, float], None]
 """Told each stage's name and seconds."""
@@ -109,7 +110,19 @@ class Runner:
         self._observe("run", time.monotonic() - max(pending.collated, self._landed))
         if len(outputs) != len(pending.samples):
             raise ModelFailed(f"the model gave {len(outputs)} outputs for {len(pending.samples)} inputs")
+        if (exact := self.compute.exact) and (rows := [row for row, output in enumerate(outputs) if close(output)]):
+            for row, output in zip(rows, self._decided(exact, [pending.samples[row] for row in rows]), strict=True):
+                outputs[row] = output
         return outputs
+
+    def _decided(self, exact: Networks, samples: Sequence[Arrays]) -> list[Output]:
+        """What fp32 says of those that are close."""
+        started = time.monotonic()
+        with self.lane.mode():
+            batch = self.lane.there(self.lane.pinned(self._program.collate(samples)))
+            arrays = self.lane.arrays(self.lane.back(self._program.forward(exact, batch)))
+        self._observe("decide", time.monotonic() - started)
+        return self._program.split(arrays, samples)
 
     def _failure(self, error: Exception, samples: Sequence[Arrays]) -> HearthError:
         """What the caller hears. Raises what no retry can mend: then the process must end, and its replacement answers."""

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from app.catalogue import Catalogue
+from app.engine.compute import compiled
 from app.engine.loader import load
-from app.engine.modules import eager
+from app.engine.modules import compile_into, eager, record
 from app.engine.runner import Runner
 from app.settings import Settings
 from app.tasks import make_codec
@@ -157,6 +158,23 @@ def test_the_padding_of_cuda_graphs_changes_nothing(kind: str, tmp_path: Path):
     real = batch["texts"] < 6
     with torch.inference_mode():
         assert float((network(*padded)[:rows, :length] - network(*arguments))[real].abs().max()) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")  # OpenVINO traces, which PyTorch calls deprecated
+@pytest.mark.parametrize("kind", PACKED)
+def test_compiled_by_openvino_each_text_gets_what_the_model_says_of_it_alone(kind: str, tmp_path: Path):
+    """Also in batches of other shapes than those that were traced."""
+    pytest.importorskip("openvino")
+    model, program, traced = tiny(kind), made(kind, tmp_path), ids(3, 20, 7, 50, 1)
+    plain = eager(program, model)
+    compile_into(tmp_path, "openvino", plain.networks, record(program, plain, traced))  # type: ignore[arg-type]
+    runner = Runner(compiled("openvino", "fp32", tmp_path, list(plain.networks), 1), program, lambda *_: None)
+    for batch in (traced[1:2], traced, ids(30, 2, 31, 11, 12, 13, 60)):
+        outputs: list[Any] = runner.run(batch)
+        for sample, output in zip(batch, outputs, strict=True):
+            with torch.inference_mode():
+                alone = model(input_ids=torch.from_numpy(sample["input_ids"])[None]).last_hidden_state.mean(1)[0].numpy()
+            np.testing.assert_allclose(output["embedding"], alone, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -14,7 +14,7 @@ import torch
 
 from app.card import About, Card, ModuleSource
 from app.engine import choosing, order as order_module
-from app.engine.agreement import agree, probes
+from app.engine.agreement import agree, classifies, close, probes
 from app.engine.choosing import chosen, make
 from app.engine.compute import Compute
 from app.engine.order import Choice, Order
@@ -73,6 +73,15 @@ class TestAgreement:
 
     def test_one_that_differs_is_enough(self):
         assert agree([*scores(0.1, 0.9), *scores(0.1, 0.9)], [*scores(0.1, 0.9), *scores(0.9, 0.1)])
+
+
+class TestClose:
+    @pytest.mark.parametrize(("values", "told"), [((0.1, 0.43, 0.47), True), ((0.1, 0.3, 0.6), False), ((0.09, 0.08), False), ((1.0,), False)])
+    def test_the_two_best_classes_tell(self, values: tuple[float, ...], told: bool):
+        assert close(scores(*values)[0]) is told
+
+    def test_what_has_no_classes_is_not(self):
+        assert not close(embedding(1, 1)[0]) and not classifies([*embedding(1), ModelFailed("x")]) and classifies(scores(1))
 
 
 class TestProbes:

@@ -40,7 +40,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(x)
         return np.concatenate([x, 2 * x], 1)
 
-    def read(engine: Any, precision: Any, folder: Path, names: Any, threads: int) -> Compute:
+    def read(engine: Any, precision: Any, folder: Path, names: Any, threads: int, *, classifies: bool) -> Compute:
+        assert not classifies
         return Compute(engine, precision, dict.fromkeys(names, network))
 
     monkeypatch.setattr(kept_module, "compiled", read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.engine.compute import Compute
 from app.engine.lane import Lane
 from app.engine.modules import eager
 from app.engine.runner import Runner
@@ -115,6 +117,32 @@ def test_out_of_memory_halves_until_it_fits():
 def test_what_does_not_fit_alone_is_told():
     (result,) = run([1], Doubler(room=0))
     assert isinstance(result, OutOfMemory)
+
+
+class Rounder(Doubler):
+    """Two classes, of which the first has the probability x, which one of its networks rounds."""
+
+    def forward(self, networks: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.sizes.append(len(batch["x"]))
+        first = networks["rounded"](batch["x"])
+        return {"scores": torch.stack([first, 1 - first], 1)}
+
+    def split(self, outputs: Any, samples: Sequence[Any]) -> list[Any]:
+        return [{"scores": outputs["scores"][row]} for row in range(len(samples))]
+
+
+def test_what_is_close_is_decided_by_fp32_and_nothing_else_is():
+    def coarse(x: torch.Tensor) -> torch.Tensor:
+        return (x * 50).round() / 50
+
+    program = Rounder()
+    compute = Compute("eager", "bf16", {"rounded": coarse}, exact={"rounded": lambda x: x})
+    values = [0.9, 0.509, 0.2, 0.491]
+    found: list[Any] = Runner(compute, program, lambda *_: None).run(samples(*values))
+    assert [round(float(output["scores"][0]), 3) for output in found] == [0.9, 0.509, 0.2, 0.491]
+    assert program.sizes == [4, 2], "the close ones once more"
+    plain: list[Any] = Runner(replace(compute, exact=None), program, lambda *_: None).run(samples(*values))
+    assert [round(float(output["scores"][0]), 3) for output in plain] == [0.9, 0.5, 0.2, 0.5]
 
 
 @pytest.mark.filterwarnings("ignore")
