@@ -76,7 +76,9 @@ class TestAgreement:
 
 
 class TestClose:
-    @pytest.mark.parametrize(("values", "told"), [((0.1, 0.43, 0.47), True), ((0.1, 0.3, 0.6), False), ((0.09, 0.08), False), ((1.0,), False)])
+    @pytest.mark.parametrize(
+        ("values", "told"), [((0.1, 0.43, 0.47), True), ((0.1, 0.3, 0.6), False), ((0.09, 0.08), False), ((1.0,), False)]
+    )
     def test_the_two_best_classes_tell(self, values: tuple[float, ...], told: bool):
         assert close(scores(*values)[0]) is told
 
