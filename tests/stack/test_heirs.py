@@ -44,6 +44,7 @@ def called(server: Server, buffer: int = 0) -> socket.socket:
     caller = socket.socket()
     if buffer:
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)  # the sender's buffer is some segments, of 64 KiB here
     caller.settimeout(30)
     caller.connect((host, int(port)))
     return caller
