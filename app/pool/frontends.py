@@ -111,7 +111,9 @@ class Frontends:
         return _Keeper(process.pid, asyncio.ensure_future(process.wait()), ours)
 
     async def _run_under(self, keeper: _Keeper, exited: Exited) -> int:
-        """From a frontend's birth to its end, or its keeper's. Its exit status; 1, if it could not be started."""
+        """From a frontend's birth to its end, or its keeper's. Its exit status; 1, if its keeper could not fork it; `_NOT_BORN`,
+        if the machine had no room for it, which is no failure of its own.
+        """
         accepts = not self._closing
         self._born += 1
         name = f"frontend.{self._born}"
