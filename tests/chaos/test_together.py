@@ -92,22 +92,28 @@ class Wreckers:
         self._every = every
         self._over = threading.Event()
         self._threads = ThreadPoolExecutor(len(every))
-        self._log: list[tuple[float, str]] = []
+        self._log: list[tuple[float, float, str]] = []  # from when to when it was done
 
     @property
     def done(self) -> dict[str, int]:
         """How often each was."""
-        names = [name for _, name in self._log]
+        names = [name for *_, name in self._log]
         return {name: names.count(name) for name in self._every}
 
     def standing_still(self, asked: float, answered: float) -> float:
-        """Seconds that a request may have waited for what stood still while it was under way: of each such fault its limits."""
-        limits = [(at, WEDGES[name]) for at, name in self._log if name in WEDGES]
-        return sum(limit_s for at, limit_s in limits if asked - limit_s < at < answered)
+        """Seconds that a request may have waited for what stood still while it was under way: of each such fault its limits, as
+        far as it could stand still meanwhile. What hangs may do so late: whoever has it may be killed, or stopped, before.
+        """
+        wedges = [(began, max(ended, began + WEDGES[name]), WEDGES[name]) for began, ended, name in self._log if name in WEDGES]
+        return sum(min(limit_s, max(0.0, min(answered, end) - max(asked, began))) for began, end, limit_s in wedges)
 
     def within(self, asked: float, answered: float) -> list[str]:
-        """What was done meanwhile, and shortly before: after how many seconds, and what."""
-        return [f"{at - asked:+.1f} {name}" for at, name in sorted(self._log) if asked - BEFORE_S < at < answered]
+        """What was done meanwhile, and shortly before: from and to how many seconds after, and what."""
+        return [
+            f"{began - asked:+.1f} to {ended - asked:+.1f} {name}"
+            for began, ended, name in sorted(self._log)
+            if asked - BEFORE_S < ended and began < answered
+        ]
 
     def _run(self, name: str) -> None:
         chance, (every_s, do) = random.Random(name), self._every[name]
@@ -116,7 +122,7 @@ class Wreckers:
             with contextlib.suppress(LookupError, psutil.Error, httpx.HTTPError):
                 began = time.monotonic()
                 do()
-                self._log.append((began, name))
+                self._log.append((began, time.monotonic(), name))
 
     def __enter__(self) -> Wreckers:
         self._work = [self._threads.submit(self._run, name) for name in self._every]
@@ -175,6 +181,17 @@ def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
         ) as every,
     ):
         yield every
+
+
+def test_standing_still():
+    """What hung to its end at 112 although it was sent at 100, and what was stopped at 118 and noticed at most 2 s later."""
+    done = Wreckers(nothing=(1.0, lambda: None))
+    done._log += [(100.0, 112.0, "hangs"), (101.5, 101.5, "worker"), (118.0, 118.0, "stopped_worker")]
+    assert done.standing_still(109.7, 112.1) == pytest.approx(2.3)
+    assert done.standing_still(95.0, 115.0) == 2 * toys.STALL_S, "its limits, however long it was under way"
+    assert done.standing_still(119.5, 121.0) == pytest.approx(0.5)
+    assert done.standing_still(112.5, 117.5) == 0.0
+    assert done.within(104.0, 105.0) == ["-4.0 to +8.0 hangs", "-2.5 to -2.5 worker"]
 
 
 def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chaos: Chaos):
