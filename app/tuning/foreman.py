@@ -6,6 +6,7 @@ and the next foreman starts them again where they were.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from app.wire.sockets import Endpoint, address, wait
 
 _LOOK_S = 0.25
 _AGAIN_S = 2.0
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)  # no room for a process now: no fault of the job's
 _TRIES = 5  # deaths of a job's tuners in a row: a person's kill -9 cannot be told from the kernel's, who has no more memory
 
 
@@ -103,6 +105,8 @@ class Foreman:
                     stderr=subprocess.STDOUT,
                 )
         except OSError as error:
+            if error.errno in _PASSING:
+                raise
             log.error("job %s cannot be started: %s", job.id, error)
             self._store.move(job.id, "failed", reason=f"it could not be started ({error.strerror}); mend that, then resume it")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -186,6 +187,22 @@ def test_a_job_whose_folder_is_gone_fails_alone(house, tmp_path):
     foreman.turn(NOW)
     assert store.get(lost).state == "failed" and "could not be started" in store.get(lost).reason
     assert [one.job for one in STARTED] == [good]
+
+
+def test_a_job_waits_for_a_descriptor(house, tmp_path, monkeypatch):
+    foreman, store, _ = house
+    id = add(store, tmp_path)
+
+    def none(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.subprocess, "Popen", none)
+        with pytest.raises(OSError, match="Too many open files"):
+            foreman.turn(NOW)
+    assert store.get(id).state == "validating"
+    foreman.turn(NOW)
+    assert [one.job for one in STARTED] == [id]
 
 
 def test_a_tuner_from_before_a_resume_is_ended(house, tmp_path):
