@@ -22,14 +22,18 @@ _UNDECIDED = 0.5  # a frame whose best token has less than half of the probabili
 _COSINE = 0.999
 
 
-def agree(expected: Sequence[Output], got: Sequence[Output | HearthError]) -> str:
-    """Empty if the outputs mean the same (best class, its probability, an embedding's direction, tokens); else what differs."""
+def agree(expected: Sequence[Output], got: Sequence[Output | HearthError], *, decided: bool = False) -> str:
+    """Empty if the outputs mean the same (best class, its probability, an embedding's direction, tokens); else what differs.
+    `decided`: what was close is, so a best class that may be taken for the answer must be the same.
+    """
     for want, have in zip(expected, got, strict=True):
         if isinstance(have, HearthError):
             return have.detail
         if "scores" in want:
             moved = float(np.abs(want["scores"] - have["scores"]).max())
-            if not moved <= _SCORES or want["scores"][np.argmax(have["scores"])] < want["scores"].max() - _TIE:
+            best = float(want["scores"].max())
+            tie = 0.0 if decided and best >= _BELIEVED else _TIE
+            if not moved <= _SCORES or want["scores"][np.argmax(have["scores"])] < best - tie:
                 return f"scores differ by {moved:.3f}"
         if "embedding" in want:
             lengths = np.linalg.norm(want["embedding"]) * np.linalg.norm(have["embedding"])
@@ -37,8 +41,8 @@ def agree(expected: Sequence[Output], got: Sequence[Output | HearthError]) -> st
             if not cosine >= _COSINE:
                 return f"cosine {cosine:.5f}"
         if "token_ids" in want and spoken(want["token_ids"]) != spoken(have["token_ids"]):
-            decided = want["token_scores"] >= _UNDECIDED
-            if (want["token_ids"] != have["token_ids"])[decided].any():
+            sure = want["token_scores"] >= _UNDECIDED
+            if (want["token_ids"] != have["token_ids"])[sure].any():
                 return "another transcript"
     return ""
 

@@ -126,7 +126,7 @@ class _Trial:
         for key, make in self.candidates().items():
             try:
                 compute = make()
-                difference = agree(self._expected, self.outputs(compute))
+                difference = self._difference(compute)
             except Exception as error:  # noqa: BLE001  a compiler may raise anything; then its engine is not used
                 difference = f"{type(error).__name__}: {error}"[:300]
             measured[" ".join(key)] = {"differs": difference} if difference else {}
@@ -142,6 +142,13 @@ class _Trial:
         threads = self._threads(best, able.get(best, self._reference)) if quick else many
         decides = "fp32" if best in able and able[best].exact else ""
         return Choice(best[0], best[1], why, measured, threads, decides)
+
+    def _difference(self, compute: Compute) -> str:
+        """Empty if it agrees, what decides for it agrees, and both together leave no class to rounding."""
+        for one in compute.apart():
+            if difference := agree(self._expected, self.outputs(one)):
+                return difference
+        return agree(self._expected, self.outputs(compute), decided=True) if compute.exact else ""
 
     def _threads(self, key: Key, many: Compute) -> int:
         """One for a quick model, if more are hardly faster: what they spend on each other, frontends can use.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,11 @@ class Compute:
     device: str = "cpu"
     exact: Networks | None = None
     """The same in fp32, which decide where classes are so close that rounding could (`agreement.close`)."""
+
+    def apart(self) -> list[Compute]:
+        """What computes, and what decides for it if anything does, each without the other: neither hides what the other says."""
+        alone = replace(self, exact=None)
+        return [alone] if self.exact is None else [alone, replace(alone, precision="fp32", networks=self.exact)]
 
 
 def compiled(

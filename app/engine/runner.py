@@ -111,18 +111,26 @@ class Runner:
         if len(outputs) != len(pending.samples):
             raise ModelFailed(f"the model gave {len(outputs)} outputs for {len(pending.samples)} inputs")
         if (exact := self.compute.exact) and (rows := [row for row, output in enumerate(outputs) if close(output)]):
-            for row, output in zip(rows, self._decided(exact, [pending.samples[row] for row in rows]), strict=True):
-                outputs[row] = output
+            try:
+                self._decide(exact, pending.samples, outputs, rows)
+            except Exception as error:  # what bf16 said stands: better than none
+                if self.lane.broken(error):
+                    raise
+                log.error("%d close calls stay as they are", len(rows), exc_info=error)
+                self.lane.make_room()
         return outputs
 
-    def _decided(self, exact: Networks, samples: Sequence[Arrays]) -> list[Output]:
-        """What fp32 says of those that are close."""
-        started = time.monotonic()
+    def _decide(self, exact: Networks, samples: Sequence[Arrays], outputs: list[Output], rows: Sequence[int]) -> None:
+        """Put fp32's scores into those rows. Embeddings stay: an index shall be of one precision."""
+        started, some = time.monotonic(), [samples[row] for row in rows]
         with self.lane.mode():
-            batch = self.lane.there(self.lane.pinned(self._program.collate(samples)))
-            arrays = self.lane.arrays(self.lane.back(self._program.forward(exact, batch)))
+            batch = self.lane.there(self.lane.pinned(self._program.collate(some)))
+            back = self.lane.back(self._program.forward(exact, batch))
+            self.lane.mark().synchronize()
+            arrays = self.lane.arrays(back)
+        for row, output in zip(rows, self._program.split(arrays, some), strict=True):
+            outputs[row] = outputs[row] | {"scores": output["scores"]}
         self._observe("decide", time.monotonic() - started)
-        return self._program.split(arrays, samples)
 
     def _failure(self, error: Exception, samples: Sequence[Arrays]) -> HearthError:
         """What the caller hears. Raises what no retry can mend: then the process must end, and its replacement answers."""

@@ -68,6 +68,11 @@ class TestAgreement:
         assert agree(tokens(1, 1, 0, 2), tokens(1, 0, 0, 2)) == ""
         assert agree(tokens(1, 1, 0, 2), tokens(1, 0, 0, 3)) == "another transcript"
 
+    def test_where_what_is_close_is_decided_no_other_class_will_do(self):
+        assert agree(scores(0.51, 0.49), scores(0.49, 0.51)) == ""
+        assert agree(scores(0.51, 0.49), scores(0.49, 0.51), decided=True).startswith("scores differ")
+        assert agree(scores(0.09, 0.08), scores(0.08, 0.09), decided=True) == "", "nobody takes these for an answer"
+
     def test_an_error_differs_in_its_own_words(self):
         assert agree(scores(1, 0), [ModelFailed("it broke")]) == "it broke"
 
@@ -296,6 +301,45 @@ class TestCandidates:
         wanted = trial("inductor", openvino=False, precision="fp32")
         wanted._expected = [{"embedding": np.array([1.0], np.float32)}]
         assert wanted.choose().measured["inductor fp32"] == {"differs": "cosine -1.00000"}
+
+
+class TestDeciding:
+    """A bf16 network, and the fp32 one that decides what is close: each is proven without the other."""
+
+    @pytest.fixture
+    def difference(self, monkeypatch, order, tmp_path) -> Any:
+        class Classes(Toy):
+            def split(self, outputs: Any, samples: Any) -> Any:
+                return [{"scores": row} for row in outputs["embedding"]]
+
+        def both(first: float) -> torch.Tensor:
+            return torch.tensor([[first, 1 - first]])
+
+        monkeypatch.setattr(choosing, "load", lambda *_: torch.nn.Linear(1, 1))
+        monkeypatch.setattr(choosing, "resolve", lambda _: lambda *_: Classes())
+        monkeypatch.setattr(choosing, "make_codec", lambda *_: None)
+        monkeypatch.setattr(choosing, "card_samples", lambda *_: [SimpleNamespace(arrays={"x": np.array(3.0)})])
+        monkeypatch.setattr(choosing.warnings, "simplefilter", lambda *_: None)
+        trial = choosing._Trial(order, tmp_path)
+
+        def told(module: float, half: float, full: float) -> str:
+            trial._expected = [{"scores": both(module)[0].numpy()}]
+            nets: Any = ({"net": lambda _: both(half)}, {"net": lambda _: both(full)})
+            return trial._difference(Compute("eager", "bf16", nets[0], exact=nets[1]))
+
+        return told
+
+    def test_both_that_agree_do(self, difference):
+        assert difference(0.52, 0.505, 0.52) == "" and difference(0.51, 0.49, 0.51) == ""
+
+    def test_fp32_does_not_hide_what_bf16_says(self, difference):
+        assert difference(0.95, 0.5, 0.95) == "scores differ by 0.450"
+
+    def test_who_decides_is_asked_too_though_nothing_is_close(self, difference):
+        assert difference(0.95, 0.95, 0.05) == "scores differ by 0.900"
+
+    def test_a_class_that_changes_without_being_close_is_refused(self, difference):
+        assert difference(0.512, 0.479, 0.512).startswith("scores differ")
 
 
 def test_sweeping_removes_halves_and_what_was_not_used_for_longest(tmp_path):

@@ -70,6 +70,22 @@ def test_it_is_taken_after_it_has_computed_the_probes(order, compiled):
     assert len(compiled) == 1
 
 
+def test_what_decides_for_it_is_proven_too(order, compiled, monkeypatch):
+    write(order, [3.0, 6.0])
+    monkeypatch.setattr(
+        kept_module, "compiled", lambda *_, **__: Compute("openvino", "bf16", {"net": right}, exact={"net": wrong})
+    )
+    assert kept(order, Toy(), samples) is None
+
+
+def right(x: Any) -> Any:
+    return np.concatenate([x, 2 * x], 1)
+
+
+def wrong(x: Any) -> Any:
+    return -right(x)
+
+
 def test_without_a_choice_there_is_nothing(order, compiled):
     assert kept(order, Toy(), samples) is None
 

@@ -145,6 +145,32 @@ def test_what_is_close_is_decided_by_fp32_and_nothing_else_is():
     assert [round(float(output["scores"][0]), 3) for output in plain] == [0.9, 0.5, 0.2, 0.5]
 
 
+def test_what_fp32_cannot_decide_stays_as_it_is():
+    def no_room(_: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
+
+    program = Rounder()
+    compute = Compute("eager", "bf16", {"rounded": lambda x: (x * 50).round() / 50}, exact={"rounded": no_room})
+    runner = Runner(compute, program, lambda *_: None)
+    found: list[Any] = runner.run(samples(0.9, 0.509, 0.2))
+    assert [round(float(output["scores"][0]), 3) for output in found] == [0.9, 0.5, 0.2]
+    assert program.sizes == [3, 1] and runner.no_room_for == 0, "bf16 had room"
+
+
+def test_fp32_decides_classes_and_changes_no_embedding():
+    class Both(Rounder):
+        def forward(self, networks: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return super().forward(networks, batch) | {"embedding": networks["rounded"](batch["x"])[:, None]}
+
+        def split(self, outputs: Any, samples: Sequence[Any]) -> list[Any]:
+            return [{name: array[row] for name, array in outputs.items()} for row in range(len(samples))]
+
+    compute = Compute("eager", "bf16", {"rounded": lambda x: (x * 50).round() / 50}, exact={"rounded": lambda x: x})
+    (found,) = Runner(compute, Both(), lambda *_: None).run(samples(0.509))
+    assert isinstance(found, dict)
+    assert (round(float(found["scores"][0]), 3), round(float(found["embedding"][0]), 3)) == (0.509, 0.5)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_batch_that_fails_in_flight_leaves_the_other_its_answers():
     runner = runner_of(Doubler(), Gpu())
