@@ -165,7 +165,7 @@ class Edge:
     def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
         """What is answered from the head alone; None: the request is to be read."""
         stated, limit = headers.get(b"content-length", b"0"), self._limit(scope)
-        size = int(stated) if stated.isdigit() else 0
+        size = int(stated.lstrip(b"0")[:20] or b"0") if stated.isdigit() else 0  # int() refuses thousands of digits
         overrun = self._overrun.came()
         if self._origins and (answer := self._origins.preflight(scope, headers)):
             return answer

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.tuning.job import Job
 from app.web.problems import MEDIA_TYPE, STATUS
 
+Texts = str | Annotated[list[str], Field(fail_fast=True)]  # a million wrong ones are one mistake, and not a million errors
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -45,7 +47,7 @@ class EmbedText(_Strict):
 
     model_config = ConfigDict(json_schema_extra={"example": {"inputs": ["a warm hearth", "an open fire"]}})
 
-    inputs: str | list[str] = Field(description="one text, or several")
+    inputs: Texts = Field(description="one text, or several")
     model: str | None = None
     normalize: bool = True
     truncate: bool = Field(False, description="cut texts that have too many tokens instead of refusing them")
@@ -59,7 +61,7 @@ class PredictText(_Strict):
 
     model_config = ConfigDict(json_schema_extra={"example": {"inputs": ["a charming journey", "bleak and desperate"]}})
 
-    inputs: str | list[str] = Field(description="one text, or several")
+    inputs: Texts = Field(description="one text, or several")
     model: str | None = None
     top_k: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="labels per text, best first")
     truncate: bool = Field(False, description="cut texts that have too many tokens instead of refusing them")

@@ -67,6 +67,21 @@ async def test_a_chunked_body_without_a_length_is_cut_off_at_the_limit(app):
     assert taken == 3
 
 
+@pytest.mark.parametrize(("length", "status"), [(b"0" * 5000, 400), (b"0" * 5000 + b"9" * 15, 413), (b"9" * 5000, 413)])
+async def test_a_length_of_thousands_of_digits_is_a_number_like_any_other(app, length: bytes, status: int):
+    """`int` refuses more than 4,300."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope("/embed/text", [(b"content-length", length)]), receive, send)
+    assert sent[0]["status"] == status
+
+
 async def test_a_client_that_leaves_takes_its_sample_along(app, pool):
     pool.held = True
     messages = [{"type": "http.request", "body": b"x", "more_body": False}]

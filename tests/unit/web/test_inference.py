@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from app.errors import ERRORS, TooBusy
 from app.web.problems import STATUS
+from app.web.schemas import EmbedText, PredictText
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -37,6 +39,40 @@ async def test_a_raw_picture_is_answered(client):
     }
     stages = [entry.split(";")[0] for entry in answer.headers["server-timing"].split(", ")]
     assert stages == ["decode", "queue", "run", "interpret"]
+
+
+@pytest.mark.parametrize("body", [EmbedText, PredictText])
+async def test_many_wrong_inputs_are_one_mistake(client, body: type[BaseModel]):
+    """An error of each would take 4 µs and a kilobyte, in the loop."""
+    with pytest.raises(ValidationError) as error:
+        body.model_validate({"inputs": [0] * 100_000})
+    assert error.value.error_count() <= 2, "one for each way to give them"
+    told(await client.post("/predict/text", json={"inputs": ["good", 0, 0]}), 422, "invalid", "inputs", "string")
+
+
+@pytest.mark.parametrize("wide", [{}, {"inputs": {}}, {"timeout_ms": {}}], ids=["body", "inputs", "another"])
+async def test_fields_without_end_are_one_mistake(client, wide: dict[str, Any]):
+    for field in wide or [None]:
+        (wide[field] if field else wide).update({str(n): 0 for n in range(10_000)})
+    told(await client.post("/embed/text", json=wide), 422, "invalid", "10000 fields", "the limit is 128")
+
+
+@pytest.mark.parametrize("path", ["/predict/image", "/finetune"])
+@pytest.mark.parametrize("charset", ["punycode", "idna", "undefined", "utf-16", "x" * 5000])
+async def test_no_codec_is_chosen_by_the_caller(client, path: str, charset: str):
+    """Some of Python's take minutes for a megabyte: punycode's time grows with the square."""
+    body = b'--b\r\nContent-Disposition: form-data; name="a-"; filename="a..b"\r\n\r\nx\r\n--b--\r\n'
+    media = f"multipart/form-data; boundary=b; charset={charset}"
+    answer = await client.post(path, content=body, headers={"content-type": media})
+    told(answer, 400, "bad_input", "charset", "utf-8")
+    assert len(answer.text) < 1000
+
+
+async def test_utf_8_may_be_said(client):
+    body = '--b\r\nContent-Disposition: form-data; name="file"; filename="ö.jpg"\r\n\r\nxxx\r\n--b--\r\n'.encode()
+    media = 'multipart/form-data; boundary=b; charset="UTF-8"'
+    answer = await client.post("/predict/image", content=body, headers={"content-type": media})
+    assert answer.json()["results"][0]["file"] == "ö.jpg"
 
 
 @pytest.mark.parametrize("query", ["model=toy&model=other", "top_k=1&model=toy&model=toy", "model=&model=toy"])
