@@ -27,7 +27,7 @@ _DEEPEST = 16  # folders
 _FIELDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _FIELDS_BYTES = 1 << 16
 _PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # zip, gzip, bzip2, xz
-_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".gz", "-ubyte")  # with one of these in it, a folder is a data set
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others zipfile unpacks a megabyte at a time, whatever that becomes
 _ENTRY_BYTES = 46  # of a zip's directory, before name, further fields and comment,
 _ENTRY_LENGTHS = (28, 30, 32)  # whose lengths stand here (APPNOTE 4.3.12)
 _BROKEN = (
@@ -64,10 +64,12 @@ class _Member:
     open: Callable[[], IO[bytes]]
     fault: str = ""
     """Why it cannot be taken."""
+    behind: int = 0
+    """Bytes that are unpacked to come past it, though it is not taken."""
 
 
 def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
-    """Unpack a zip or tar (plain, gz, bz2, xz) into an empty folder; returns how many files.
+    """Unpack a zip (stored, deflate) or tar (plain, gz, bz2, xz) into an empty folder; returns how many files.
 
     Folders, and what systems add by themselves (`__MACOSX`, dot files), are passed over. Raises UnsupportedMedia for any other
     file, BadInput naming each member that is damaged, a link or points outside, TooLarge naming the limit.
@@ -86,6 +88,7 @@ def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
                     files += _take(member, into, budget)
                 except BadInput as error:
                     faults.note(error)
+                    budget.spend(member.behind)
     except BadInput as error:  # where the archive itself ends to be one
         faults.note(error)
     faults.tell()
@@ -178,19 +181,6 @@ class _Budget:
             raise TooLarge(f"the archive unpacks to more than {self.bounds.ratio:g} times its size, the limit")
 
 
-def strip(folder: Path) -> Path:
-    """Past folders that hold nothing but one folder: archives of a folder and of what is in it mean the same."""
-    inside = list(folder.iterdir())
-    while (
-        len(inside) == 1
-        and inside[0].is_dir()
-        and any(path.is_dir() or path.name.lower().endswith(_TABLES) for path in inside[0].iterdir())
-    ):
-        folder = inside[0]
-        inside = list(folder.iterdir())
-    return folder
-
-
 def _parts(name: str) -> tuple[str, ...]:
     """Of a member's path; empty for what is passed over."""
     path = PurePosixPath(name.replace("\\", "/"))
@@ -251,6 +241,9 @@ def _of_zip(archive: zipfile.ZipFile) -> Iterator[_Member]:
         fault = ""
         if info.flag_bits & 1:
             fault = f"{info.filename} is encrypted; pack it without a password"
+        elif info.compress_type not in _BOUNDED:
+            how = zipfile.compressor_names.get(info.compress_type, "something else")  # type: ignore[attr-defined]
+            fault = f"{info.filename} is packed by {how}; pack it by deflate, as zip does of itself"
         elif stat.S_ISLNK(info.external_attr >> 16):
             fault = f"{info.filename} is a link; pack the file itself"
         opened = partial(archive.open, info)
@@ -291,7 +284,7 @@ def _of_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
         fault = "" if info.isfile() or info.isdir() else f"{info.name} is a link or a device; pack the file itself"
         archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
         opened: Any = partial(archive.extractfile, info)
-        yield _Member(info.name, info.size, info.isfile(), opened, fault)
+        yield _Member(info.name, info.size, info.isfile(), opened, fault, behind=info.size)
 
 
 def remove(folder: Path) -> None:

@@ -12,9 +12,11 @@ from app.card import Card
 from app.settings import Settings
 from app.tasks import TASKS, Check, resolve
 from app.tasks.base import Files
-from app.tuning.archive import is_archive, strip, unpack
+from app.tuning.archive import is_archive, unpack
 from app.tuning.spec import Spec, one_task, possible
 from app.weights import described_files, fetch
+
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".gz", "-ubyte")  # with one of these in it, a folder is a data set
 
 
 def base_files(spec: Spec, card: Card, settings: Settings) -> Files:
@@ -34,6 +36,19 @@ def opened(dataset: Path, into: Path, card: Card) -> Path:
     else:
         unpack(dataset, into)
     return strip(into)
+
+
+def strip(folder: Path) -> Path:
+    """Past folders that hold nothing but one folder: archives of a folder and of what is in it mean the same."""
+    inside = list(folder.iterdir())
+    while (
+        len(inside) == 1
+        and inside[0].is_dir()
+        and any(path.is_dir() or path.name.lower().endswith(_TABLES) for path in inside[0].iterdir())
+    ):
+        folder = inside[0]
+        inside = list(folder.iterdir())
+    return folder
 
 
 def examine(root: Path, spec: Spec, card: Card, files: Files, cards: Iterable[Card], into: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _HEADER_BYTES = 1 << 16
 _TWICE = re.compile(  # what may be done twice: it changes nothing, or the second time nothing more
     rb"(?:GET|HEAD|OPTIONS|PUT) |POST /(?:(?:predict|embed)/\w+|transcribe|models/[^/? ]+/(?:un)?load)[? ]"
 )
-_UPLOAD, _STATED = re.compile(rb"POST /finetune[? ]"), re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_UPLOAD, _STATED = re.compile(rb"POST /finetune[? ]"), re.compile(rb"\r\ncontent-length: *0*(\d+)", re.IGNORECASE)
 
 
 async def take_over(left: Sequence[socket.socket], journal: Journal, line: Callable[[Slot], Line]) -> None:

@@ -130,7 +130,10 @@ class _Reader:
             self.left = max(0, self.left - size - -size % _ALIGN)
         if size != len(data):
             raise FrameError(f"{spec.name}: {len(data)} bytes do not make {spec.dtype} {spec.shape}")
-        return np.frombuffer(data, dtype).reshape(spec.shape)
+        try:
+            return np.frombuffer(data, dtype).reshape(spec.shape)
+        except (ValueError, OverflowError) as error:  # more dimensions, or a longer one, than arrays have
+            raise FrameError(f"{spec.name}: no array has the shape {spec.shape}"[:200]) from error
 
 
 @lru_cache(64)

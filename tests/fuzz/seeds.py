@@ -87,7 +87,8 @@ def forms() -> Sequence[bytes]:
     field = b'--b\r\nContent-Disposition: form-data; name="spec"\r\n\r\n{}\r\n'
     strange = b"--b\r\nContent-Disposition: form-data; name=file; filename*=UTF-8''%ff%00\r\n\r\nx\r\n"
     end = b"--b--\r\n"
-    return [b"b\n" + body + end for body in (part, part * 2, part * 6, field + part, strange, part + field, b"")]
+    found = [b"b\n" + body + end for body in (part, part * 2, part * 6, field + part, strange, part + field, b"")]
+    return [*found, *(b"b; charset=%s\n" % codec + strange + field + end for codec in (b"utf-8", b"punycode", b"undefined"))]
 
 
 FORM_WORDS = [
@@ -98,7 +99,8 @@ FORM_WORDS = [
     b"filename*=",
     b"; name=",
     b"\0",
-    b"charset=utf-16",
+    b"; charset=utf-16",
+    b"; charset=idna",
     b"Content-Disposition",
 ]
 

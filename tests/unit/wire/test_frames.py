@@ -75,6 +75,14 @@ def test_objects_are_not_let_through(array):
         unpack(envelope([(Cancel(1), {"x": array})]).replace(b"<f8", b"|O8"))
 
 
+@pytest.mark.parametrize("shape", [b"\x92\0\xcf\x80" + bytes(7), b"\xdc\0\x46" + bytes(70)], ids=["long", "deep"])
+def test_a_shape_that_no_array_has_is_a_frame_error(shape: bytes):
+    whole = envelope([(Cancel(1), {"x": np.zeros((0, 7))})])
+    header = whole[16 : 16 + struct.unpack("<QQ", whole[:16])[0]].replace(b"\x92\0\7", shape)
+    with pytest.raises(FrameError, match="no array has the shape"):
+        unpack(struct.pack("<QQ", len(header), 0) + header + bytes(-len(header) % 8))
+
+
 def test_wrong_lengths_are_named():
     whole = envelope([(Cancel(1), {"x": BIG})])
     with pytest.raises(FrameError, match="24000 of arrays announced"):
