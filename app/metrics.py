@@ -232,16 +232,22 @@ def for_worker(model: str, worker: str) -> ForWorker:
     """A worker's view. Its files are opened now: when it has a batch there may be no descriptor left to do so."""
     families().queue_depth.labels(model, worker)
     families().queue.labels(model)
+    _have_room(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     return ForWorker(model, worker)
 
 
 def for_supervisor(folder: Path) -> ForSupervisor:
     """The supervisor's view. Its files are opened now: when a process has died there may be no descriptor left to do so."""
     families()
+    _have_room(folder)
+    return ForSupervisor(folder)
+
+
+def _have_room(folder: Path) -> None:
+    """For this process's files, which are sparse. Raises OSError where there is none."""
     for path in folder.glob(f"*_{os.getpid()}.db"):
         with path.open("r+b") as file:
             _allocate(file, file.seek(0, os.SEEK_END))
-    return ForSupervisor(folder)
 
 
 def _allocate(file: BinaryIO, size: int) -> None:

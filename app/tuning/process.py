@@ -18,6 +18,7 @@ import msgspec
 from sqlalchemy.exc import OperationalError
 
 from app.catalogue import Catalogue, number_of, read_card
+from app.engine.device import bound_memory
 from app.errors import HearthError, Invalid, UnknownJob
 from app.logs import configure, log
 from app.process import die_with_parent, go_first, set_name, stand_back
@@ -229,6 +230,8 @@ def main() -> None:
     job = store.get(sys.argv[1])
 
     def work() -> None:
+        if settings.devices == ("cpu",):  # CUDA reserves far more than it uses
+            bound_memory(None)
         tuner = Tuner(settings, store, job)
         tuner.check() if sys.argv[2] == "check" else tuner.train()
 

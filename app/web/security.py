@@ -75,11 +75,11 @@ class Guard:
         if self._idle and path in self._inference:
             return
         need = self._needed(scope["method"], path)
+        state, now = scope["state"], time.monotonic()
+        if self._addresses is not None and not path.startswith("/health/"):  # probes are never refused
+            self._spend("address", self._addresses.of(_network(scope), now), now, state["heads"])
         if need is None:
             return
-        state, now = scope["state"], time.monotonic()
-        if self._addresses is not None:
-            self._spend("address", self._addresses.of(_network(scope), now), now, state["heads"])
         if self._with_keys:
             key = state["key"] = self._known(headers)
             if bucket := self._buckets.get(key.id):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app import private
 from app.private import private_folder
 from tests.conftest import ROOT
 
@@ -18,6 +19,28 @@ with private_folder() as folder:
     print(folder, flush=True)
     input()
 """
+
+
+def test_it_lies_in_memory_where_there_is_room_and_nobody_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    memory.mkdir()
+    disk.mkdir()
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    monkeypatch.setattr(private, "_MEMORY", memory)
+    with private_folder() as folder:
+        assert folder.parent == memory
+    monkeypatch.setattr(private, "_ROOM", 1 << 60)
+    with private_folder() as folder:
+        assert folder.parent == disk
+    monkeypatch.setattr(private, "_ROOM", 0)
+    monkeypatch.setenv("TMPDIR", str(disk))
+    with private_folder() as folder:
+        assert folder.parent == disk
+    monkeypatch.delenv("TMPDIR")
+    monkeypatch.setattr(private, "_MEMORY", tmp_path / "none")
+    with private_folder() as folder:
+        assert folder.parent == disk
 
 
 def test_what_a_killed_server_left_is_swept_up_and_those_that_live_keep_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -237,6 +237,13 @@ async def test_a_rate_of_addresses_counts_each_and_an_ipv6_network_once(pool: An
     assert await asked("fe80::1%eth0") == [200, 200, 429]
 
 
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/docs/static/swagger-ui.css", "/"])
+async def test_what_only_describes_the_server_counts_too_and_probes_do_not(pool: Any, tmp_path: Path, path: str):
+    async with client_of(make_app(pool, Settings(home=tmp_path, address_rate="2/h", frontends=1))) as client:
+        assert [(await client.get(path)).status_code for _ in range(3)] == [200, 200, 429]
+        assert [(await client.get("/health/live")).status_code for _ in range(3)] == [200, 200, 200]
+
+
 async def test_each_of_several_frontends_tells_what_it_enforces_itself(pool: Any, tmp_path: Path):
     app = make_app(pool, Settings(home=tmp_path, address_rate="4/h", frontends=2))
     async with client_of(app) as client:
