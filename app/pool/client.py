@@ -268,7 +268,7 @@ class Client:
         for known in (self._load, self._answered, self._longest):
             known.pop(died.worker, None)
         again, poisoned = self._flights.died(
-            died.worker, died.running, stalled=died.stalled, sole=lambda flight: flight.cargo.sole
+            died.worker, died.running, stalled=died.stalled, killed=died.killed, sole=lambda flight: flight.cargo.sole
         )
         for flight in poisoned:
             if flight.worker in self._links:  # it was sent twice, by this process and one before it

@@ -1,10 +1,10 @@
 """Every unanswered sample of a frontend, and what a worker's death means for it. Pure: no sockets, no clock.
 
 The rule of DESIGN §3: a death blames the samples that were running, not those that waited. A sample blamed once is sent
-again; blamed twice, it runs alone; what kills a worker alone, twice, is poisoned (twice, so that one kill from outside
-convicts no innocent neighbour of a poisoned sample). What a worker stands still with is no chance: it runs alone at once, and if
-it does that again, it is poisoned; each time its neighbours wait for as long as a batch may take. Samples that only waited are
-just sent again.
+again; blamed twice, it runs alone; what ends a worker alone, twice, is poisoned. SIGKILL comes from outside, as a rule: it makes
+suspect, and convicts only who is met by it again and again, as what takes all memory is. What a worker stands still with is no
+chance: it runs alone at once, and if it does that again, it is poisoned; each time its neighbours wait for as long as a batch may
+take. Samples that only waited are just sent again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 SUSPECT = 2  # deaths it was running in, after which nothing may share its batch
 _CONVICTED = 3  # one of them alone: the next one is proof
+_KILLS = 10  # as for decoders (decoding/client.py)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class Flight(Generic[T]):
     cargo: T
     worker: str | None = None
     blamed: int = 0
+    kills: int = 0
+    """Of workers that ran it, by SIGKILL."""
     before: int = 0
     """The id under which a frontend that is gone had sent it, or the first sample of its request."""
 
@@ -72,11 +75,12 @@ class Flights(Generic[T]):
         running: Collection[int],
         *,
         stalled: bool = False,
+        killed: bool = False,
         sole: Callable[[Flight[T]], bool] = lambda _: True,
     ) -> tuple[list[Flight[T]], list[Flight[T]]]:
-        """`worker` died while `running` ran, or was killed because they did not end (`stalled`). Returns (to send again,
-        poisoned); the poisoned are closed. `sole`: whether a flight is all of its request, so that what was sent before is the
-        same sample; that of another one is no proof.
+        """`worker` died while `running` ran, was ended because they did not end (`stalled`), or was killed by somebody. Returns
+        (to send again, poisoned); the poisoned are closed. `sole`: whether a flight is all of its request, so that what was sent
+        before is the same sample; that of another one is no proof.
         """
         again, poisoned = [], []
         for flight in self:
@@ -85,12 +89,15 @@ class Flights(Generic[T]):
             if here:
                 flight.worker = None
             proven = flight.id in running or (before and sole(flight))
-            if proven and (flight.blamed >= _CONVICTED or (stalled and flight.alone)):
+            flight.kills += proven and killed
+            enough = flight.kills >= _KILLS if killed else flight.blamed >= _CONVICTED or (stalled and flight.alone)
+            if proven and enough:
                 poisoned.append(flight)
                 del self._open[flight.id]
                 continue
             if ran:
-                flight.blamed = max(flight.blamed + 1, SUSPECT if stalled else 0)
+                more = min(flight.blamed + 1, SUSPECT) if killed else flight.blamed + 1
+                flight.blamed = max(flight.blamed, more, SUSPECT if stalled else 0)
             if here:
                 again.append(flight)
         return again, poisoned

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -179,6 +180,7 @@ class Supervisor:
         stuck = self._stuck.pop(name, None)
         if stuck is not None:  # what it began after that has no part in it
             running = tuple(id for id in stuck if id in running)
+        killed = status == -signal.SIGKILL and stuck is None
         self._seen.process_gone(pid)
         found = self._roster.find(name)
         if found:
@@ -192,7 +194,7 @@ class Supervisor:
             else:
                 self._loading.give_up(model, self._roster.models[model].why)
         for frontend in self.frontends:
-            self.tell(Died(name, running, bool(stuck)), to=frontend)
+            self.tell(Died(name, running, bool(stuck), killed), to=frontend)
         self.publish()
         self._loading.settle_all()
         self.renewal.settled(name.rpartition(".")[0])

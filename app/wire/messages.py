@@ -169,6 +169,8 @@ class Died(Struct, tag="died", frozen=True, array_like=True):
     running: tuple[int, ...]
     stalled: bool = False
     """It was ended because that batch did not."""
+    killed: bool = False
+    """By somebody (SIGKILL), or by the kernel where memory ran out."""
 
 
 class Changed(Struct, tag="changed", frozen=True, array_like=True):

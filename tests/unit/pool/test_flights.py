@@ -30,6 +30,29 @@ def test_two_deaths_isolate_and_two_deaths_alone_convict():
     assert flights.close(flight.id) is None
 
 
+def test_kills_from_outside_make_suspect_and_convict_nobody_but_who_is_met_by_all():
+    flights: Flights[str] = Flights()
+    flight = flights.open("m", "a")
+    for _ in range(9):
+        flight.worker = "w"
+        assert flights.died("w", {flight.id}, killed=True) == ([flight], [])
+    assert flight.alone
+    flight.worker = "w"
+    assert flights.died("w", {flight.id}) == ([flight], []), "the first that it may have been the reason of"
+    flight.worker = "w"
+    assert flights.died("w", {flight.id}, killed=True) == ([], [flight]), "as what takes all memory is"
+
+
+def test_what_ends_workers_by_itself_is_convicted_no_later_for_kills_between():
+    flights: Flights[str] = Flights()
+    flight = flights.open("m", "a")
+    for killed in (True, True, False):
+        flight.worker = "w"
+        assert flights.died("w", {flight.id}, killed=killed) == ([flight], [])
+    flight.worker = "w"
+    assert flights.died("w", {flight.id}) == ([], [flight])
+
+
 def test_what_a_worker_stands_still_with_is_alone_at_once_and_the_next_time_poisoned():
     flights: Flights[str] = Flights()
     stuck, neighbour = flights.open("m", "a"), flights.open("m", "b")
@@ -109,10 +132,10 @@ def test_every_caller_gets_its_own_answer(cargo, script, max_batch, random):
             flight.worker = "w"
             assert batcher.add(Waiting(flight.id, costs[flight.id], clock, 1e9, flight.alone))
 
-    def die(running: set[int]) -> None:
+    def die(running: set[int], *, killed: bool = False) -> None:
         nonlocal batcher
         batcher = Batcher(max_batch=max_batch, max_cost=40)
-        _, poisoned = flights.died("w", running)
+        _, poisoned = flights.died("w", running, killed=killed)
         for flight in poisoned:
             assert flight.id not in answers
             answers[flight.id] = "poisoned"
@@ -137,9 +160,9 @@ def test_every_caller_gets_its_own_answer(cargo, script, max_batch, random):
     for step in script:
         if step == "run":
             run()
-        elif step == "kill" and kills < 1:  # from outside, in the middle of a batch: once, so that no innocent is blamed thrice
+        elif step == "kill" and kills < 9:  # from outside, in the middle of a batch; the tenth would convict
             kills += 1
-            die({sample.id for sample in batcher.next_batch()})
+            die({sample.id for sample in batcher.next_batch()}, killed=True)
         elif step == "cancel":
             id = random.choice(list(kinds))
             if flights.close(id):
