@@ -10,10 +10,10 @@ from contextlib import closing
 import faults
 import httpx
 import pytest
-from callers import Callers, Line
+from callers import Callers, Line, asked
 
 from tests.chaos.conftest import Chaos
-from tests.chaos.toys import STALL_S, wrong
+from tests.chaos.toys import STALL_S, slow, wrong
 from tests.stack.conftest import Server, wait_for
 
 FRONTEND_STALL_S = 5.0  # app/pool/supervisor.py, _FRONTEND_LOST_S
@@ -31,6 +31,24 @@ def test_kill(server: Server, callers: Callers, chaos: Chaos, name: str):
         felt.append(callers.felt(lambda: faults.kill(server.process.pid, name)))
         callers.more()
     chaos.note(f"kill -9 of {'a worker' if name == 'toy' else 'the nursery'}", callers.counts, felt)
+
+
+def test_kills_from_outside_convict_no_input(server: Server, chaos: Chaos):
+    """Each meets the same two in their forward, which takes a second: more kills than would convict what ends its worker by itself."""
+
+    def begun() -> int:
+        return server.log.count("pull a lever")
+
+    known = [asked(server.url, "/predict/image", slow(number), "image/png") for number in range(2)]
+    with Callers(server.url, known, count=2) as callers:
+        for _ in range(chaos.times(1, 10)):
+            callers.more(1)
+            for _ in range(6):
+                before = begun()
+                wait_for(lambda before=before: begun() > before)
+                faults.kill(server.process.pid, "toy")
+            callers.more(1)
+    chaos.note("kill -9 of a worker, six times in one forward", callers.counts)
 
 
 def test_kill_of_the_nursery_and_then_of_a_worker(server: Server, callers: Callers, chaos: Chaos):
