@@ -25,7 +25,7 @@ from common import memory, total
 from tests.chaos import toys
 from tests.chaos.conftest import GENEROUS, PROMISED, Chaos, questions, refusable, set_ahead, strangers
 from tests.chaos.test_processes import FRONTEND_STALL_S
-from tests.chaos.toys import LEVERS, wrong
+from tests.chaos.toys import LEVERS, LOOKS_S, STALL_S, wrong
 from tests.stack.conftest import Server, wait_for
 
 FRONTENDS, MODELS, DESCRIPTORS = 2, ("toy", "other"), 200
@@ -33,7 +33,11 @@ TAKEN_S = 1.0  # all descriptors
 BEFORE_S = 3.0  # whose faults may still be felt
 DAYS = (400, -400, 0)
 # What stands still, and after how many seconds that is noticed; an input that hangs is tried once more by itself.
-WEDGES = {"stopped_worker": toys.STALL_S, "stopped_frontend": FRONTEND_STALL_S, "hangs": 2 * toys.STALL_S}
+WEDGES = {
+    "stopped_worker": STALL_S + LOOKS_S,
+    "stopped_frontend": FRONTEND_STALL_S + LOOKS_S,
+    "hangs": 2 * (STALL_S + LOOKS_S),
+}
 HANGS = wrong("hangs")
 
 
@@ -101,11 +105,17 @@ class Wreckers:
         return {name: names.count(name) for name in self._every}
 
     def standing_still(self, asked: float, answered: float) -> float:
-        """Seconds that a request may have waited for what stood still while it was under way: of each such fault its limits, as
-        far as it could stand still meanwhile. What hangs may do so late: whoever has it may be killed, or stopped, before.
+        """Seconds that a request may have waited for what stood still while it was under way: the time in which anything may have,
+        once, and of each fault at most its limit. What hangs may do so late: whoever has it may be killed, or stopped, before.
         """
-        wedges = [(began, max(ended, began + WEDGES[name]), WEDGES[name]) for began, ended, name in self._log if name in WEDGES]
-        return sum(min(limit_s, max(0.0, min(answered, end) - max(asked, began))) for began, end, limit_s in wedges)
+        limits_s = union_s = 0.0
+        at = asked
+        for began, ended, name in sorted(one for one in self._log if one[2] in WEDGES):
+            end = min(answered, max(ended, began + WEDGES[name]))
+            limits_s += min(WEDGES[name], max(0.0, end - max(asked, began)))
+            union_s += max(0.0, end - max(at, began))
+            at = max(at, end)
+        return min(limits_s, union_s)
 
     def within(self, asked: float, answered: float) -> list[str]:
         """What was done meanwhile, and shortly before: from and to how many seconds after, and what."""
@@ -183,15 +193,34 @@ def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
         yield every
 
 
-def test_standing_still():
-    """What hung to its end at 112 although it was sent at 100, and what was stopped at 118 and noticed at most 2 s later."""
+def wrecked(*log: tuple[float, float, str]) -> Wreckers:
+    """As if this had been done."""
     done = Wreckers(nothing=(1.0, lambda: None))
-    done._log += [(100.0, 112.0, "hangs"), (101.5, 101.5, "worker"), (118.0, 118.0, "stopped_worker")]
+    done._log += log
+    return done
+
+
+def test_standing_still():
+    """What hung to its end at 112 although it was sent at 100, and what was stopped at 118 and noticed at most 2.5 s later."""
+    done = wrecked((100.0, 112.0, "hangs"), (101.5, 101.5, "worker"), (118.0, 118.0, "stopped_worker"))
     assert done.standing_still(109.7, 112.1) == pytest.approx(2.3)
-    assert done.standing_still(95.0, 115.0) == 2 * toys.STALL_S, "its limits, however long it was under way"
-    assert done.standing_still(119.5, 121.0) == pytest.approx(0.5)
+    assert done.standing_still(95.0, 115.0) == WEDGES["hangs"], "its limits, however long it was under way"
+    assert done.standing_still(119.5, 121.0) == pytest.approx(1.0)
     assert done.standing_still(112.5, 117.5) == 0.0
     assert done.within(104.0, 105.0) == ["-4.0 to +8.0 hangs", "-2.5 to -2.5 worker"]
+
+
+def test_what_stands_still_at_the_same_time_is_waited_for_once():
+    done = wrecked((100.0, 100.0, "stopped_worker"), (100.0, 100.0, "stopped_frontend"), (100.0, 105.0, "hangs"))
+    assert done.standing_still(100.0, 113.0) == WEDGES["stopped_frontend"], "the longest of them"
+    assert done.standing_still(104.0, 113.0) == pytest.approx(1.5)
+
+
+def test_what_stands_still_one_after_the_other_adds_up():
+    """Seen: what hung was tried again by the heir of a stopped frontend, and its worker was stopped twice while it ran."""
+    stops = [(102.1, "stopped_frontend"), (107.5, "stopped_worker"), (114.5, "stopped_worker")]
+    done = wrecked((100.2, 117.2, "hangs"), *((at, at, name) for at, name in stops))
+    assert done.standing_still(100.0, 117.27) == pytest.approx(15.5), "the limits of all four"
 
 
 def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chaos: Chaos):
