@@ -9,8 +9,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,13 @@ from common import memory, total
 from tests.chaos import toys
 from tests.chaos.conftest import GENEROUS, PROMISED, Chaos, questions, refusable, set_ahead, strangers
 from tests.chaos.test_processes import FRONTEND_STALL_S
-from tests.chaos.toys import LEVERS, LOOKS_S, STALL_S, wrong
+from tests.chaos.toys import LEVERS, wrong
+from tests.chaos.wreckers import Wreckers
 from tests.stack.conftest import Server, wait_for
 
 FRONTENDS, MODELS, DESCRIPTORS = 2, ("toy", "other"), 200
 TAKEN_S = 1.0  # all descriptors
-BEFORE_S = 3.0  # whose faults may still be felt
 DAYS = (400, -400, 0)
-# What stands still, and after how many seconds that is noticed; an input that hangs is tried once more by itself.
-WEDGES = {
-    "stopped_worker": STALL_S + LOOKS_S,
-    "stopped_frontend": FRONTEND_STALL_S + LOOKS_S,
-    "hangs": 2 * (STALL_S + LOOKS_S),
-}
 HANGS = wrong("hangs")
 
 
@@ -89,62 +82,6 @@ class Disk:
         subprocess.run(["mount", "-o", f"remount,{how}", self._folder], stderr=subprocess.DEVNULL)
 
 
-class Wreckers:
-    """Threads that do one fault each, about every so many seconds, until the block ends; how often each was done."""
-
-    def __init__(self, **every: tuple[float, Callable[[], object]]) -> None:
-        self._every = every
-        self._over = threading.Event()
-        self._threads = ThreadPoolExecutor(len(every))
-        self._log: list[tuple[float, float, str]] = []  # from when to when it was done
-
-    @property
-    def done(self) -> dict[str, int]:
-        """How often each was."""
-        names = [name for *_, name in self._log]
-        return {name: names.count(name) for name in self._every}
-
-    def standing_still(self, asked: float, answered: float) -> float:
-        """Seconds that a request may have waited for what stood still while it was under way: the time in which anything may have,
-        once, and of each fault at most its limit. What hangs may do so late: whoever has it may be killed, or stopped, before.
-        """
-        limits_s = union_s = 0.0
-        at = asked
-        for began, ended, name in sorted(one for one in self._log if one[2] in WEDGES):
-            end = min(answered, max(ended, began + WEDGES[name]))
-            limits_s += min(WEDGES[name], max(0.0, end - max(asked, began)))
-            union_s += max(0.0, end - max(at, began))
-            at = max(at, end)
-        return min(limits_s, union_s)
-
-    def within(self, asked: float, answered: float) -> list[str]:
-        """What was done meanwhile, and shortly before: from and to how many seconds after, and what."""
-        return [
-            f"{began - asked:+.1f} to {ended - asked:+.1f} {name}"
-            for began, ended, name in sorted(self._log)
-            if asked - BEFORE_S < ended and began < answered
-        ]
-
-    def _run(self, name: str) -> None:
-        chance, (every_s, do) = random.Random(name), self._every[name]
-        while not self._over.wait(every_s * chance.uniform(0.5, 1.5)):
-            # There may be nobody to be hit just now, and nobody who answers: another fault was quicker.
-            with contextlib.suppress(LookupError, psutil.Error, httpx.HTTPError):
-                began = time.monotonic()
-                do()
-                self._log.append((began, time.monotonic(), name))
-
-    def __enter__(self) -> Wreckers:
-        self._work = [self._threads.submit(self._run, name) for name in self._every]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._threads.shutdown()
-        for work in self._work:
-            work.result()
-
-
 @contextlib.contextmanager
 def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
     """All that a server outlives; its ends have tests of their own. What stands still, or hangs, is rare, because it costs its
@@ -193,36 +130,6 @@ def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
         yield every
 
 
-def wrecked(*log: tuple[float, float, str]) -> Wreckers:
-    """As if this had been done."""
-    done = Wreckers(nothing=(1.0, lambda: None))
-    done._log += log
-    return done
-
-
-def test_standing_still():
-    """What hung to its end at 112 although it was sent at 100, and what was stopped at 118 and noticed at most 2.5 s later."""
-    done = wrecked((100.0, 112.0, "hangs"), (101.5, 101.5, "worker"), (118.0, 118.0, "stopped_worker"))
-    assert done.standing_still(109.7, 112.1) == pytest.approx(2.3)
-    assert done.standing_still(95.0, 115.0) == WEDGES["hangs"], "its limits, however long it was under way"
-    assert done.standing_still(119.5, 121.0) == pytest.approx(1.0)
-    assert done.standing_still(112.5, 117.5) == 0.0
-    assert done.within(104.0, 105.0) == ["-4.0 to +8.0 hangs", "-2.5 to -2.5 worker"]
-
-
-def test_what_stands_still_at_the_same_time_is_waited_for_once():
-    done = wrecked((100.0, 100.0, "stopped_worker"), (100.0, 100.0, "stopped_frontend"), (100.0, 105.0, "hangs"))
-    assert done.standing_still(100.0, 113.0) == WEDGES["stopped_frontend"], "the longest of them"
-    assert done.standing_still(104.0, 113.0) == pytest.approx(1.5)
-
-
-def test_what_stands_still_one_after_the_other_adds_up():
-    """Seen: what hung was tried again by the heir of a stopped frontend, and its worker was stopped twice while it ran."""
-    stops = [(102.1, "stopped_frontend"), (107.5, "stopped_worker"), (114.5, "stopped_worker")]
-    done = wrecked((100.2, 117.2, "hangs"), *((at, at, name) for at, name in stops))
-    assert done.standing_still(100.0, 117.27) == pytest.approx(15.5), "the limits of all four"
-
-
 def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chaos: Chaos):
     """An input that fails has an error, mostly its own; what hangs again and again may be told that it was too late."""
     ahead, believe = clock
@@ -237,7 +144,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
             faults.kill(server.process.pid, name)
             megabytes(server)
         before = megabytes(server)
-        felt: list[float] = []
+        felt: list[tuple[float, float]] = []
         with (
             Callers(server.url, known) as callers,
             Callers(server.url, wicked_ones, count=1) as wicked,
@@ -246,7 +153,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
             until = time.monotonic() + chaos.times(12, 600)
             with wreckers(server, disk, ahead) as done:
                 while time.monotonic() < until:
-                    felt.append(callers.felt(lambda: None))
+                    felt.append((time.monotonic(), callers.felt(lambda: None)))
             disk.mend()
             set_ahead(ahead, 0)
             calm_s = callers.felt(lambda: None)
@@ -258,7 +165,9 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     chaos.figure("all together: done", **done.done)
     chaos.figure("all together: MiB", before=before, after=after, growth=growth)
     chaos.figure("all together: inputs that fail", **wicked.counts.figures())
-    chaos.figure("all together: a caller's next right answer", p50_s=statistics.median(felt), max_s=max(felt), calm_s=calm_s)
+    recovery = done.recovered(felt)
+    times = {"p50_s": statistics.median(recovery), "max_s": max(recovery), "calm_s": calm_s}
+    chaos.figure("all together: right answers to all callers after a kill", **times)
     slow = [(took - done.standing_still(asked, asked + took), took, asked) for took, asked in callers.counts.slow]
     worst = {"beyond_what_stood_still_s": max(slow, default=(0.0,))[0], "longest_s": max(callers.counts.slow, default=(0.0,))[0]}
     chaos.figure("all together: right answers", **worst)
@@ -269,7 +178,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     if chaos.long:
         assert not wicked.counts.failed, wicked.counts
         assert min(done.done.values()) > 0, done.done
-        assert statistics.median(felt) <= PROMISED["median"]
+        assert times["p50_s"] <= PROMISED["median"], recovery
         late = {took: done.within(asked, asked + took) for beyond, took, asked in slow if beyond > PROMISED["longest"]}
         assert not late, str(late)  # all of it: a dict's own would be cut
     assert calm_s <= FRONTEND_STALL_S + (PROMISED if chaos.long else GENEROUS)["longest"]
