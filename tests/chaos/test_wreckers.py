@@ -38,6 +38,9 @@ def test_what_stands_still_one_after_the_other_adds_up():
 
 
 def test_recovery_is_counted_from_each_kill_to_the_answers_to_what_was_asked_after_it():
-    done = wrecked((99.9, 100.0, "worker"), (100.5, 100.5, "traffic"), (103.0, 103.1, "frontend"), (104.0, 104.0, "nursery"))
-    felt = [(99.0, 1.5), (100.5, 1.0), (101.5, 1.0), (102.5, 1.0), (103.5, 0.25)]
-    assert done.recovered(felt) == pytest.approx([1.5, 0.65]), "after the last one nobody was looked at"
+    kills = (99.9, 100.0, "worker"), (103.0, 103.1, "frontend"), (104.0, 104.0, "nursery"), (110.0, 110.0, "worker")
+    done = wrecked((100.5, 100.5, "traffic"), (104.2, 104.2, "stopped_worker"), *kills)
+    felt = [(99.0, 1.5), (100.5, 1.0), (101.5, 2.0), (103.5, 0.75), (104.25, 3.0)]
+    assert done.recovered(felt) == pytest.approx([1.5, 1.1, 0.75]), (
+        "less what stood still from 104.2 on; after the last one nobody was looked at"
+    )

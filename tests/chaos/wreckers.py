@@ -54,11 +54,12 @@ class Wreckers:
         return min(limits_s, union_s)
 
     def recovered(self, felt: Sequence[tuple[float, float]]) -> list[float]:
-        """Of each kill that the default model's callers felt: the seconds until each had a right answer to what it asked after it.
-        `felt`: since when they were looked at, and for how many seconds, one after the other.
+        """Of each kill that the default model's callers felt: the seconds until each had a right answer to what it asked after it,
+        beyond what stood still. `felt`: since when they were looked at, and for how many seconds, one after the other.
         """
         killed = [at for _, at, name in self._log if name in KILLS and at <= felt[-1][0]]
-        return [next(began + took for began, took in felt if began >= at) - at for at in killed]
+        again = [next(began + took for began, took in felt if began >= at) for at in killed]
+        return [until - at - self.standing_still(at, until) for at, until in zip(killed, again, strict=True)]
 
     def within(self, asked: float, answered: float) -> list[str]:
         """What was done meanwhile, and shortly before: from and to how many seconds after, and what."""
