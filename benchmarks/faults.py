@@ -63,10 +63,11 @@ def no_descriptors(server: int) -> Iterator[None]:
     """Meanwhile no process of the server can open anything; what they have open they keep."""
     supervisor = psutil.Process(server)
     usual = supervisor.rlimit(psutil.RLIMIT_NOFILE)
-    for process in [supervisor, *processes(server)]:
-        have = {int(link.name) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
-        process.rlimit(psutil.RLIMIT_NOFILE, (next(number for number in count() if number not in have), usual[1]))
     try:
+        for process in [supervisor, *processes(server)]:
+            with contextlib.suppress(psutil.Error, OSError):  # it may just have ended
+                have = {int(link.name) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
+                process.rlimit(psutil.RLIMIT_NOFILE, (next(number for number in count() if number not in have), usual[1]))
         yield
     finally:
         for process in [supervisor, *processes(server), *processes(server)]:  # one of them may just have been forked by another

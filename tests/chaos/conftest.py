@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import resource
 import shutil
 import socket
 import statistics
@@ -131,11 +132,21 @@ def set_ahead(file: Path, days: int) -> None:
 
 
 def strangers(server: Server, count: int) -> Iterator[socket.socket]:
-    """Connections without a word."""
+    """So many connections without a word. Raises OSError where one cannot be opened: the kernel takes them, whoever is killed."""
     host, _, port = server.url.removeprefix("http://").partition(":")
     for _ in range(count):
-        with contextlib.suppress(OSError):
-            yield socket.create_connection((host, int(port)), timeout=10)
+        yield socket.create_connection((host, int(port)), timeout=10)
+
+
+@contextlib.contextmanager
+def own_descriptors() -> Iterator[int]:
+    """Meanwhile this process has as many as it may."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        yield most
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
 
 
 @pytest.fixture
