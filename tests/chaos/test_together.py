@@ -29,7 +29,7 @@ from tests.chaos.wreckers import Wreckers
 from tests.stack.conftest import Server, wait_for
 
 FRONTENDS, MODELS, DESCRIPTORS = 2, ("toy", "other"), 200
-TAKEN_S = 1.0  # all descriptors
+TAKEN_S, NONE_S = 1.0, 0.5  # all connections that may be had; no descriptor at all
 DAYS = (400, -400, 0)
 HANGS = wrong("hangs")
 
@@ -98,11 +98,15 @@ def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
         with hanging:
             assert http.post(HANGS.path, content=HANGS.body).status_code >= 500, "it hangs, and cannot be answered"
 
-    def descriptors() -> None:
+    def connections() -> None:
         with contextlib.ExitStack() as held:
             for stranger in strangers(server, 2 * DESCRIPTORS):
                 held.callback(stranger.close)
             threading.Event().wait(TAKEN_S)
+
+    def none() -> None:
+        with faults.no_descriptors(pid):
+            threading.Event().wait(NONE_S)
 
     def change(method: str, path: str, **more: Any) -> None:
         if (status := http.request(method, path, **more).status_code) != 200:
@@ -123,7 +127,8 @@ def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
             hangup=(2.0, lambda: server.process.send_signal(signal.SIGHUP)),
             clock=(3.0, lambda: set_ahead(ahead, days.choice(DAYS))),
             disk=(2.0, disk.worse),
-            descriptors=(5.0, descriptors),
+            connections=(5.0, connections),
+            descriptors=(10.0, none),
             hangs=(30.0, hangs),
         ) as every,
     ):
