@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import signal
 import statistics
@@ -10,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ import faults
 import httpx
 import psutil
 import pytest
-from callers import Callers
+from callers import Callers, Outcome, Question
 from common import memory, total
 
 from tests.chaos import toys
 from tests.chaos.conftest import GENEROUS, PROMISED, Chaos, questions, refusable, set_ahead, strangers
 from tests.chaos.test_processes import FRONTEND_STALL_S
-from tests.chaos.toys import LEVERS, wrong
+from tests.chaos.toys import CODES, LEVERS, wrong
 from tests.chaos.wreckers import Wreckers
 from tests.stack.conftest import Server, wait_for
 
@@ -51,6 +52,25 @@ def megabytes(server: Server) -> float:
         known = [(one.pid, one.name(), one.status()) for one in faults.processes(pid)]
         pytest.fail(f"{found} instead of {wanted}: {known}\n{server.log[-3000:]}")
     return total(memory(psutil.Process(pid)), "pss")
+
+
+@dataclass(frozen=True, slots=True)
+class Failing(Question):
+    """An input that fails by an error of its own; or, where its worker was killed twice meanwhile, as the reason for that."""
+
+    told: list[str] = field(default_factory=list)
+    """What it was, each time."""
+
+    @classmethod
+    def of(cls, lever: str) -> Failing:
+        one = wrong(lever)
+        return cls(one.path, one.body, one.media, [*one.known, {"code": "poisoned"}], one.status)
+
+    def outcome(self, status: int, body: bytes) -> Outcome:
+        found = Question.outcome(self, status, body)
+        if found == "right":
+            self.told.append(json.loads(body)["code"])
+        return found
 
 
 class Disk:
@@ -142,8 +162,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     settings = {"HEARTH_MODELS": ",".join(MODELS), "HEARTH_FRONTENDS": str(FRONTENDS), "HEARTH_TIMEOUT_S": "120", **believe}
     with Server(toys.write(small_disk), under=limit, **settings) as server:
         known = questions(server)
-        # One whose worker is killed twice meanwhile may be told that it was the reason.
-        wicked_ones = [replace(one, known=[*one.known, {"code": "poisoned"}]) for one in map(wrong, LEVERS) if one != HANGS]
+        wicked_ones = {lever: Failing.of(lever) for lever in LEVERS if lever != "hangs"}
         coming = refusable(questions(server, "other"), "loading", "worker_lost")
         for name in ("nursery", *MODELS):  # what takes the place of a dead one has less than the first, which would hide growth
             faults.kill(server.process.pid, name)
@@ -152,7 +171,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
         felt: list[tuple[float, float]] = []
         with (
             Callers(server.url, known) as callers,
-            Callers(server.url, wicked_ones, count=1) as wicked,
+            Callers(server.url, list(wicked_ones.values()), count=1) as wicked,
             Callers(server.url, coming, count=1, rest_s=0.1) as others,  # it is quick: it would take the cores
         ):
             until = time.monotonic() + chaos.times(12, 600)
@@ -170,6 +189,8 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     chaos.figure("all together: done", **done.done)
     chaos.figure("all together: MiB", before=before, after=after, growth=growth)
     chaos.figure("all together: inputs that fail", **wicked.counts.figures())
+    own = [code == CODES[lever] for lever, one in wicked_ones.items() if CODES[lever] != "poisoned" for code in one.told]
+    chaos.figure("all together: those of them that do not kill", told=len(own), with_their_own_error=sum(own))
     recovery = done.recovered(felt)
     times = {"p50_s": statistics.median(recovery), "max_s": max(recovery), "calm_s": calm_s}
     chaos.figure("all together: right answers to all callers after a kill", **times)
@@ -180,6 +201,8 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     chaos.figure("all together: the model that comes and goes", **others.counts.figures())
     assert others.counts.right and not others.counts.wrong and not others.counts.lost, others.counts
     assert wicked.counts.right and not wicked.counts.wrong and not wicked.counts.lost, wicked.counts
+    assert own, "none of those that do not kill was answered"
+    assert sum(own) >= len(own) / 2, "mostly they are taken for the reason of a kill"
     if chaos.long:
         assert not wicked.counts.failed, wicked.counts
         assert min(done.done.values()) > 0, done.done
