@@ -52,6 +52,8 @@ SOAK = LOST | {
     "descriptors, growth an hour": Bar(most=0.05),
     "threads, growth an hour": Bar(most=0.05),
     "shared_mib, growth an hour": Bar(most=0.10),
+    "within lives, growth an hour": Bar(most=0.25),
+    "kinds not judged": Bar(most=0),
 }
 OVERLOAD = {
     "accepted p99 over the deadline": Bar(most=1),
