@@ -43,7 +43,8 @@ def ending(status: int) -> str:
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to kill this process when its parent dies, so that nothing is ever orphaned.
 
-    `parent`: its pid, where it may have died before this was asked; then this process ends at once.
+    `parent`: its pid, as the parent itself told it (`child_command`, or before a fork): it may have died before this is asked,
+    which the kernel does not tell. Then this process ends at once.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -211,6 +212,13 @@ def stand_back() -> None:
 def command(module: str, *arguments: str) -> list[str]:
     """The command line that runs one of our modules. `-P`: never a folder `app` that lies where the user stands."""
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def child_command(module: str, *arguments: str) -> list[str]:
+    """The same for a process that ends with this one: our pid is its first argument, for `die_with_parent`. To import what it
+    needs takes it seconds, in which we may be killed.
+    """
+    return command(module, str(os.getpid()), *arguments)
 
 
 def search_path() -> str:

@@ -1,8 +1,8 @@
 """The process that forks a frontend's decoders, in milliseconds. Without threads; made before the frontend has any.
 
 It reads fixed-size orders from one socket: fork a decoder, whose end of a socket pair comes with the order, or kill one. It ends
-with that socket, and its decoders end with it. `python -m app.decoding.nursery FD` is the same from nothing, for a frontend whose
-nursery died: with threads and a loop, it may not fork.
+with that socket, and its decoders end with it. `python -m app.decoding.nursery PARENT FD` is the same from nothing, for a
+frontend whose nursery died: with threads and a loop, it may not fork.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from struct import Struct
 from app.decoding import decoder
 from app.decoding.confine import confine
 from app.logs import log
-from app.process import command, die_with_parent, hear_no_more, hear_of_children, set_name, whole_life
+from app.process import child_command, die_with_parent, hear_no_more, hear_of_children, set_name, whole_life
 
 ORDER = Struct("<qqq")  # what to do, which decoder, bytes that it may allocate
 FORK, KILL = 1, 2
@@ -33,14 +33,16 @@ def begin() -> socket.socket:
     if sys.platform == "darwin":  # its libraries bear no copies
         return spawn()
     ours, theirs = socket.socketpair()
+    frontend = os.getpid()
     if not os.fork():
-        whole_life(lambda: _be_nursery(theirs))
+        whole_life(lambda: _be_nursery(frontend, theirs))
     theirs.close()
     return ours
 
 
-def _be_nursery(control: socket.socket) -> None:
+def _be_nursery(frontend: int, control: socket.socket) -> None:
     """In the copy: of all that it has, it needs one socket."""
+    die_with_parent(frontend)
     descriptor = control.detach()
     os.closerange(_LISTENS, descriptor)
     os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
@@ -51,13 +53,12 @@ def spawn() -> socket.socket:
     """Begin it from nothing: in half a second, and with all imports of its own."""
     ours, theirs = socket.socketpair()
     with theirs:
-        subprocess.Popen(command("app.decoding.nursery", str(theirs.fileno())), pass_fds=[theirs.fileno()])
+        subprocess.Popen(child_command("app.decoding.nursery", str(theirs.fileno())), pass_fds=[theirs.fileno()])
     return ours
 
 
 def live(control: socket.socket) -> None:
     """The nursery's whole life."""
-    die_with_parent()
     set_name("hearth decoders")
     for polite in (signal.SIGINT, signal.SIGTERM):  # said to a whole group of processes: what was accepted is still read
         signal.signal(polite, signal.SIG_IGN)
@@ -97,10 +98,11 @@ class Nursery:
         return True
 
     def _fork(self, number: int, room: int, descriptor: int) -> None:
+        nursery = os.getpid()
         pid = os.fork()
         if pid == 0:
             self._control.close()
-            whole_life(lambda: _be_decoder(number, room, descriptor))
+            whole_life(lambda: _be_decoder(nursery, number, room, descriptor))
         os.close(descriptor)
         self._pids[number] = pid
 
@@ -116,9 +118,9 @@ class Nursery:
                 self._control.sendall(END.pack(number, os.waitstatus_to_exitcode(status)))
 
 
-def _be_decoder(number: int, room: int, descriptor: int) -> None:
+def _be_decoder(nursery: int, number: int, room: int, descriptor: int) -> None:
     """The child's whole life."""
-    die_with_parent()
+    die_with_parent(nursery)
     set_name(f"hearth decode {number}")
     hear_no_more()
     missing = confine(room)
@@ -127,5 +129,11 @@ def _be_decoder(number: int, room: int, descriptor: int) -> None:
     decoder.live(socket.socket(fileno=descriptor))
 
 
+def main() -> None:
+    """Entry of one that is begun from nothing."""
+    die_with_parent(int(sys.argv[1]))
+    live(socket.socket(fileno=int(sys.argv[2])))
+
+
 if __name__ == "__main__":
-    live(socket.socket(fileno=int(sys.argv[1])))
+    main()

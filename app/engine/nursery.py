@@ -1,7 +1,7 @@
 """The nursery: imports what workers need once, then forks them in milliseconds. Never touches CUDA or threads.
 
-`python -m app.engine.nursery FD FOLDER` talks JSON lines over the socket FD: it reads `{"spec": …}`, and `{"expect": …}` of
-workers that it will have to replace, and writes `{"forked": name, "pid": n}` and `{"exited": name, "status": n}`. It ends with
+`python -m app.engine.nursery PARENT FD FOLDER` talks JSON lines over the socket FD: it reads `{"spec": …}`, and `{"expect": …}`
+of workers that it will have to replace, and writes `{"forked": name, "pid": n}` and `{"exited": name, "status": n}`. It ends with
 its socket. Its workers end with the supervisor, not with it, once they have said Hello, and so does its spare: a copy of itself
 that it forks as soon as it has imported something, which says `{"spare": pid}` at FOLDER/nursery and becomes the next nursery at
 the first word it hears.
@@ -185,13 +185,13 @@ def _be_worker(spec: dict[str, Any], nursery: int) -> None:
 
 def main() -> None:
     """Entry of the nursery process."""
-    die_with_parent()
+    die_with_parent(int(sys.argv[1]))
     set_name("hearth nursery")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(ImportError):  # an extra
         import_module("openvino")
     _preload(_FOR_ALL)
-    Nursery(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]).serve()
+    Nursery(socket.socket(fileno=int(sys.argv[2])), sys.argv[3]).serve()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 from app.logs import log
 from app.pool.processes import Exited, kill, os_environment
 from app.private import discard
-from app.process import command
+from app.process import child_command
 from app.wire.blackbox import BlackBox
 
 _NOT_BORN = -1
@@ -99,7 +99,7 @@ class Frontends:
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *command("app.web.process", *map(str, descriptors), self._folder),
+                    *child_command("app.web.process", *map(str, descriptors), self._folder),
                     pass_fds=descriptors,
                     env=os_environment(self._environment)
                     | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's pool: who forks has no threads

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from app.logs import log
-from app.process import command, is_stopped, search_path
+from app.process import child_command, is_stopped, search_path
 from app.settings import inherited_environment
 from app.wire.sockets import address
 
@@ -148,7 +148,7 @@ class Nursery:
             "OPENBLAS_NUM_THREADS": "1",  # numpy's pool: a thread before a fork is a risk, and torch has its own
         }
         self._process = await asyncio.create_subprocess_exec(
-            *command("app.engine.nursery", str(theirs.fileno()), self._folder),
+            *child_command("app.engine.nursery", str(theirs.fileno()), self._folder),
             pass_fds=[theirs.fileno()],
             env=environment,
             start_new_session=True,  # Ctrl-C in the terminal is for the supervisor alone
@@ -224,7 +224,9 @@ class Foreman:
         while not self._closing:
             try:
                 self._process = await asyncio.create_subprocess_exec(
-                    *command("app.tuning.foreman", self._folder), env=os_environment(self._environment), start_new_session=True
+                    *child_command("app.tuning.foreman", self._folder),
+                    env=os_environment(self._environment),
+                    start_new_session=True,
                 )
             except (OSError, RuntimeError) as error:  # as above
                 log.error("no foreman can be started for now: %s", error)

@@ -1,4 +1,6 @@
-"""The foreman: a process that gives every open job a tuner, one after the other. `python -m app.tuning.foreman FOLDER`. No torch.
+"""The foreman: a process that gives every open job a tuner, one after the other. No torch.
+
+`python -m app.tuning.foreman PARENT FOLDER`, started by the supervisor.
 
 What is to be done stands in the database and the jobs' folders alone, so it can be killed at any moment: its tuners die with it,
 and the next foreman starts them again where they were.
@@ -198,16 +200,16 @@ def sweep(home: Path, store: Store) -> None:
 
 def main() -> None:
     """Entry of the process."""
-    die_with_parent()
+    die_with_parent(int(sys.argv[1]))
     set_name("hearth foreman")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
     stopping: list[Any] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     settings = Settings.from_environment()
     configure(settings)
-    supervisor = Endpoint.connect(address(sys.argv[1], "supervisor"), f"foreman.{os.getpid()}")
+    supervisor = Endpoint.connect(address(sys.argv[2], "supervisor"), f"foreman.{os.getpid()}")
     foreman = Foreman(settings, Store.of(settings.home, settings.database), supervisor)
-    gate = Gate(Path(sys.argv[1]), settings.tuner_share, foreman.pids)
+    gate = Gate(Path(sys.argv[2]), settings.tuner_share, foreman.pids)
     if settings.tuner_share < 1:
         gate.start()
     while not stopping:

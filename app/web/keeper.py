@@ -28,12 +28,12 @@ one before it has left behind.
 """
 
 
-def keep(control: socket.socket, listening: socket.socket, live: Live) -> None:
-    """Fork frontends on demand, until the supervisor is gone. Where that cannot be done, be one."""
+def keep(supervisor: int, control: socket.socket, listening: socket.socket, live: Live) -> None:
+    """Fork frontends on demand, until the supervisor, which has this pid, is gone. Where that cannot be done, be one."""
     gc.collect()
     gc.freeze()  # a child's collections then leave the shared pages alone
     ours = _descriptors() if can_fork_beside() else set()
-    supervisor, home, accepting = os.getppid(), listening.getsockname(), True
+    home, accepting = listening.getsockname(), True
 
     def begin(number: int, *, shared: bool) -> NoReturn:
         """Be a frontend. It closes what it listens on when it is told to end: not ours, which the next one needs."""

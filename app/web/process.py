@@ -1,6 +1,7 @@
 """The frontend process: uvicorn on the inherited socket, one pool client, one app.
 
-`python -m app.web.process LISTENING CONTROL FOLDER`, started by the supervisor, is its keeper (`keeper.py`), which forks it.
+`python -m app.web.process PARENT LISTENING CONTROL FOLDER`, started by the supervisor, is its keeper (`keeper.py`), which forks
+it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ _HEADER_BYTES = 1 << 16
 
 def main() -> None:
     """Keep a frontend until the supervisor is gone."""
-    die_with_parent()
+    supervisor = int(sys.argv[1])
+    die_with_parent(supervisor)
     take_short_turns()
     set_name("hearth keeper")
     settings = Settings.from_environment()
@@ -55,10 +57,10 @@ def main() -> None:
             tempfile.tempdir = str(settings.home / "tmp")
     Connection.silence_s = settings.silence_s
     Connection.most = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    listening, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    listening, control = (socket.socket(fileno=int(number)) for number in sys.argv[2:4])
     journal = _journal(settings)
     uvicorn.Config("", log_config=None).get_loop_factory()  # imports uvloop, for all
-    keep(control, listening, partial(serve, settings, sys.argv[3], journal))
+    keep(supervisor, control, listening, partial(serve, settings, sys.argv[4], journal))
 
 
 def _journal(settings: Settings) -> Journal | None:

@@ -14,6 +14,13 @@ import pytest
 from app import process
 from tests.conftest import ROOT
 
+CHILDREN = (
+    "app.decoding.nursery",
+    "app.engine.nursery",
+    "app.tuning.foreman",
+    "app.web.process",
+)
+
 
 def test_every_end_of_a_process_has_words():
     told = [process.ending(status) for status in (0, 3, -signal.SIGKILL, -40)]
@@ -116,11 +123,37 @@ def test_a_sibling_that_was_killed_leaves_its_descriptors():
     assert told.stdout.split("\n")[:2] == ["last words", "-9 0"], told
 
 
+PARENT = """
+import subprocess, sys
+from app.process import child_command
+subprocess.Popen([sys.executable, "-c", sys.argv[1], child_command("")[-1]])
+"""
+CHILD = """
+import sys
+from app.process import die_with_parent
+sys.stdin.read()
+die_with_parent(int(sys.argv[1]))
+print("nobody ends me")
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's prctl")
 def test_who_lost_its_parent_before_it_asked_ends_at_once():
-    run("process.die_with_parent(os.getppid())")
-    with pytest.raises(subprocess.CalledProcessError, match="status 1"):
-        run("process.die_with_parent(os.getppid() + 1)")
+    command = [sys.executable, "-c", PARENT, CHILD]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.wait(60) == 0
+        assert parent.communicate(timeout=60) == (b"", None)
+    assert run("process.die_with_parent(os.getppid()); print('there')") == "there\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's prctl")
+@pytest.mark.parametrize("module", CHILDREN)
+def test_every_child_of_ours_ends_if_its_parent_is_gone_before_it_asks(module: str):
+    """Its parent was told as another process than the one that it has. It says nothing, needs no further argument."""
+    command = process.child_command(module)
+    command[-1] = str(os.getppid())
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=100)
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 def test_elsewhere_nothing_is_forked(monkeypatch: pytest.MonkeyPatch):

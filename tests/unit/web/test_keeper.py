@@ -43,7 +43,7 @@ def test_where_descriptors_cannot_be_shared_the_keeper_is_the_frontend(monkeypat
             found = iter([before, before | {caller.detach()}])
             ours.sendall(b"3\n")
             with pytest.raises(Ended, match="0"):
-                keeper.keep(theirs, listening, live)
+                keeper.keep(os.getppid(), theirs, listening, live)
         assert int(ours.recv(99)) == os.getpid()
     assert lives == [(3, 1)]
 
@@ -54,7 +54,7 @@ def test_a_keeper_whose_frontend_closed_what_all_listen_on_ends(monkeypatch: pyt
     with ours, theirs, socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as other:
         os.dup2(other.fileno(), listening.fileno())  # another one has its number since
         ours.sendall(b"3\n")
-        keeper.keep(theirs, listening, lambda *_: None)
+        keeper.keep(os.getppid(), theirs, listening, lambda *_: None)
 
 
 def test_what_lists_the_descriptors_is_none_of_them():

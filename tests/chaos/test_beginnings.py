@@ -1,0 +1,60 @@
+"""A parent is killed while its children still import what they need, before they could ask the kernel to end with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from pathlib import Path
+
+import psutil
+
+from tests.chaos.conftest import Chaos
+from tests.stack.conftest import Server, wait_for
+
+CHILDREN = ("app.web.process", "app.engine.nursery", "app.tuning.foreman")
+LIMIT_S = 30.0  # its imports take two seconds, on a busy machine more
+
+
+def beginning(parent: int, *modules: str) -> list[psutil.Process]:
+    """The children that run these modules, if there is one of each."""
+    found = []
+    for child in psutil.Process(parent).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [(module, child) for module in modules if module in child.cmdline()]
+    return [child for _, child in found] if {module for module, _ in found} == set(modules) else []
+
+
+def fate(child: psutil.Process) -> str:
+    """Empty while it begins; then its name, or that it is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return name if (name := child.name()).startswith("hearth") else ""
+    return "gone"
+
+
+def killed_too_early(parent: int, children: list[psutil.Process]) -> None:
+    """And what the children are for none of them begins."""
+    os.kill(parent, signal.SIGKILL)
+    assert not any(fate(child).startswith("hearth") for child in children), "they were too quick for us"
+    assert {wait_for(lambda child=child: fate(child), LIMIT_S) for child in children} == {"gone"}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
+def test_the_supervisor_is_killed_while_its_children_begin(frail: Path, tmp_path: Path, chaos: Chaos):
+    jobs = f"sqlite:///{tmp_path / 'jobs.db'}"  # so that there is a foreman from the beginning
+    for _ in range(chaos.times(1, 10)):
+        port = free_port()
+        server = Server(frail, HEARTH_MODELS="toy", HEARTH_FRONTENDS="2", HEARTH_PORT=str(port), HEARTH_DATABASE=jobs)
+        try:
+            begun = wait_for(lambda pid=server.process.pid: beginning(pid, *CHILDREN), 60)
+            killed_too_early(server.process.pid, begun)
+            with socket.create_server(("127.0.0.1", port)):
+                pass  # nobody holds it
+        finally:
+            server.kill()
