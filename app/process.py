@@ -40,7 +40,7 @@ def ending(status: int) -> str:
         return f"signal {-status}"
 
 
-def die_with_parent(parent: int | None = None) -> None:
+def die_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process when its parent dies, so that nothing is ever orphaned.
 
     `parent`: its pid, as the parent itself told it (`child_command`, or before a fork): it may have died before this is asked,
@@ -48,7 +48,7 @@ def die_with_parent(parent: int | None = None) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if parent is not None and os.getppid() != parent:
+        if os.getppid() != parent:
             os._exit(1)
 
 

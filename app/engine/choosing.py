@@ -1,7 +1,7 @@
 """Choose what computes a model: measure every engine and precision on the card's sample, keep the fastest that agrees.
 
-Measuring and compiling happen in a process of its own at low priority (`python -m app.engine.choosing`, its order on stdin), so
-that no request waits for a compiler and nothing of it stays in the worker's memory. What it made lies in
+Measuring and compiling happen in a process of its own at low priority (`python -m app.engine.choosing PARENT`, its order on
+stdin), so that no request waits for a compiler and nothing of it stays in the worker's memory. What it made lies in
 `$HEARTH_HOME/compute/<model>-<key>/`: one file per compiled network, what proves them right without the module, and, written
 last, `choice.json`. So the next worker of this model begins with them (`engine/kept.py`).
 """
@@ -37,7 +37,7 @@ from app.engine.order import KEY, Choice, Order
 from app.engine.runner import Runner
 from app.errors import ModelFailed
 from app.logs import configure, log
-from app.process import command, die_with_parent, set_name
+from app.process import child_command, die_with_parent, set_name
 from app.settings import Settings
 from app.tasks import TASKS, card_samples, make_codec, resolve
 from app.tasks.base import Arrays, Program
@@ -57,7 +57,7 @@ def chosen(order: Order) -> Choice:
     folder = order.folder()
     if not (folder / "choice.json").exists():
         made = subprocess.run(
-            command("app.engine.choosing"), input=msgspec.json.encode(order), stdout=subprocess.DEVNULL, check=False
+            child_command("app.engine.choosing"), input=msgspec.json.encode(order), stdout=subprocess.DEVNULL, check=False
         )
         if made.returncode != 0:
             raise ModelFailed(f"choosing what computes ended with status {made.returncode}; see the log")
@@ -233,7 +233,7 @@ def sweep(root: Path, model: str) -> None:
 
 def main() -> None:
     """Entry of the choosing process: one at a time on this machine."""
-    die_with_parent()
+    die_with_parent(int(sys.argv[1]))
     set_name("hearth choosing")
     os.nice(10)
     configure(Settings.from_environment())

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.engine.placement import place
 from app.errors import UnknownJob
 from app.logs import configure, log
-from app.process import command, die_with_parent, ending, set_name
+from app.process import child_command, die_with_parent, ending, set_name
 from app.settings import Settings, inherited_environment, jobs_folder
 from app.tuning import room
 from app.tuning.archive import remove
@@ -100,7 +100,7 @@ class Foreman:
         try:
             with (self._folder(job.id) / "log.txt").open("ab") as sink:
                 process = subprocess.Popen(
-                    command("app.tuning.process", job.id, phase),
+                    child_command("app.tuning.process", job.id, phase),
                     env=inherited_environment() | settings.to_environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=sink,

@@ -1,4 +1,4 @@
-"""The tuner: one job from its archive to a model. `python -m app.tuning.process JOB check|train`, started by the foreman.
+"""The tuner: one job from its archive to a model. `python -m app.tuning.process PARENT JOB check|train`, started by the foreman.
 
 Everything can end at any moment, by `kill -9` too. What was done lies in the job's folder, each file written beside and renamed;
 who comes next goes on from there, and ends with the same weights.
@@ -220,20 +220,20 @@ def attempt(work: Callable[[], None], store: Store, job: str, folder: Path) -> i
 
 def main() -> None:
     """Entry of the process."""
-    die_with_parent()
-    set_name(f"hearth tune {sys.argv[1]}")
+    die_with_parent(int(sys.argv[1]))
+    set_name(f"hearth tune {sys.argv[2]}")
     stand_back()
     go_first(_FIRST)
     settings = Settings.from_environment()
     configure(settings)
     store = Store.of(settings.home, settings.database)
-    job = store.get(sys.argv[1])
+    job = store.get(sys.argv[2])
 
     def work() -> None:
         if settings.devices == ("cpu",):  # CUDA reserves far more than it uses
             bound_memory(None)
         tuner = Tuner(settings, store, job)
-        tuner.check() if sys.argv[2] == "check" else tuner.train()
+        tuner.check() if sys.argv[3] == "check" else tuner.train()
 
     sys.exit(attempt(work, store, job.id, jobs_folder(settings.home) / job.id))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from tests.chaos.conftest import Chaos
-from tests.stack.conftest import Server, wait_for
+from tests.stack.conftest import Server, wait_for, write_toy
 
 CHILDREN = ("app.web.process", "app.engine.nursery", "app.tuning.foreman")
 LIMIT_S = 30.0  # its imports take two seconds, on a busy machine more
@@ -58,3 +58,17 @@ def test_the_supervisor_is_killed_while_its_children_begin(frail: Path, tmp_path
                 pass  # nobody holds it
         finally:
             server.kill()
+
+
+def test_a_worker_is_killed_while_what_computes_is_chosen(tmp_path: Path, chaos: Chaos):
+    """When the choosing process begins, and when it computes: nobody waits for its choice any more."""
+    write_toy(tmp_path / "models" / "toy", "true")
+    with Server(tmp_path, HEARTH_MODELS="toy", HEARTH_COMPUTE="auto", HEARTH_PRECISION="auto") as server:
+        for _ in range(chaos.times(1, 5)):
+            worker = server.worker()
+            killed_too_early(worker, wait_for(lambda worker=worker: beginning(worker, "app.engine.choosing")))
+            choosing = wait_for(lambda: server.children().get("hearth choosing"), 60)
+            left = [choosing, *choosing.children(recursive=True)]
+            os.kill(choosing.ppid(), signal.SIGKILL)
+            _, alive = psutil.wait_procs(left, timeout=LIMIT_S)
+            assert not alive

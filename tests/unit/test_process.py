@@ -16,8 +16,10 @@ from tests.conftest import ROOT
 
 CHILDREN = (
     "app.decoding.nursery",
+    "app.engine.choosing",
     "app.engine.nursery",
     "app.tuning.foreman",
+    "app.tuning.process",
     "app.web.process",
 )
 

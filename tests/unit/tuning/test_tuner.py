@@ -157,7 +157,7 @@ def kill(tuner: Tuner, phase: str, module: str, name: str) -> None:
     """kill -9 when the tuner's process has just done that."""
     program = KILLED.format(module=module, name=name)
     environment = os.environ | tuner._settings.to_environment() | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", program, tuner._job.id, phase]
+    command = [sys.executable, "-c", program, str(os.getpid()), tuner._job.id, phase]
     assert subprocess.run(command, env=environment, cwd=ROOT, timeout=100).returncode == -signal.SIGKILL
 
 
