@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ _LINE_BYTES = 1 << 20  # a worker's spec holds its card and file names
 
 _SPARE_S = 0.5  # until a spare that was just forked has said so; to begin anew takes seconds
 _AGAIN_S = 1.0
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no room for a descriptor now
 _FOREMAN_AGAIN_S = 1.0
 _FOREMAN_S = 5.0  # its own tasks take no time; its tuners are started again, whenever they end
 
@@ -185,15 +187,21 @@ class Nursery:
             self._gone(name, -signal.SIGKILL)
 
     def _watch(self, name: str, pid: int) -> None:
-        """Hear of a worker's end from the kernel: its parent is gone."""
+        """Hear of a worker's end from the kernel: its parent is gone. Where there is no descriptor for it now, later."""
+        self._orphans.add(name)
+        loop = asyncio.get_running_loop()
         try:
             end = os.pidfd_open(pid)
-        except (AttributeError, OSError):  # it has ended, too; or this is no Linux
-            kill(pid)
+        except ProcessLookupError:  # it has ended, too
+            self._ended(name)
+        except (AttributeError, OSError) as error:
+            if getattr(error, "errno", None) in _PASSING:
+                loop.call_later(_AGAIN_S, self._watch, name, pid)
+                return
+            kill(pid)  # this is no Linux, or none that can tell: nobody would hear of its end
             self._ended(name)
         else:
-            self._orphans.add(name)
-            asyncio.get_running_loop().add_reader(end, self._ended, name, end)
+            loop.add_reader(end, self._ended, name, end)
 
     def _ended(self, name: str, end: int | None = None) -> None:
         if end is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -97,6 +99,59 @@ async def test_a_worker_that_cannot_be_looked_at_for_want_of_descriptors_is_kill
         monkeypatch.setattr(psutil, "Process", looked)
         kill_named(one.pid, "m.1")
         assert await asyncio.to_thread(one.wait, 30) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_a_worker_without_a_nursery_lives_on_while_there_is_no_descriptor_to_watch_it_by(
+    monkeypatch: pytest.MonkeyPatch, number: int
+):
+    told: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue(9)
+    looks, watch = iter([OSError(number, "too many open files")] * 2), os.pidfd_open
+    looked = asyncio.Event()
+
+    def open_one(pid: int) -> int:
+        if error := next(looks, None):
+            raise error
+        looked.set()
+        return watch(pid)
+
+    monkeypatch.setattr(processes, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(os, "pidfd_open", open_one)
+    nursery = Nursery({}, "", lambda *_: None, lambda *end: told.put_nowait(end))
+    nursery.fork({"name": "m.1"})
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        nursery._hear({"forked": "m.1", "pid": worker.pid})
+        await nursery._bury()
+        await nursery._bury()  # the next nursery is killed, too; one watches
+        await asyncio.wait_for(looked.wait(), 30)
+        assert told.empty() and nursery.workers == {"m.1": worker.pid} and worker.poll() is None
+        worker.kill()
+        assert await asyncio.wait_for(told.get(), 30) == ("m.1", worker.pid, -signal.SIGKILL)
+    assert told.empty() and not nursery.workers
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ProcessLookupError(), 0), (AttributeError(), -signal.SIGKILL), (OSError(errno.ENOSYS, "no such call"), -signal.SIGKILL)],
+    ids=["it is gone", "no Linux", "an old Linux"],
+)
+async def test_a_worker_that_nobody_could_watch_is_ended(monkeypatch: pytest.MonkeyPatch, error: Exception, status: int):
+    def refuse(_: int) -> int:
+        raise error
+
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    nursery = Nursery({}, "", lambda *_: None, lambda *end: told.append(end))
+    nursery.fork({"name": "m.1"})
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        nursery._hear({"forked": "m.1", "pid": worker.pid})
+        await nursery._bury()
+        assert told == [("m.1", worker.pid, -signal.SIGKILL)]
+        assert worker.stdin is not None
+        worker.stdin.write(b"\n")  # it ends by itself, where its number may be another's by now
+        with contextlib.suppress(BrokenPipeError):
+            worker.stdin.close()
+        assert worker.wait(30) == status
 
 
 async def test_a_worker_that_could_not_be_forked_ends_once():
