@@ -208,23 +208,26 @@ def main() -> None:
     settings = Settings.from_environment()
     configure(settings)
     supervisor = Endpoint.connect(address(sys.argv[2], "supervisor"), f"foreman.{os.getpid()}")
-    foreman = Foreman(settings, Store.of(settings.home, settings.database), supervisor)
-    gate = Gate(Path(sys.argv[2]), settings.tuner_share, foreman.pids)
+    foreman: Foreman | None = None
+    gate = Gate(Path(sys.argv[2]), settings.tuner_share, lambda: foreman.pids() if foreman else [])
     if settings.tuner_share < 1:
         gate.start()
     while not stopping:
+        rest_s = _LOOK_S
         try:
+            foreman = foreman or Foreman(settings, Store.of(settings.home, settings.database), supervisor)
             foreman.turn(time.monotonic())
-        except (SQLAlchemyError, OSError) as error:  # the database is away or the disk is full: that may pass
+        except (SQLAlchemyError, OSError) as error:  # the database is away, the disk full or read-only: that may pass
             log.error("jobs cannot be looked after for now: %s", error)
-            time.sleep(_AGAIN_S)
-        wait([supervisor], _LOOK_S)
+            rest_s = _AGAIN_S
+        wait([supervisor], rest_s)
         if supervisor.gone:
             break
         for _ in supervisor.receive():
             pass
     gate.close()
-    foreman.stop()
+    if foreman:
+        foreman.stop()
     supervisor.close()
 
 

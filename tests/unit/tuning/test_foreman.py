@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from app.process import child_command
 from app.settings import Settings, jobs_folder
 from app.tuning import foreman as module
 from app.tuning.foreman import Foreman
 from app.tuning.job import new_id
 from app.tuning.store import Store
 from app.wire.messages import Adopt
+from app.wire.sockets import Endpoint, address
+from tests.conftest import ROOT
+from tests.stack.conftest import wait_for
 
 
 class Process:
@@ -354,3 +359,36 @@ def test_what_was_never_written_down_is_swept_away(house, tmp_path):
         os.utime(folder, (0, 0))
     Foreman(Settings(home=tmp_path), store, supervisor)
     assert sorted(path.name for path in jobs_folder(tmp_path).iterdir() if path.is_dir()) == sorted([known, "young"])
+
+
+@pytest.mark.parametrize("away", ["the database", "the jobs' folder"])
+def test_a_foreman_that_cannot_begin_tries_again_and_hears_meanwhile(tmp_path: Path, away: str):
+    """On a home that was read-only it ended, and another one took its place, every second."""
+    home, place = tmp_path / "home", tmp_path / "database"
+    home.mkdir()
+    if away == "the jobs' folder":
+        place.mkdir()
+        jobs_folder(home).touch()
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "HEARTH_HOME": str(home),
+        "HEARTH_DATABASE": f"sqlite:///{place / 'jobs.db'}",
+    }
+    command = child_command("app.tuning.foreman", str(tmp_path))
+    supervisor = Endpoint.listen(address(str(tmp_path), "supervisor"))
+
+    def begun(log: Path) -> subprocess.Popen[bytes]:
+        with log.open("wb") as sink:
+            process = subprocess.Popen(command, env=environment, stderr=sink)
+        wait_for(lambda: log.read_text().count("jobs cannot be looked after for now") == 2 or process.poll(), 60)
+        assert process.poll() is None, log.read_text()
+        return process
+
+    with begun(tmp_path / "told.log") as told:
+        told.terminate()
+        assert told.wait(30) == 0
+    with begun(tmp_path / "left.log") as left:
+        jobs_folder(home).unlink() if jobs_folder(home).is_file() else place.mkdir()
+        wait_for((place / "jobs.db").exists)
+        supervisor.close()
+        assert left.wait(30) == 0
