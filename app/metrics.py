@@ -31,6 +31,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LEAST = 1 << 16  # bytes of prometheus_client's files; they grow by doubling
+_ROOM = {"counter": _LEAST, "histogram": 8 * _LEAST, "gauge_livesum": _LEAST}  # of a process's, for some two hundred histograms
 _ENTRY = 28  # bytes of a value in them beside its key, padding included
 _COSTS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
@@ -230,24 +231,26 @@ class ForSupervisor:
 
 def for_worker(model: str, worker: str) -> ForWorker:
     """A worker's view. Its files are opened now: when it has a batch there may be no descriptor left to do so."""
+    make_room(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     families().queue_depth.labels(model, worker)
     families().queue.labels(model)
-    _have_room(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     return ForWorker(model, worker)
 
 
 def for_supervisor(folder: Path) -> ForSupervisor:
     """The supervisor's view. Its files are opened now: when a process has died there may be no descriptor left to do so."""
+    make_room(folder)
     families()
-    _have_room(folder)
     return ForSupervisor(folder)
 
 
-def _have_room(folder: Path) -> None:
-    """For this process's files, which are sparse. Raises OSError where there is none."""
-    for path in folder.glob(f"*_{os.getpid()}.db"):
-        with path.open("r+b") as file:
-            _allocate(file, file.seek(0, os.SEEK_END))
+def make_room(folder: Path) -> None:
+    """For this process's files, before the library makes them, sparse: to write to a mapped page that the disk has no room for is
+    a SIGBUS. Raises OSError where there is none.
+    """
+    for kind, size in _ROOM.items():
+        with (folder / f"{kind}_{os.getpid()}.db").open("ab") as file:
+            _allocate(file, size)
 
 
 def _allocate(file: BinaryIO, size: int) -> None:

@@ -14,16 +14,17 @@ from typing import TextIO
 _PREFIX = "hearth-"
 _LOCK = "supervisor.lock"
 _MEMORY = Path("/dev/shm")  # noqa: S108  on Linux; our folder in it has a name of chance, and mode 0700
+# logind (RemoveIPC) removes all that a user has there when the last session of that one ends; not of root and the system's users.
+_LOGIND, _LAST_OF_THE_SYSTEM = Path("/run/systemd/seats"), 999
 _ROOM = 32 << 20  # bytes: black boxes and metrics of many processes
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder that only this user reaches (mode 0700), until the block ends. Whatever ends this process lets go of its lock."""
-    place = _place()
-    for each in {place, Path(tempfile.gettempdir())}:
-        _sweep(each)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    for place in (_MEMORY, Path(tempfile.gettempdir())):
+        _sweep(place)
+    folder = _made()
     try:
         beside = folder / f".{_LOCK}"
         with beside.open("w") as lock:
@@ -34,14 +35,15 @@ def private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _place() -> Path:
+def _made() -> Path:
     """In memory, unless TMPDIR says otherwise: there is room when a disk is full. The first byte of a mapped page that has none
     ends the process that writes it (SIGBUS).
     """
     with suppress(OSError):
-        if "TMPDIR" not in os.environ and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ROOM:
-            return _MEMORY
-    return Path(tempfile.gettempdir())
+        lasts = os.getuid() <= _LAST_OF_THE_SYSTEM or not _LOGIND.exists()
+        if lasts and "TMPDIR" not in os.environ and shutil.disk_usage(_MEMORY).free >= _ROOM:
+            return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_MEMORY))
+    return Path(tempfile.mkdtemp(prefix=_PREFIX))
 
 
 def discard(path: Path) -> None:

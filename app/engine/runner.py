@@ -111,16 +111,27 @@ class Runner:
         if len(outputs) != len(pending.samples):
             raise ModelFailed(f"the model gave {len(outputs)} outputs for {len(pending.samples)} inputs")
         if (exact := self.compute.exact) and (rows := [row for row, output in enumerate(outputs) if close(output)]):
-            try:
-                self._decide(exact, pending.samples, outputs, rows)
-            except Exception as error:  # what bf16 said stands: better than none
-                if self.lane.broken(error):
-                    raise
-                log.error("%d close calls stay as they are", len(rows), exc_info=error)
-                self.lane.make_room()
+            self._decide(exact, pending.samples, outputs, rows)
         return outputs
 
     def _decide(self, exact: Networks, samples: Sequence[Arrays], outputs: list[Output], rows: Sequence[int]) -> None:
+        """The same by halves where there is no room for all; what cannot be decided stays as it is, which is better than none."""
+        try:
+            self._put(exact, samples, outputs, rows)
+        except Exception as error:
+            if self.lane.broken(error):
+                raise
+            self.lane.make_room()
+            if len(rows) == 1:
+                log.error("a close call stays as it is", exc_info=error)
+                return
+        else:
+            return
+        half = len(rows) // 2
+        for part in (rows[:half], rows[half:]):
+            self._decide(exact, samples, outputs, part)
+
+    def _put(self, exact: Networks, samples: Sequence[Arrays], outputs: list[Output], rows: Sequence[int]) -> None:
         """Put fp32's scores into those rows. Embeddings stay: an index shall be of one precision."""
         started, some = time.monotonic(), [samples[row] for row in rows]
         with self.lane.mode():

@@ -28,6 +28,7 @@ _FIELDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GN
 _FIELDS_BYTES = 1 << 16
 _PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # zip, gzip, bzip2, xz
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others zipfile unpacks a megabyte at a time, whatever that becomes
+_HEAD_BYTES = 1 << 12  # with a long name, and the end of the one before
 _ENTRY_BYTES = 46  # of a zip's directory, before name, further fields and comment,
 _ENTRY_LENGTHS = (28, 30, 32)  # whose lengths stand here (APPNOTE 4.3.12)
 _BROKEN = (
@@ -64,6 +65,8 @@ class _Member:
     open: Callable[[], IO[bytes]]
     fault: str = ""
     """Why it cannot be taken."""
+    before: int = 0
+    """Bytes that were unpacked to come to it: of a packed tar, more than headers take."""
     behind: int = 0
     """Bytes that are unpacked to come past it, though it is not taken."""
 
@@ -82,6 +85,7 @@ def unpack(archive: Path, into: Path, bounds: Bounds | None = None) -> int:
         with _members(archive, bounds) as members:
             for member in members:
                 seen += 1
+                budget.spend(member.before)
                 if seen > bounds.files:
                     raise _too_many(bounds)
                 try:
@@ -278,13 +282,15 @@ def _is_tar(path: Path) -> bool:
 
 
 def _of_tar(archive: tarfile.TarFile) -> Iterator[_Member]:
+    end = 0  # of the member before
     for info in archive:
         if info.size < 0:  # pax fields can say so; what is unpacked is added up
             raise BadInput(f"{info.name} is said to have {info.size:,} bytes; pack it again")
         fault = "" if info.isfile() or info.isdir() else f"{info.name} is a link or a device; pack the file itself"
         archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
         opened: Any = partial(archive.extractfile, info)
-        yield _Member(info.name, info.size, info.isfile(), opened, fault, behind=info.size)
+        yield _Member(info.name, info.size, info.isfile(), opened, fault, max(0, info.offset_data - end - _HEAD_BYTES), info.size)
+        end = info.offset_data + info.size
 
 
 def remove(folder: Path) -> None:

@@ -230,7 +230,7 @@ def main() -> None:
     job = store.get(sys.argv[2])
 
     def work() -> None:
-        if settings.devices == ("cpu",):  # CUDA reserves far more than it uses
+        if sys.argv[3] == "check" or settings.devices == ("cpu",):  # CUDA reserves far more than it uses
             bound_memory(None)
         tuner = Tuner(settings, store, job)
         tuner.check() if sys.argv[3] == "check" else tuner.train()

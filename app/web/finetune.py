@@ -206,6 +206,8 @@ def _parts(form: FormData) -> dict[str, UploadFile | str]:
 
 
 def _spec(text: str) -> Spec:
+    if len(text) > _SPEC_BYTES:  # as text, too
+        raise TooLarge(f"the part 'spec' has {len(text)} characters; the limit is {_SPEC_BYTES}")
     try:
         return Spec.model_validate_json(text)
     except ValidationError as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from app import logs
+from app import logs, metrics
 from app.decoding import nursery
 from app.decoding.client import Decoders, decoder_count, room_for
 from app.logs import log
@@ -83,6 +83,7 @@ def serve(
 ) -> None:
     """Be frontend `number` until SIGTERM; then finish what was accepted. `listening`, `left`: see `keeper.Live`."""
     set_name(f"hearth http {number}")
+    metrics.make_room(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     if journal is not None:  # callers' requests are nothing for those who read strangers' files
         journal.map.madvise(mmap.MADV_DONTFORK)
     # The decoders' nursery first: it is a copy of this process, which has no thread yet.

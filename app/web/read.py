@@ -121,7 +121,9 @@ def read_query(request: Request, model: type[M]) -> M:
     if not request.scope["query_string"]:
         defaults: M = _defaults(model)
         return defaults
-    for name, times in Counter(name for name, _ in request.query_params.multi_items()).most_common(1):
+    if len(asked := request.query_params.multi_items()) > _MOST_FIELDS:
+        raise Invalid(f"the query has {len(asked)} parameters; known: {', '.join(model.model_fields)}")
+    for name, times in Counter(name for name, _ in asked).most_common(1):
         if times > 1:
             raise Invalid(f"the query parameter {name!r} is given {times} times; give it once")
     try:

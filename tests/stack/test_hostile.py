@@ -338,6 +338,18 @@ def test_a_tar_is_not_unpacked_past_its_limits_to_refuse_a_member(tmp_path: Path
         unpack(tmp_path / "packed", tmp_path / "into", Bounds(bytes=16 << 20))
 
 
+def test_a_tar_is_not_unpacked_past_its_limits_to_read_headers(tmp_path: Path):
+    """Of the long names before a member the last one counts."""
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 60_000
+    headers = (long.tobuf() + b"a" * long.size + bytes(-long.size % 512)) * 100
+    member = tarfile.TarInfo(".a")
+    (tmp_path / "packed").write_bytes(gzip.compress((headers + member.tobuf()) * 4 + bytes(1024)))
+    (tmp_path / "into").mkdir()
+    with pytest.raises(TooLarge):
+        unpack(tmp_path / "packed", tmp_path / "into", Bounds(bytes=4 << 20))
+
+
 @pytest.mark.parametrize("told", [8, 256 << 20], ids=["its header says little", "its header says all"])
 def test_an_idx_file_that_bursts_is_stopped(tmp_path: Path, told: int):
     """Of an archive it is one member, which stays packed until it is read here."""

@@ -58,6 +58,18 @@ def test_a_process_that_was_killed_as_it_made_its_files_counted_nothing(tmp_path
     assert read(tmp_path)["hearth_batch_size_count"] == 1
 
 
+@pytest.mark.parametrize(
+    "process", ["for_worker('m', 'm.1')", "for_supervisor(Path(sys.argv[1]))", "make_room(Path(sys.argv[1]))"]
+)
+def test_the_files_of_a_process_lie_on_the_disk_before_they_are_written(tmp_path: Path, process: str):
+    """A page that the disk has no room for would be a SIGBUS: the last is how a frontend begins."""
+    use = "metrics.tally().request('/x', 'm', 200, 0.1); metrics.tally().in_flight = 1; metrics.tally().flush()"
+    python(f"{OPENED}; metrics.{process}; {use}", tmp_path, str(tmp_path))
+    files = {path.name.rpartition("_")[0]: path.stat() for path in tmp_path.iterdir()}
+    assert files.keys() == {"counter", "histogram", "gauge_livesum"}
+    assert all(file.st_blocks * 512 >= file.st_size >= 1 << 16 for file in files.values())
+
+
 def test_counts_that_cannot_be_added_up_stay_until_the_next_death(tmp_path: Path):
     pids = [python(CHILD, tmp_path).strip() for _ in range(2)]
     dead = tmp_path / "histogram_dead.db"

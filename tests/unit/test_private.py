@@ -30,6 +30,14 @@ def test_it_lies_in_memory_where_there_is_room_and_nobody_says_otherwise(tmp_pat
     monkeypatch.setattr(private, "_MEMORY", memory)
     with private_folder() as folder:
         assert folder.parent == memory
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getuid", lambda: 1000)
+        patch.setattr(private, "_LOGIND", tmp_path)
+        with private_folder() as folder:
+            assert folder.parent == disk, "it would be emptied when that user logs out"
+        patch.setattr(private, "_LOGIND", tmp_path / "none")
+        with private_folder() as folder:
+            assert folder.parent == memory
     monkeypatch.setattr(private, "_ROOM", 1 << 60)
     with private_folder() as folder:
         assert folder.parent == disk

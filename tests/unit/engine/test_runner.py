@@ -145,6 +145,20 @@ def test_what_is_close_is_decided_by_fp32_and_nothing_else_is():
     assert [round(float(output["scores"][0]), 3) for output in plain] == [0.9, 0.5, 0.2, 0.5]
 
 
+def test_where_fp32_has_no_room_for_all_that_is_close_it_decides_by_halves():
+    def little_room(x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1:
+            raise MemoryError
+        return x
+
+    program = Rounder()
+    compute = Compute("eager", "bf16", {"rounded": lambda x: (x * 50).round() / 50}, exact={"rounded": little_room})
+    runner = Runner(compute, program, lambda *_: None)
+    found: list[Any] = runner.run(samples(0.509, 0.9, 0.491))
+    assert [round(float(output["scores"][0]), 3) for output in found] == [0.509, 0.9, 0.491]
+    assert program.sizes == [3, 2, 1, 1] and runner.no_room_for == 0
+
+
 def test_what_fp32_cannot_decide_stays_as_it_is():
     def no_room(_: torch.Tensor) -> torch.Tensor:
         raise MemoryError

@@ -57,6 +57,11 @@ async def test_fields_without_end_are_one_mistake(client, wide: dict[str, Any]):
     told(await client.post("/embed/text", json=wide), 422, "invalid", "10000 fields", "the limit is 128")
 
 
+async def test_parameters_without_end_are_one_mistake(client):
+    query = "&".join(f"p{n}=1" for n in range(5_000))
+    told(await client.post(f"/predict/image?{query}", content=b"12345", headers=JPEG), 422, "invalid", "5000 parameters", "top_k")
+
+
 @pytest.mark.parametrize("path", ["/predict/image", "/finetune"])
 @pytest.mark.parametrize("charset", ["punycode", "idna", "undefined", "utf-16", "x" * 5000])
 async def test_no_codec_is_chosen_by_the_caller(client, path: str, charset: str):
