@@ -25,6 +25,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict
 
 from app.logs import log
+from app.settings import inherited_environment
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -231,7 +232,7 @@ class ForSupervisor:
 
 def for_worker(model: str, worker: str) -> ForWorker:
     """A worker's view. Its files are opened now: when it has a batch there may be no descriptor left to do so."""
-    make_room(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+    make_room(Path(inherited_environment()["PROMETHEUS_MULTIPROC_DIR"]))
     families().queue_depth.labels(model, worker)
     families().queue.labels(model)
     return ForWorker(model, worker)

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from app.settings import inherited_environment
+
 _PREFIX = "hearth-"
 _LOCK = "supervisor.lock"
 _MEMORY = Path("/dev/shm")  # noqa: S108  on Linux; our folder in it has a name of chance, and mode 0700
@@ -41,7 +43,7 @@ def _made() -> Path:
     """
     with suppress(OSError):
         lasts = os.getuid() <= _LAST_OF_THE_SYSTEM or not _LOGIND.exists()
-        if lasts and "TMPDIR" not in os.environ and shutil.disk_usage(_MEMORY).free >= _ROOM:
+        if lasts and "TMPDIR" not in inherited_environment() and shutil.disk_usage(_MEMORY).free >= _ROOM:
             return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_MEMORY))
     return Path(tempfile.mkdtemp(prefix=_PREFIX))
 

@@ -32,7 +32,8 @@ from app.tasks.image.input import ImageInput
 from app.tasks.speech.codec import SoundReader
 from app.tasks.speech.input import SpeechInput
 from app.tasks.text import table as texts
-from app.tuning.archive import Bounds, is_archive, strip, unpack
+from app.tuning.archive import Bounds, is_archive, unpack
+from app.tuning.data import strip
 from app.tuning.job import is_id
 from app.web import finetune, read, schemas
 from app.web.kitchen import Kitchen
