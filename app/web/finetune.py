@@ -206,8 +206,6 @@ def _parts(form: FormData) -> dict[str, UploadFile | str]:
 
 
 def _spec(text: str) -> Spec:
-    if len(text) > _SPEC_BYTES:  # as text, too
-        raise TooLarge(f"the part 'spec' has {len(text)} characters; the limit is {_SPEC_BYTES}")
     try:
         return Spec.model_validate_json(text)
     except ValidationError as error:
@@ -215,13 +213,12 @@ def _spec(text: str) -> Spec:
 
 
 async def _text(part: Any) -> str:
-    if isinstance(part, UploadFile):
-        if (part.size or 0) > _SPEC_BYTES:
-            raise TooLarge(f"the part 'spec' has {part.size} bytes; the limit is {_SPEC_BYTES}")
-        return (await part.read()).decode("utf-8", "replace")
     if part is None:
         raise BadInput("""the part 'spec' is missing; send JSON (curl -F 'spec={"name": "photos", "base": "resnet18"}')""")
-    return str(part)
+    size = part.size or 0 if isinstance(part, UploadFile) else len(str(part))
+    if size > _SPEC_BYTES:
+        raise TooLarge(f"the part 'spec' has {size} bytes; the limit is {_SPEC_BYTES}")
+    return (await part.read()).decode("utf-8", "replace") if isinstance(part, UploadFile) else str(part)
 
 
 def _base(kitchen: Kitchen, spec: Spec) -> Card:

@@ -106,6 +106,13 @@ async def test_no_part_of_a_form_is_dropped_without_a_word(client: httpx.AsyncCl
     assert answer.status_code == status and words in answer.json()["detail"], answer.text
 
 
+@pytest.mark.parametrize("name", [None, "spec.json"], ids=["text", "file"])
+async def test_a_spec_without_end_is_too_large(client: httpx.AsyncClient, name: str | None):
+    long = json.dumps({f"field{number}": number for number in range(10_000)})
+    answer = await client.post("/finetune", files=[("spec", (name, long)), TABLE])
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large") and "limit is 65536" in answer.text
+
+
 @pytest.mark.parametrize("id", ["nope", "%00", "0123456789AB", "0123456789abc", "%F0%9F%98%80"])
 @pytest.mark.parametrize("call", ["GET", "GET events", "GET log", "POST cancel", "POST resume", "DELETE"])
 async def test_what_cannot_be_an_id_is_an_unknown_job(client: httpx.AsyncClient, id: str, call: str):
