@@ -261,10 +261,13 @@ def _allocate(file: BinaryIO, size: int) -> None:
 
 
 class _Begun(multiprocess.MultiProcessCollector):
-    """Of all processes, but for files that are just being made: the library takes an empty one for damage."""
+    """Of all processes, but for files that are just being made: the library takes an empty one for damage. Of the dead first: a
+    process that is added to them meanwhile would count twice, and a count that falls again looks like a restart.
+    """
 
     def collect(self) -> Iterable[Metric]:
         files = [file for file in Path(self._path).glob("*.db") if file.stat().st_size > 0]
+        files.sort(key=lambda file: not file.stem.endswith("_dead"))
         return self.merge([str(file) for file in files])  # type: ignore[no-untyped-call, no-any-return]
 
 

@@ -59,6 +59,8 @@ class Nursery:
         self._names: dict[int, str] = {}
         self._unread = b""
         self._missing: tuple[str, ...] = _FOR_MODULES
+        self._held: list[dict[str, Any]] = []  # workers that wait until there are none
+        self._importing = False
         self._spare = 0  # its pid
         self._spare_after = 0.0
 
@@ -68,12 +70,15 @@ class Nursery:
         while True:
             if not self._spare and time.monotonic() >= self._spare_after:
                 self._fork_spare()
-            ready, _, _ = select.select([self._control, self._wake[0]], [], [], None if self._spare else _SPARE_S)
+            pause_s = 0.0 if self._importing else None if self._spare else _SPARE_S
+            ready, _, _ = select.select([self._control, self._wake[0]], [], [], pause_s)
             if self._wake[0] in ready:
                 self._wake[0].recv(4096)
             if self._control in ready and not self._read():
                 return
             self._reap()
+            if self._importing:
+                self._import()
 
     def _fork_spare(self) -> None:
         """In the copy, this returns when the nursery is dead: then it is the nursery."""
@@ -89,6 +94,7 @@ class Nursery:
         set_name("hearth spare")
         self._let_go()
         self._names, self._unread, self._spare_after = {}, b"", 0.0
+        self._held, self._importing = [], False  # the supervisor asks again
         self._wake = hear_of_children()
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -112,19 +118,29 @@ class Nursery:
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
             words = json.loads(line)
-            self._prepare(words.get("expect") or words["spec"])
-            if "spec" in words:
+            needs = bool(self._missing) and not _has_compiled(words.get("expect") or words["spec"])
+            self._importing |= needs
+            if "spec" in words and needs:
+                self._held.append(words["spec"])
+            elif "spec" in words:
                 self._fork(words["spec"])
         return bool(data)
 
-    def _prepare(self, spec: dict[str, Any]) -> None:
-        if self._missing and not _has_compiled(spec):
-            missing, self._missing = self._missing, ()
-            try:
-                _preload(missing)
-            except Exception:  # noqa: BLE001  whoever needs it fails alone and says why; the other workers live on
-                traceback.print_exc()
+    def _import(self) -> None:
+        """One of what is missing: between two, others are forked and reaped. After the last, those that waited for it."""
+        first, *rest = self._missing
+        self._missing = tuple(rest)
+        try:
+            _preload([first])
+        except Exception:  # noqa: BLE001  whoever needs it fails alone and says why; the other workers live on
+            traceback.print_exc()
+            self._missing = ()
+        if not self._missing:
+            self._importing = False
             self._renew_spare()
+            held, self._held = self._held, []
+            for spec in held:
+                self._fork(spec)
 
     def _renew_spare(self) -> None:
         """The next one has what was imported since."""

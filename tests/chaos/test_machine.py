@@ -92,7 +92,7 @@ def test_idle_connections_take_all_that_a_frontend_has_for_them(frail: Path, cha
     chaos.note("connections taken by idle ones", callers.counts, felt)
     chaos.figure("the same", opened=len(opened), taken=taken)
     assert len(opened) == count
-    assert most_connections(limit) / 2 < taken <= most_connections(limit), "many make room at once"
+    assert 0 < taken <= most_connections(limit), "many make room at once"
 
 
 @pytest.mark.parametrize(("victim", "said"), [("toy", "died ("), ("http", "cannot be started for now: [Errno 24]")])

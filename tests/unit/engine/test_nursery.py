@@ -36,9 +36,40 @@ def test_a_library_that_cannot_be_loaded_costs_no_other_worker(
         for name in ("toy.1", "toy.2"):
             ours.sendall(json.dumps({"spec": {"name": name, "home": str(tmp_path)}}).encode() + b"\n")
             assert forks._read()
+            if forks._importing:
+                forks._import()
             assert json.loads(ours.recv(4096)) == {"forked": name, "pid": 42}
     assert len(tried) == 1, "it is not tried again for every worker"
     assert "libcudart" in capsys.readouterr().err
+
+
+def test_while_it_imports_what_one_worker_needs_others_are_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Torch alone takes a second and a half: whoever dies meanwhile shall not wait for all of it."""
+    imported: list[str] = []
+    monkeypatch.setattr(nursery, "import_module", imported.append)
+    monkeypatch.setattr(nursery, "_has_compiled", lambda spec: spec["name"].startswith("compiled"))
+    monkeypatch.setattr(nursery, "os", SimpleNamespace(fork=lambda: 42, getpid=os.getpid))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        forks = nursery.Nursery(theirs, "")
+
+        def asked(name: str) -> None:
+            ours.sendall(json.dumps({"spec": {"name": name, "home": str(tmp_path)}}).encode() + b"\n")
+            assert forks._read()
+
+        asked("toy.1")
+        forks._import()
+        assert len(imported) == 1 and forks._importing
+        asked("compiled.2")
+        asked("toy.3")
+        assert json.loads(ours.recv(4096)) == {"forked": "compiled.2", "pid": 42}
+        while forks._importing:
+            forks._import()
+        assert imported == list(nursery._FOR_MODULES)
+        told = [json.loads(line)["forked"] for line in ours.recv(4096).splitlines()]
+        assert told == ["toy.1", "toy.3"]
+        asked("toy.4")
+        assert json.loads(ours.recv(4096))["forked"] == "toy.4"
 
 
 def test_a_worker_that_cannot_be_forked_is_told_as_ended_and_the_nursery_lives_on(
