@@ -13,6 +13,7 @@ from app.tasks.base import Files
 from app.wire.messages import Entry, Route, Table, Worker
 
 _TRIES = 3  # deaths in a row while loading, after which a model that never was ready counts as failed
+_DOUBTED = 6  # failures, after which callers of a model that was ready are told so: some two seconds, which they may well wait
 # Before others get another try, the last one again and again; so does what no process could be started for.
 _PAUSES_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
 
@@ -146,7 +147,7 @@ class Roster:
         if slot.deaths >= _TRIES and not served.meta:
             self.unwant(served.card.name, why)
             return None
-        if all(one.failures >= _TRIES for one in served.slots):
+        if all(one.failures >= (_DOUBTED if served.meta else _TRIES) for one in served.slots):
             served.why = f"{why}; it is tried again"
         again = self._birth(served.card.name, served, slot)
         late = slot.failures - _TRIES
