@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import sys
@@ -12,6 +13,7 @@ from app.settings import Settings
 
 log = logging.getLogger("hearth")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+codecs.lookup("unicode_escape")  # a module of Python's: when it is needed there may be no descriptor to read it by
 
 
 class _Text(logging.Formatter):

@@ -232,7 +232,7 @@ class ForSupervisor:
 
 def for_worker(model: str, worker: str) -> ForWorker:
     """A worker's view. Its files are opened now: when it has a batch there may be no descriptor left to do so."""
-    make_room(Path(inherited_environment()["PROMETHEUS_MULTIPROC_DIR"]))
+    _make_room(Path(inherited_environment()["PROMETHEUS_MULTIPROC_DIR"]))
     families().queue_depth.labels(model, worker)
     families().queue.labels(model)
     return ForWorker(model, worker)
@@ -240,12 +240,19 @@ def for_worker(model: str, worker: str) -> ForWorker:
 
 def for_supervisor(folder: Path) -> ForSupervisor:
     """The supervisor's view. Its files are opened now: when a process has died there may be no descriptor left to do so."""
-    make_room(folder)
+    _make_room(folder)
     families()
     return ForSupervisor(folder)
 
 
-def make_room(folder: Path) -> None:
+def for_frontend(folder: Path) -> Tally:
+    """A frontend's view. Its files are opened now: where a request finds no descriptor for them, it fails."""
+    _make_room(folder)
+    families().request.labels("/predict/image")
+    return tally()
+
+
+def _make_room(folder: Path) -> None:
     """For this process's files, before the library makes them, sparse: to write to a mapped page that the disk has no room for is
     a SIGBUS. Raises OSError where there is none.
     """

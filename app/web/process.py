@@ -83,7 +83,7 @@ def serve(
 ) -> None:
     """Be frontend `number` until SIGTERM; then finish what was accepted. `listening`, `left`: see `keeper.Live`."""
     set_name(f"hearth http {number}")
-    metrics.make_room(Path(folder) / "metrics")
+    metrics.for_frontend(Path(folder) / "metrics")
     if journal is not None:  # callers' requests are nothing for those who read strangers' files
         journal.map.madvise(mmap.MADV_DONTFORK)
     # The decoders' nursery first: it is a copy of this process, which has no thread yet.

@@ -60,15 +60,23 @@ def test_a_process_that_was_killed_as_it_made_its_files_counted_nothing(tmp_path
 
 
 @pytest.mark.parametrize(
-    "process", ["for_worker('m', 'm.1')", "for_supervisor(Path(sys.argv[1]))", "make_room(Path(sys.argv[1]))"]
+    "process", ["for_worker('m', 'm.1')", "for_supervisor(Path(sys.argv[1]))", "for_frontend(Path(sys.argv[1]))"]
 )
 def test_the_files_of_a_process_lie_on_the_disk_before_they_are_written(tmp_path: Path, process: str):
-    """A page that the disk has no room for would be a SIGBUS: the last is how a frontend begins."""
+    """A page that the disk has no room for would be a SIGBUS."""
     use = "metrics.tally().request('/x', 'm', 200, 0.1); metrics.tally().in_flight = 1; metrics.tally().flush()"
     python(f"{OPENED}; metrics.{process}; {use}", tmp_path, str(tmp_path))
     files = {path.name.rpartition("_")[0]: path.stat() for path in tmp_path.iterdir()}
     assert files.keys() == {"counter", "histogram", "gauge_livesum"}
     assert all(file.st_blocks * 512 >= file.st_size >= 1 << 16 for file in files.values())
+
+
+def test_a_frontend_counts_when_there_is_no_descriptor_left(tmp_path: Path):
+    """It failed its first request, and never wrote again."""
+    none = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))"
+    use = "t.request('/x', 'm', 200, 0.1, 'code'); t.stage('run', 'm', 0.1); t.shadow('m', 'agreed'); t.in_flight = 1; t.flush()"
+    python(f"{OPENED}; t = metrics.for_frontend(Path(sys.argv[1])); {none}; {use}", tmp_path, str(tmp_path))
+    assert read(tmp_path)["hearth_requests_total"] == 1
 
 
 def test_a_process_that_is_buried_while_the_files_are_read_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
