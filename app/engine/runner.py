@@ -17,7 +17,7 @@ from app.engine.compute import Compute
 from app.engine.lane import Lane, Mark, Past, lane_of
 from app.errors import HearthError, ModelFailed, OutOfMemory
 from app.logs import log
-from app.tasks.base import Arrays, Batch, Networks, Output, Program
+from app.tasks.base import Arrays, Batch, Output, Program
 
 Observe = Callable[[str, float], None]
 """Told each stage's name and seconds."""
@@ -55,6 +55,7 @@ class Runner:
         self.compute = compute
         self.lane = lane or lane_of(compute)
         self.depth = self.lane.depth
+        self._judge = Runner(compute.apart()[1], self._program, self._decided, self.lane) if compute.exact else None
 
     def run(self, samples: Sequence[Arrays]) -> list[Output | HearthError]:
         """One output, or error, per sample, in order."""
@@ -110,38 +111,24 @@ class Runner:
         self._observe("run", time.monotonic() - max(pending.collated, self._landed))
         if len(outputs) != len(pending.samples):
             raise ModelFailed(f"the model gave {len(outputs)} outputs for {len(pending.samples)} inputs")
-        if (exact := self.compute.exact) and (rows := [row for row, output in enumerate(outputs) if close(output)]):
-            self._decide(exact, pending.samples, outputs, rows)
+        if self._judge and (rows := [row for row, output in enumerate(outputs) if close(output)]):
+            self._decide(self._judge, pending.samples, outputs, rows)
         return outputs
 
-    def _decide(self, exact: Networks, samples: Sequence[Arrays], outputs: list[Output], rows: Sequence[int]) -> None:
-        """The same by halves where there is no room for all; what cannot be decided stays as it is, which is better than none."""
-        try:
-            self._put(exact, samples, outputs, rows)
-        except Exception as error:
-            if self.lane.broken(error):
-                raise
-            self.lane.make_room()
-            if len(rows) == 1:
-                log.error("a close call stays as it is", exc_info=error)
-                return
-        else:
-            return
-        half = len(rows) // 2
-        for part in (rows[:half], rows[half:]):
-            self._decide(exact, samples, outputs, part)
+    @staticmethod
+    def _decide(judge: Runner, samples: Sequence[Arrays], outputs: list[Output], rows: Sequence[int]) -> None:
+        """Put fp32's scores into those rows. Embeddings stay: an index shall be of one precision. So does what cannot be decided,
+        which is better than none.
+        """
+        for row, result in zip(rows, judge.run([samples[row] for row in rows]), strict=True):
+            if isinstance(result, HearthError):
+                log.error("a close call stays as it is: %s", result.detail)
+            else:
+                outputs[row] = outputs[row] | {"scores": result["scores"]}
 
-    def _put(self, exact: Networks, samples: Sequence[Arrays], outputs: list[Output], rows: Sequence[int]) -> None:
-        """Put fp32's scores into those rows. Embeddings stay: an index shall be of one precision."""
-        started, some = time.monotonic(), [samples[row] for row in rows]
-        with self.lane.mode():
-            batch = self.lane.there(self.lane.pinned(self._program.collate(some)))
-            back = self.lane.back(self._program.forward(exact, batch))
-            self.lane.mark().synchronize()
-            arrays = self.lane.arrays(back)
-        for row, output in zip(rows, self._program.split(arrays, some), strict=True):
-            outputs[row] = outputs[row] | {"scores": output["scores"]}
-        self._observe("decide", time.monotonic() - started)
+    def _decided(self, stage: str, seconds: float) -> None:
+        if stage == "run":
+            self._observe("decide", seconds)
 
     def _failure(self, error: Exception, samples: Sequence[Arrays]) -> HearthError:
         """What the caller hears. Raises what no retry can mend: then the process must end, and its replacement answers."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 import psutil
 
 from app.logs import log
-from app.process import child_command, is_stopped, search_path
+from app.process import SCARCE, child_command, is_stopped, search_path
 from app.settings import inherited_environment
 from app.wire.sockets import address
 
@@ -27,7 +26,6 @@ _LINE_BYTES = 1 << 20  # a worker's spec holds its card and file names
 
 _SPARE_S = 0.5  # until a spare that was just forked has said so; to begin anew takes seconds
 _AGAIN_S = 1.0
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no room for a descriptor now
 _FOREMAN_AGAIN_S = 1.0
 _FOREMAN_S = 5.0  # its own tasks take no time; its tuners are started again, whenever they end
 
@@ -195,7 +193,7 @@ class Nursery:
         except ProcessLookupError:  # it has ended, too
             self._ended(name)
         except (AttributeError, OSError) as error:
-            if getattr(error, "errno", None) in _PASSING:
+            if getattr(error, "errno", None) in SCARCE:
                 loop.call_later(_AGAIN_S, self._watch, name, pid)
                 return
             kill(pid)  # this is no Linux, or none that can tell: nobody would hear of its end

@@ -8,7 +8,6 @@ and the next foreman starts them again where they were.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.engine.placement import place
 from app.errors import UnknownJob
 from app.logs import configure, log
-from app.process import child_command, die_with_parent, ending, set_name
+from app.process import SCARCE, child_command, die_with_parent, ending, set_name
 from app.settings import Settings, inherited_environment, jobs_folder
 from app.tuning import room
 from app.tuning.archive import remove
@@ -35,7 +34,6 @@ from app.wire.sockets import Endpoint, address, wait
 
 _LOOK_S = 0.25
 _AGAIN_S = 2.0
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)  # no room for a process now: no fault of the job's
 _TRIES = 5  # deaths of a job's tuners in a row: a person's kill -9 cannot be told from the kernel's, who has no more memory
 
 
@@ -107,7 +105,7 @@ class Foreman:
                     stderr=subprocess.STDOUT,
                 )
         except OSError as error:
-            if error.errno in _PASSING:
+            if error.errno in SCARCE:  # no fault of the job's
                 raise
             log.error("job %s cannot be started: %s", job.id, error)
             self._store.move(job.id, "failed", reason=f"it could not be started ({error.strerror}); mend that, then resume it")

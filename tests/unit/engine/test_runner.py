@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -131,12 +131,13 @@ class Rounder(Doubler):
         return [{"scores": outputs["scores"][row]} for row in range(len(samples))]
 
 
-def test_what_is_close_is_decided_by_fp32_and_nothing_else_is():
-    def coarse(x: torch.Tensor) -> torch.Tensor:
-        return (x * 50).round() / 50
+def judged(exact: Callable[[torch.Tensor], torch.Tensor]) -> Compute:
+    """One that rounds to fiftieths, and who decides what is close."""
+    return Compute("eager", "bf16", {"rounded": lambda x: (x * 50).round() / 50}, exact={"rounded": exact})
 
-    program = Rounder()
-    compute = Compute("eager", "bf16", {"rounded": coarse}, exact={"rounded": lambda x: x})
+
+def test_what_is_close_is_decided_by_fp32_and_nothing_else_is():
+    program, compute = Rounder(), judged(lambda x: x)
     values = [0.9, 0.509, 0.2, 0.491]
     found: list[Any] = Runner(compute, program, lambda *_: None).run(samples(*values))
     assert [round(float(output["scores"][0]), 3) for output in found] == [0.9, 0.509, 0.2, 0.491]
@@ -152,8 +153,7 @@ def test_where_fp32_has_no_room_for_all_that_is_close_it_decides_by_halves():
         return x
 
     program = Rounder()
-    compute = Compute("eager", "bf16", {"rounded": lambda x: (x * 50).round() / 50}, exact={"rounded": little_room})
-    runner = Runner(compute, program, lambda *_: None)
+    runner = Runner(judged(little_room), program, lambda *_: None)
     found: list[Any] = runner.run(samples(0.509, 0.9, 0.491))
     assert [round(float(output["scores"][0]), 3) for output in found] == [0.509, 0.9, 0.491]
     assert program.sizes == [3, 2, 1, 1] and runner.no_room_for == 0
@@ -164,8 +164,7 @@ def test_what_fp32_cannot_decide_stays_as_it_is():
         raise MemoryError
 
     program = Rounder()
-    compute = Compute("eager", "bf16", {"rounded": lambda x: (x * 50).round() / 50}, exact={"rounded": no_room})
-    runner = Runner(compute, program, lambda *_: None)
+    runner = Runner(judged(no_room), program, lambda *_: None)
     found: list[Any] = runner.run(samples(0.9, 0.509, 0.2))
     assert [round(float(output["scores"][0]), 3) for output in found] == [0.9, 0.5, 0.2]
     assert program.sizes == [3, 1] and runner.no_room_for == 0, "bf16 had room"
@@ -179,8 +178,7 @@ def test_fp32_decides_classes_and_changes_no_embedding():
         def split(self, outputs: Any, samples: Sequence[Any]) -> list[Any]:
             return [{name: array[row] for name, array in outputs.items()} for row in range(len(samples))]
 
-    compute = Compute("eager", "bf16", {"rounded": lambda x: (x * 50).round() / 50}, exact={"rounded": lambda x: x})
-    (found,) = Runner(compute, Both(), lambda *_: None).run(samples(0.509))
+    (found,) = Runner(judged(lambda x: x), Both(), lambda *_: None).run(samples(0.509))
     assert isinstance(found, dict)
     assert (round(float(found["scores"][0]), 3), round(float(found["embedding"][0]), 3)) == (0.509, 0.5)
 

@@ -9,13 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from app.pool import processes
-from app.pool.processes import Foreman, Nursery, kill_named, kill_stopped
+from app.pool.processes import Exited, Foreman, Nursery, kill_named, kill_stopped
 from app.process import is_stopped
 from tests.stack.conftest import wait_for
 
@@ -101,6 +102,16 @@ async def test_a_worker_that_cannot_be_looked_at_for_want_of_descriptors_is_kill
         assert await asyncio.to_thread(one.wait, 30) == -signal.SIGKILL
 
 
+@contextlib.contextmanager
+def forked(exited: Exited) -> Iterator[tuple[Nursery, subprocess.Popen[bytes]]]:
+    """A worker, and the nursery that has it."""
+    nursery = Nursery({}, "", lambda *_: None, exited)
+    nursery.fork({"name": "m.1"})
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        nursery._hear({"forked": "m.1", "pid": worker.pid})
+        yield nursery, worker
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
 async def test_a_worker_without_a_nursery_lives_on_while_there_is_no_descriptor_to_watch_it_by(
     monkeypatch: pytest.MonkeyPatch, number: int
@@ -117,10 +128,7 @@ async def test_a_worker_without_a_nursery_lives_on_while_there_is_no_descriptor_
 
     monkeypatch.setattr(processes, "_AGAIN_S", 0.01)
     monkeypatch.setattr(os, "pidfd_open", open_one)
-    nursery = Nursery({}, "", lambda *_: None, lambda *end: told.put_nowait(end))
-    nursery.fork({"name": "m.1"})
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
-        nursery._hear({"forked": "m.1", "pid": worker.pid})
+    with forked(lambda *end: told.put_nowait(end)) as (nursery, worker):
         await nursery._bury()
         await nursery._bury()  # the next nursery is killed, too; one watches
         await asyncio.wait_for(looked.wait(), 30)
@@ -141,10 +149,7 @@ async def test_a_worker_that_nobody_could_watch_is_ended(monkeypatch: pytest.Mon
 
     told: list[tuple[str, int, int]] = []
     monkeypatch.setattr(os, "pidfd_open", refuse)
-    nursery = Nursery({}, "", lambda *_: None, lambda *end: told.append(end))
-    nursery.fork({"name": "m.1"})
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
-        nursery._hear({"forked": "m.1", "pid": worker.pid})
+    with forked(lambda *end: told.append(end)) as (nursery, worker):
         await nursery._bury()
         assert told == [("m.1", worker.pid, -signal.SIGKILL)]
         assert worker.stdin is not None
