@@ -9,7 +9,9 @@ second (frontends: `Tally`) or once a batch (workers).
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import sys
 from bisect import bisect_left
 from collections import Counter as Counts
@@ -20,19 +22,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
-from prometheus_client.metrics_core import Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.mmap_dict import MmapedDict
 
 from app.logs import log
 from app.settings import inherited_environment
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LEAST = 1 << 16  # bytes of prometheus_client's files; they grow by doubling
 _ROOM = {"counter": _LEAST, "histogram": 8 * _LEAST, "gauge_livesum": _LEAST}  # of a process's, for some two hundred histograms
+MOVING = ".moving"  # instead of ".db", while what a dead process counted is added to the counts of all the dead
 _ENTRY = 28  # bytes of a value in them beside its key, padding included
 _COSTS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
@@ -209,13 +209,13 @@ class ForSupervisor:
         for kind in ("counter", "histogram"):
             file = self.folder / f"{kind}_{pid}.db"
             if file.exists():
-                counted = file.stat().st_size > 0  # else it was killed as it made the file
-                values = list(MmapedDict.read_all_values_from_file(str(file))) if counted else []  # type: ignore[no-untyped-call]
+                values = _values(file, pid)
                 dead = self._dead(kind, [key for key, *_ in values])
-                file.unlink()
+                file = file.rename(file.with_suffix(MOVING))
                 for key, value, stamp, _ in values:
                     dead.write_value(key, dead.read_value(key)[0] + value, stamp)  # type: ignore[no-untyped-call]
                 dead.close()  # type: ignore[no-untyped-call]
+                file.unlink()
 
     def _dead(self, kind: str, keys: list[str]) -> MmapedDict:
         """Of all the dead, with room on the disk for these, too: a mapped page that has none is a SIGBUS."""
@@ -261,35 +261,21 @@ def _make_room(folder: Path) -> None:
             _allocate(file, size)
 
 
+def _values(file: Path, pid: int) -> list[tuple[str, float, float, int]]:
+    """What a dead process counted: (key, value, stamp, position). If something wrote over it, nothing: no reason to end."""
+    if file.stat().st_size == 0:  # it was killed as it made the file
+        return []
+    try:
+        values = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
+        for key, *_ in values:
+            json.loads(key)
+    except (RuntimeError, ValueError, struct.error) as error:
+        log.error("the counts of process %d are damaged, and left out: %s", pid, error)
+        return []
+    return values
+
+
 def _allocate(file: BinaryIO, size: int) -> None:
     """Raises OSError where the disk has no room for it."""
     if sys.platform == "linux":
         os.posix_fallocate(file.fileno(), 0, size)
-
-
-class _Begun(multiprocess.MultiProcessCollector):
-    """Of all processes, but for files that are just being made: the library takes an empty one for damage. Of the dead first: a
-    process that is added to them meanwhile would count twice, and a count that falls again looks like a restart.
-    """
-
-    def collect(self) -> Iterable[Metric]:
-        files = [file for file in Path(self._path).glob("*.db") if file.stat().st_size > 0]
-        files.sort(key=lambda file: not file.stem.endswith("_dead"))
-        return self.merge([str(file) for file in files])  # type: ignore[no-untyped-call, no-any-return]
-
-
-def render(memory: Iterable[tuple[str, str, int]]) -> bytes:
-    """Everything of all processes in Prometheus's text format. `memory`: (model, worker, bytes), read at this moment."""
-    tally().flush()
-    registry = CollectorRegistry()
-    _Begun(registry)  # type: ignore[no-untyped-call]
-    try:
-        counted = generate_latest(registry)
-    except FileNotFoundError:  # a process died between the listing and the reading; by now its counts are with the dead
-        counted = generate_latest(registry)
-    text = [counted, b"# HELP hearth_worker_memory_bytes Memory of a worker\n"]
-    text.append(b"# TYPE hearth_worker_memory_bytes gauge\n")
-    text += [
-        f'hearth_worker_memory_bytes{{model="{model}",worker="{worker}"}} {size}\n'.encode() for model, worker, size in memory
-    ]
-    return b"".join(text)

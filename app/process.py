@@ -143,17 +143,20 @@ def die_with(address: str) -> int:
 
 
 def whole_life(life: Callable[[], object]) -> NoReturn:
-    """Of a forked child, which must never return into its parent's loop."""
-    status = 1
+    """Of a forked child, which must never return into its parent's loop.
+
+    What its frames hold when it fails is not closed: others may share its descriptors (`fork_beside`), and go on with them.
+    """
+    failed: BaseException | None = None
     try:
         life()
-        status = 0
-    except BaseException:  # noqa: BLE001  whatever it is, nobody above may catch it
-        traceback.print_exc()
-    finally:
+    except BaseException as error:  # noqa: BLE001  whatever it is, nobody above may catch it
+        failed = error  # and with it its frames, beyond this block
         with suppress(Exception):  # a pipe that nobody reads
-            sys.stderr.flush()
-        os._exit(status)
+            traceback.print_exc()
+    with suppress(Exception):
+        sys.stderr.flush()
+    os._exit(0 if failed is None else 1)
 
 
 def set_name(name: str) -> None:
@@ -233,10 +236,10 @@ def search_path() -> str:
 def resident_bytes(pid: int) -> int:
     """Memory of a process: its proportional share where the kernel tells it (forked workers share pages), else what is resident.
 
-    0 if the process is gone.
+    0 if the process is gone, or no descriptor is left to look by.
     """
     try:
         memory = psutil.Process(pid).memory_full_info()
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return 0
     return int(getattr(memory, "pss", memory.rss))

@@ -55,7 +55,7 @@ class Runner:
         self.compute = compute
         self.lane = lane or lane_of(compute)
         self.depth = self.lane.depth
-        self._judge = Runner(compute.apart()[1], self._program, self._decided, self.lane) if compute.exact else None
+        self._judge = Runner(compute.apart()[1], self._program, _decided(self._observe), self.lane) if compute.exact else None
 
     def run(self, samples: Sequence[Arrays]) -> list[Output | HearthError]:
         """One output, or error, per sample, in order."""
@@ -126,10 +126,6 @@ class Runner:
             else:
                 outputs[row] = outputs[row] | {"scores": result["scores"]}
 
-    def _decided(self, stage: str, seconds: float) -> None:
-        if stage == "run":
-            self._observe("decide", seconds)
-
     def _failure(self, error: Exception, samples: Sequence[Arrays]) -> HearthError:
         """What the caller hears. Raises what no retry can mend: then the process must end, and its replacement answers."""
         if isinstance(error, HearthError):
@@ -141,6 +137,11 @@ class Runner:
         if len(samples) == 1:
             log.error("the model raised", exc_info=error)
         return ModelFailed(f"the model raised {type(error).__name__} on this input; the server's log has the details")
+
+
+def _decided(observe: Observe) -> Observe:
+    """What is told of a judge's stages: nothing of its Runner's, which ends with the last who uses it."""
+    return lambda stage, seconds: observe("decide", seconds) if stage == "run" else None
 
 
 def _checked(output: Output) -> Output | HearthError:

@@ -13,7 +13,7 @@ from app.tasks.base import Files
 from app.wire.messages import Entry, Route, Table, Worker
 
 _TRIES = 3  # deaths in a row while loading, after which a model that never was ready counts as failed
-_DOUBTED = 6  # failures, after which callers of a model that was ready are told so: some two seconds, which they may well wait
+_DOUBT_S = 1.5  # the same for one that was ready, from the first on: callers may well wait for so long before they are told
 # Before others get another try, the last one again and again; so does what no process could be started for.
 _PAUSES_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
 
@@ -30,6 +30,8 @@ class Slot:
     """While loading, since it was ready."""
     unborn: int = 0
     """How often since then not even a process could be forked."""
+    failing_since: float = 0.0
+    """When the first of both was."""
     why: str = ""
     """Why its last worker could not load, as far as that one said so."""
     restarts: int = 0
@@ -38,6 +40,10 @@ class Slot:
     def failures(self) -> int:
         """Both, in a row."""
         return self.deaths + self.unborn
+
+    def doubted(self, now: float, patience_s: float) -> bool:
+        """Whether nobody knows any more that its worker will be ready."""
+        return self.failures >= _TRIES and now - self.failing_since >= patience_s
 
 
 @dataclass(slots=True)
@@ -126,7 +132,7 @@ class Roster:
         slot.state, slot.why, slot.deaths, slot.unborn = "ready", "", 0, 0
         return True
 
-    def died(self, name: str, reason: str) -> Birth | None:
+    def died(self, name: str, reason: str, now: float) -> Birth | None:
         """The process ended, or there never was one. Returns its replacement; None if it is not wanted, or died too often
         without ever getting ready.
         """
@@ -135,6 +141,8 @@ class Roster:
             return None
         served, slot = found
         born = slot.pid > 0 or slot.state == "ready"
+        if not slot.failures:
+            slot.failing_since = now
         if not born:
             slot.unborn += 1
         elif slot.state == "loading":
@@ -147,7 +155,7 @@ class Roster:
         if slot.deaths >= _TRIES and not served.meta:
             self.unwant(served.card.name, why)
             return None
-        if all(one.failures >= (_DOUBTED if served.meta else _TRIES) for one in served.slots):
+        if all(one.doubted(now, _DOUBT_S if served.meta else 0.0) for one in served.slots):
             served.why = f"{why}; it is tried again"
         again = self._birth(served.card.name, served, slot)
         late = slot.failures - _TRIES

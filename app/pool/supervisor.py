@@ -189,7 +189,7 @@ class Supervisor:
             log.warning("worker %s died (%s), %d samples were running", name, reason, len(running))
             if found[1].pid or found[1].state == "ready":  # else there was none
                 self._seen.worker_restarted(model)
-            if birth := self._roster.died(name, reason):
+            if birth := self._roster.died(name, reason, time.monotonic()):
                 self._loading.fork(birth)
             else:
                 self._loading.give_up(model, self._roster.models[model].why)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from app.tuning.store import Store
 
 
-def _known(request: Request) -> None:
+async def _known(request: Request) -> None:
     """Raise UnknownJob for what cannot be a job's id: databases differ in what they say of that."""
     id = request.path_params.get("id")
     if id is not None and not is_id(id):

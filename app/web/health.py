@@ -5,13 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import PlainTextResponse, Response
 
-from app import metrics
+from app.web import exposition
 from app.web.answer import reply
 from app.web.read import no_query
 
 router = APIRouter(tags=["health"], dependencies=[Depends(no_query)])
-# A worker that needs longer for its card's sample, its usual batches aside, is not ready to serve others. With the time for
-# which an answer proves it (pool/client.py) less than two seconds, within which readiness is to tell of a fault.
+# A worker that needs longer for its card's sample is not ready to serve others, unless its batches take half a second and more,
+# as they should not. With the time for which an answer proves it (pool/client.py) less than two seconds, within which readiness
+# is to tell of a fault.
 _PROOF_S = 1.2
 
 
@@ -43,4 +44,4 @@ async def prometheus(request: Request) -> Response:
         for model in request.app.state.kitchen.pool.models()
         for replica in model.replicas
     ]
-    return Response(metrics.render(memory), media_type=metrics.CONTENT_TYPE)
+    return Response(exposition.render(memory), media_type=exposition.CONTENT_TYPE)

@@ -23,7 +23,7 @@ _TURNS = 10  # in which a model may be loaded anew by others
 @router.get("/models", response_model=ModelsAnswer, summary="All models and their states")
 async def models(request: Request) -> Response:
     """Every card of the catalogue."""
-    return reply({"models": [_told(model) for model in _pool(request).models()]})
+    return reply({"models": [_told(request, model) for model in _pool(request).models()]})
 
 
 @router.get("/models/{name}", response_model=ModelAnswer, responses=problems(404), summary="One model")
@@ -46,7 +46,7 @@ async def load(request: Request, name: str) -> Response:
     if model.state == "loading":  # it has been tried a few times
         why = model.why or "others load and unload it all the time"
         raise Loading(f"{name} is not ready: {why}; ask again in a moment", retry_after_s=1.0)
-    return reply(_told(model))
+    return reply(_told(request, model))
 
 
 @router.post("/models/{name}/unload", response_model=ModelAnswer, responses=problems(404, 409), summary="Unload a model")
@@ -55,7 +55,7 @@ async def unload(request: Request, name: str) -> Response:
     model = await _pool(request).change(name, "unload")
     if model.state in ("loading", "ready"):
         raise Conflict(f"{name} was loaded meanwhile; agree on what is wanted, then unload it again")
-    return reply(_told(model))
+    return reply(_told(request, model))
 
 
 @router.put(
@@ -82,16 +82,16 @@ async def rollback(request: Request, name: str) -> Response:
 
 def _whole(request: Request, name: str) -> dict[str, Any]:
     first, *others = _pool(request).versions(name)
-    return _told(first) | {"meta": first.meta, "versions": [_version(model) for model in (first, *others)]}
+    return _told(request, first) | {"meta": first.meta, "versions": [_version(request, model) for model in (first, *others)]}
 
 
-def _version(model: Model) -> dict[str, Any]:
+def _version(request: Request, model: Model) -> dict[str, Any]:
     """How it stands, and by which one judges whether it shall answer: how good it is, and where it comes from."""
-    told, origin = _told(model), tuned(model.card.folder)
+    told, origin = _told(request, model), tuned(model.card.folder)
     return {field: told[field] for field in ("version", "state", "why", "share", "shadow")} | {
         "metrics": origin.get("metrics", {}),
         "base": origin.get("spec", {}).get("base", ""),
-        "job": origin.get("job", ""),
+        "job": "" if _outside(request) else origin.get("job", ""),
     }
 
 
@@ -100,7 +100,12 @@ def _pool(request: Request) -> Pool:
     return pool
 
 
-def _told(model: Model) -> dict[str, Any]:
+def _outside(request: Request) -> bool:
+    """Whether nobody knows who asks: the server's processes and jobs are no business of strangers."""
+    return getattr(request.state, "outside", False)
+
+
+def _told(request: Request, model: Model) -> dict[str, Any]:
     card = model.card
     return {
         "name": card.model,
@@ -111,7 +116,7 @@ def _told(model: Model) -> dict[str, Any]:
         "share": model.share,
         "shadow": model.shadow,
         "default": model.default,
-        "workers": [asdict(replica) for replica in model.replicas],
+        "workers": [] if _outside(request) else [asdict(replica) for replica in model.replicas],
         "about": card.about.model_dump(exclude_defaults=True),
         "limits": card.limits.model_dump(),
     }

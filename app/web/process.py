@@ -83,11 +83,11 @@ def serve(
 ) -> None:
     """Be frontend `number` until SIGTERM; then finish what was accepted. `listening`, `left`: see `keeper.Live`."""
     set_name(f"hearth http {number}")
-    metrics.for_frontend(Path(folder) / "metrics")
     if journal is not None:  # callers' requests are nothing for those who read strangers' files
         journal.map.madvise(mmap.MADV_DONTFORK)
     # The decoders' nursery first: it is a copy of this process, which has no thread yet.
     decoders = Decoders(decoder_count(cores(), settings.frontend_count()), room_for(settings), nursery.begin())
+    metrics.for_frontend(Path(folder) / "metrics")  # behind it, for the same reason
     client = Client(settings, folder, number)
     box = BlackBox(Path(folder) / f"frontend.{number}.blackbox")
 

@@ -109,7 +109,7 @@ def _told(name: str | None) -> str | None:
     return name and name.encode("utf-8", "replace").decode()
 
 
-def no_query(request: Request) -> None:
+async def no_query(request: Request) -> None:
     """Raise Invalid for a query where there is nothing to say in one."""
     if request.scope["query_string"]:
         name = next(iter(request.query_params), "")
@@ -139,7 +139,7 @@ def _defaults(model: type[BaseModel]) -> Any:
 
 async def read_json(request: Request, model: type[M]) -> M:
     """The body as `model`. Raises UnsupportedMedia, BadInput, RequestTimeout, Invalid naming the first field that is wrong."""
-    no_query(request)
+    await no_query(request)
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media not in ("", "application/json", "application/x-www-form-urlencoded"):
         raise UnsupportedMedia(f"{media!r} is not read here; send application/json")

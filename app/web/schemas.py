@@ -172,7 +172,7 @@ class ModelAnswer(BaseModel):
     share: float = Field(description="of the requests for this name")
     shadow: bool
     default: bool
-    workers: list[Worker]
+    workers: list[Worker] = Field(description="none for callers of other machines, where there are no keys")
     about: dict[str, Any]
     limits: dict[str, Any]
     meta: dict[str, Any] | None = None

@@ -1,7 +1,7 @@
 """Who may do what: decided from a request's head, before its body is read. Keys where there are some, else the caller's address.
 
     with keys       `infer`: ask models, GET /models, /metrics · `tune`: jobs too · `admin`: everything. Nothing without a key
-    without keys    everybody asks models and GET /models; all else is for callers at this machine
+    without keys    everybody asks models and GET /models (but for what runs them); all else is for callers at this machine
     always open     /health/live, /health/ready, and what only describes the server: /, /docs, /openapi.json
 
 What is not listed here takes `admin`: a new route is closed until somebody opens it.
@@ -68,8 +68,8 @@ class Guard:
                 self._buckets[key.id] = old if old and old.rate == limit else Bucket(limit, self._parts, now)
 
     def check(self, scope: Scope, headers: Headers) -> None:
-        """Let the request pass: `key`, `heads` and `audit` of its state say by what right. Raises Unauthorised, Forbidden,
-        RateLimited, Loading.
+        """Let the request pass: `key`, `heads`, `outside` and `audit` of its state say by what right. Raises Unauthorised,
+        Forbidden, RateLimited, Loading.
         """
         path = scope["path"]
         if self._idle and path in self._inference:
@@ -86,7 +86,10 @@ class Guard:
                 self._spend("key", bucket, now, state["heads"])
             if not key.may(need.role):
                 raise Forbidden(f"this takes a key of the role {need.role}, or one that may more; {key.name} has {key.role}")
-        elif need.near and (why := stranger(scope, headers, self._hosts)):
+        elif why := stranger(scope, headers, self._hosts):
+            state["outside"] = True
+            if not need.near:
+                return
             remedy = "set HEARTH_KEYS_FILE (hearth keys add NAME --role ROLE), and send a key"
             raise Forbidden(f"without keys this is for callers at this machine alone: {why}; or {remedy}")
         if need in (_TUNE, _RULE) and scope["method"] not in _CHANGES_NOTHING:

@@ -91,19 +91,19 @@ def server(frail: Path) -> Iterator[Server]:
 
 @dataclass(frozen=True, slots=True)
 class Refusable(Question):
-    """Being refused, with one of these codes, is all that may go wrong with it; all else is wrong."""
+    """Being refused, in one of these words, is all that may go wrong with it; all else is wrong."""
 
-    codes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
     def outcome(self, status: int, body: bytes) -> Outcome:
         found = Question.outcome(self, status, body)
-        refused = status == 503 and json.loads(body)["code"] in self.codes
+        refused = status == 503 and any(words in "{code}: {detail}".format(**json.loads(body)) for words in self.words)
         return "wrong" if found == "failed" and not refused else found
 
 
-def refusable(questions: Sequence[Question], *codes: str) -> list[Question]:
+def refusable(questions: Sequence[Question], *words: str) -> list[Question]:
     """The same, which may be refused."""
-    return [Refusable(one.path, one.body, one.media, one.known, codes=codes) for one in questions]
+    return [Refusable(one.path, one.body, one.media, one.known, words=words) for one in questions]
 
 
 def questions(server: Server, *models: str) -> list[Question]:

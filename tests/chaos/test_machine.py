@@ -74,6 +74,11 @@ def test_the_clock_jumps(frail: Path, clock: tuple[Path, dict[str, str]], chaos:
     chaos.note("clock forward and back by 400 days", callers.counts, felt)
 
 
+def connections(frontend: psutil.Process) -> int:
+    """Those of callers that it has accepted."""
+    return sum(one.status == psutil.CONN_ESTABLISHED for one in frontend.net_connections("tcp"))
+
+
 def test_idle_connections_take_all_that_a_frontend_has_for_them(frail: Path, chaos: Chaos):
     """More than it may have: those that are idle make room for the others. What happens when there is none at all: below."""
     limit, count = 160, chaos.times(300, 3000)
@@ -82,17 +87,21 @@ def test_idle_connections_take_all_that_a_frontend_has_for_them(frail: Path, cha
         known = questions(server)
         with Callers(server.url, known) as callers:
             callers.more()
-            opened = [held.callback(stranger.close) for stranger in strangers(server, count)]
-            callers.more()
             (frontend,) = faults.processes(server.process.pid, "http")
-            taken = sum(one.status == psutil.CONN_ESTABLISHED for one in frontend.net_connections("tcp"))
+            taken = []
+            for number, stranger in enumerate(strangers(server, count)):
+                held.callback(stranger.close)
+                if number % 10 == 0:
+                    taken.append(connections(frontend))
+            callers.more()
+            left = connections(frontend)
             felt = [callers.felt(lambda: faults.kill(server.process.pid, "toy"))]
             callers.more()
             assert server.http.get("/health/ready").status_code == 200
     chaos.note("connections taken by idle ones", callers.counts, felt)
-    chaos.figure("the same", opened=len(opened), taken=taken)
-    assert len(opened) == count
-    assert 0 < taken <= most_connections(limit), "many make room at once"
+    chaos.figure("the same", opened=count, taken=max(taken), left=left)
+    assert max(taken) > most_connections(limit) / 2, "they had less than there is"
+    assert left <= most_connections(limit), "many make room at once"
 
 
 @pytest.mark.parametrize(("victim", "said"), [("toy", "died ("), ("http", "cannot be started for now: [Errno 24]")])
@@ -106,6 +115,7 @@ def test_a_process_is_killed_when_none_has_a_descriptor_left(frail: Path, chaos:
             with contextlib.ExitStack() as held:
                 held.enter_context(faults.no_descriptors(server.process.pid))
                 callers.more(3)
+                assert server.http.get("/models/toy").status_code == 200
                 before = len(server.log)
                 faults.kill(server.process.pid, victim)
                 wait_for(lambda before=before: said in server.log[before:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 import time
@@ -33,6 +32,8 @@ class Wreckers:
         self._over = threading.Event()
         self._threads = ThreadPoolExecutor(len(every))
         self._log: list[tuple[float, float, str]] = []  # from when to when it was done
+        self.strange: list[str] = []
+        """What those that ask the server for something were told, or what kept its answer from them, and should not have."""
 
     @property
     def done(self) -> dict[str, int]:
@@ -72,11 +73,15 @@ class Wreckers:
     def _run(self, name: str) -> None:
         chance, (every_s, do) = random.Random(name), self._every[name]
         while not self._over.wait(every_s * chance.uniform(0.5, 1.5)):
-            # There may be nobody to be hit just now, and nobody who answers: another fault was quicker.
-            with contextlib.suppress(LookupError, psutil.Error, httpx.HTTPError):
-                began = time.monotonic()
+            # There may be nobody to be hit just now: another fault was quicker.
+            began = time.monotonic()
+            try:
                 do()
-                self._log.append((began, time.monotonic(), name))
+            except (LookupError, psutil.Error):
+                continue
+            except httpx.HTTPError as error:
+                self.strange.append(f"{name}: {error!r}")
+            self._log.append((began, time.monotonic(), name))
 
     def __enter__(self) -> Wreckers:
         self._work = [self._threads.submit(self._run, name) for name in self._every]

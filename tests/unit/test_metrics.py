@@ -14,11 +14,12 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import metrics
+from app.web import exposition
 from tests.conftest import ROOT
 
 CHILD = "from app import metrics; w = metrics.for_worker('m', 'm.1'); w.waiting(3); w.batch(2, 8.0, [0.1, 0.2]); import os; print(os.getpid())"
 OPENED = "import os, sys; from pathlib import Path; from app import metrics"
-READER = "import sys; from app import metrics; sys.stdout.buffer.write(metrics.render([('m', 'm.1', 5)]))"
+READER = "import sys; from app.web.exposition import render; sys.stdout.buffer.write(render([('m', 'm.1', 5)]))"
 BURIAL = "import sys; from pathlib import Path; from app import metrics; s = metrics.for_supervisor(Path(sys.argv[1]))\nfor pid in sys.argv[2:]: s.process_gone(int(pid))"
 
 
@@ -97,13 +98,69 @@ def test_a_process_that_is_buried_while_the_files_are_read_counts_once(tmp_path:
 
     monkeypatch.setattr(Path, "glob", dead_last)  # a folder has no order of its own
     monkeypatch.setattr(MmapedDict, "read_all_values_from_file", staticmethod(read_and_bury))
-    monkeypatch.setattr(metrics._Begun, "__init__", lambda self, registry: setattr(self, "_path", str(tmp_path)))
+    begun = begun_in(tmp_path, monkeypatch)
     try:
-        families = list(metrics._Begun(None).collect())
+        families = list(begun.collect())
     except FileNotFoundError:  # as `render` does
-        families = list(metrics._Begun(None).collect())
+        families = list(begun.collect())
     found = {sample.name: sample.value for family in families for sample in family.samples}
     assert reads and found["hearth_batch_size_count"] == 2
+
+
+def begun_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> exposition._Begun:
+    monkeypatch.setattr(exposition._Begun, "__init__", lambda self, _: setattr(self, "_path", str(folder)))
+    return exposition._Begun(None)
+
+
+def test_nobody_is_among_the_dead_by_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The count fell, and rose again: a restart, for whoever adds up what it grew by."""
+    begun, write, looked = begun_in(tmp_path, monkeypatch), MmapedDict.write_value, list[str]()
+
+    def write_and_look(*values: Any) -> None:
+        with pytest.raises(FileNotFoundError, match="being moved"):
+            list(begun.collect())
+        write(*values)
+        looked.append(values[1])
+
+    pid = int(python(CHILD, tmp_path))
+    monkeypatch.setattr(MmapedDict, "write_value", write_and_look)
+    metrics.ForSupervisor(tmp_path).process_gone(pid)
+    assert looked and not list(tmp_path.glob(f"*{pid}*"))
+    assert read(tmp_path)["hearth_batch_size_count"] == 1
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_who_reads_waits_for_a_burial_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool):
+    begun_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(exposition, "CollectorRegistry", lambda: None)
+    monkeypatch.setattr(exposition, "generate_latest", lambda _: list(begun.collect()) and b"counted\n")
+    begun = exposition._Begun(None)
+    monkeypatch.setattr(exposition, "_Begun", lambda _: begun)
+    pid = python(CHILD, tmp_path).strip()
+    file, waited = tmp_path / f"counter_{pid}.moving", list[float]()
+    file.touch()
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if moved and len(waited) == 3:
+            file.unlink()
+
+    monkeypatch.setattr(exposition.time, "sleep", wait)
+    assert exposition.render([]).startswith(b"counted\n")
+    assert len(waited) == (3 if moved else exposition._LOOKS - 1)
+
+
+@pytest.mark.parametrize("damage", [b"\xff" * 8, b"\x40\0\0\0\0\0\0\0\x08\0\0\0no jsons" + bytes(64)])
+def test_damaged_counts_of_a_dead_process_are_left_out(tmp_path: Path, damage: bytes):
+    """They ended the supervisor; or none could be read, ever."""
+    pids = [python(CHILD, tmp_path).strip() for _ in range(2)]
+    with (tmp_path / f"histogram_{pids[0]}.db").open("r+b") as file:
+        file.write(damage)
+    undertaker = metrics.ForSupervisor(tmp_path)
+    for pid in pids:
+        undertaker.process_gone(int(pid))
+    assert not [file for file in tmp_path.iterdir() for pid in pids if pid in file.name] and not undertaker.unsettled
+    assert read(tmp_path)["hearth_batch_size_count"] == 1
 
 
 def test_counts_that_cannot_be_added_up_stay_until_the_next_death(tmp_path: Path):
@@ -126,7 +183,7 @@ def test_the_counts_of_all_the_dead_lie_on_the_disk_before_they_are_written(tmp_
     for number in range(1, 4):
         counted = MmapedDict(str(tmp_path / f"counter_{10**9 + number}.db"))
         for key in range(800):
-            counted.write_value(f"{key:0100} {number}", 1.0, 0.0)
+            counted.write_value(f'"{key:0100} {number}"', 1.0, 0.0)
         counted.close()
         undertaker.process_gone(10**9 + number)
         told = (tmp_path / "counter_dead.db").stat()

@@ -125,6 +125,36 @@ def test_a_sibling_that_was_killed_leaves_its_descriptors():
     assert told.stdout.split("\n")[:2] == ["last words", "-9 0"], told
 
 
+FAILS = """
+import os, socket
+from contextlib import suppress
+from app.process import fork_beside, whole_life
+def life(number):
+    left = socket.socket(fileno=number)
+    raise SystemExit("no room")
+keeper = os.fork()
+if keeper == 0:
+    caller, inherited = socket.socketpair()
+    number = inherited.detach()
+    sibling = fork_beside()
+    if sibling == 0:
+        whole_life(lambda: life(number))
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(sibling, 0)
+    print(socket.socket(fileno=number).send(b"its successor's answer"), flush=True)
+    os._exit(0)
+print(*sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
+"""
+
+
+@pytest.mark.skipif(not process.can_fork_beside(), reason="Linux's clone")
+def test_a_sibling_that_fails_leaves_what_it_inherited_open():
+    """It had taken a killed frontend's connections, and could not begin: its callers were lost with its last frame."""
+    told = subprocess.run([sys.executable, "-c", FAILS], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    assert told.stdout.split() == ["22", "0", "1"], told
+
+
 PARENT = """
 import subprocess, sys
 from app.process import child_command

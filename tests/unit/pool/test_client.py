@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -48,6 +49,26 @@ async def test_an_error_proves_nothing_of_its_worker(tmp_path: Path):
     assert not client._answered
     client._on_answer("m.1", Done(2, 0.0, 0.0, 1, 0.0), {})
     assert client._answered
+
+
+@pytest.mark.parametrize(("longest_s", "allowed_s"), [(0.0, 1.2), (0.48, 1.2), (2.0, 5.0)])
+async def test_a_worker_has_time_for_the_batch_that_runs_and_the_one_with_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest_s: float, allowed_s: float
+):
+    """But no more: readiness is to tell of a fault within two seconds, which a batch as long as it should be leaves room for."""
+    client, allowed = Client(Settings(), str(tmp_path), 1), list[float]()
+
+    async def silent(_: Card, __: object, ___: str, until: float) -> None:
+        allowed.append(until - 50.0)
+
+    monkeypatch.setattr(client, "_try", silent)
+    monkeypatch.setattr(client._directory, "find", lambda *_, **__: (None, None))
+    monkeypatch.setattr("app.pool.client.time", SimpleNamespace(monotonic=lambda: 50.0))
+    client._directory.update(table("ready", Worker("m.1", 1, "cpu", "ready", 0)))
+    client._on_answer("m.1", Done(2, 0.0, longest_s, 1, 0.0), {})
+    client._answered.clear()
+    assert await client._prove(client._directory["m"], 1.2) == ""
+    assert allowed == [pytest.approx(allowed_s)]
 
 
 async def test_an_answer_that_came_before_the_news_of_the_death_counts(tmp_path: Path):

@@ -22,10 +22,10 @@ def card(replicas: int = 1) -> Card:
     )
 
 
-def died(roster: Roster, birth: Birth, reason: str = "SIGKILL") -> Birth | None:
+def died(roster: Roster, birth: Birth, reason: str = "SIGKILL", now: float = 0.0) -> Birth | None:
     """Its process ended, and there was one."""
     roster.forked(birth.name, 42)
-    return roster.died(birth.name, reason)
+    return roster.died(birth.name, reason, now)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_who_was_ready_once_is_tried_again_and_again_ever_later(roster: Roster):
     roster.ready(birth.name, {"dimensions": 3})
     pauses, reasons = [], []
     for _ in range(11):
-        birth = died(roster, birth, "SIGKILL")
+        birth = died(roster, birth, "SIGKILL", 100 + sum(pauses))
         assert birth is not None and roster.models["m"].state == "loading"
         pauses.append(birth.after_s)
         reasons.append(roster.models["m"].why)
@@ -88,16 +88,30 @@ def test_who_was_ready_once_is_tried_again_and_again_ever_later(roster: Roster):
     assert died(roster, birth, "SIGKILL").after_s == 0
 
 
+def test_callers_hear_of_the_third_failure_where_each_takes_long(roster: Roster):
+    (birth,) = roster.want("m", {})
+    roster.ready(birth.name, {"dimensions": 3})
+    birth, told = died(roster, birth, now=100), []
+    for now in (110, 120, 130):
+        birth = died(roster, birth, "exit status 0", now)
+        told.append(roster.models["m"].in_doubt)
+    assert told == [False, False, True]
+    roster.ready(birth.name, {"dimensions": 3})
+    for now in (200, 200.1, 200.2, 200.3, 201.5):
+        birth = died(roster, birth, "exit status 0", now)
+    assert not roster.models["m"].in_doubt, "the first failure is another one since"
+
+
 def test_why_a_worker_could_not_load_is_told_of_that_one_alone(roster: Roster):
     (birth,) = roster.want("m", {})
     roster.ready(birth.name, {"dimensions": 3})
-    for _ in range(6):
-        birth = died(roster, birth, "SIGKILL")
+    for now in range(6):
+        birth = died(roster, birth, "SIGKILL", now)
     _, slot = roster.find(birth.name)
     slot.why = "CUDA out of memory"
-    birth = died(roster, birth, "exit status 1")
+    birth = died(roster, birth, "exit status 1", 6)
     assert roster.models["m"].why == "CUDA out of memory; it is tried again"
-    died(roster, birth, "SIGKILL")
+    died(roster, birth, "SIGKILL", 7)
     assert roster.models["m"].why.startswith("its worker died")
 
 
@@ -107,9 +121,9 @@ def test_what_no_process_can_be_forked_for_is_tried_for_ever_and_never_at_once(r
     roster.forked(birth.name, 42)
     if was_ready:
         roster.ready(birth.name, {"dimensions": 3})
-    birth, pauses = roster.died(birth.name, "SIGKILL"), []
-    for _ in range(3000):
-        birth = roster.died(birth.name, "exit status 1")
+    birth, pauses = roster.died(birth.name, "SIGKILL", 0), []
+    for now in range(3000):
+        birth = roster.died(birth.name, "exit status 1", now)
         assert birth is not None
         pauses.append(birth.after_s)
     assert min(pauses) == 0.25 and pauses[-1] == 10
@@ -123,19 +137,19 @@ def test_a_model_is_in_doubt_when_all_its_replicas_are(roster: Roster):
     one, other = roster.want("m", {})
     for birth in (one, other):
         roster.ready(birth.name, {"dimensions": 3})
-    for _ in range(7):
-        one = died(roster, one, "SIGKILL")
+    for now in range(7):
+        one = died(roster, one, "SIGKILL", now)
     assert roster.models["m"].state == "ready" and not roster.models["m"].why
-    other = died(roster, other, "SIGKILL")
+    other = died(roster, other, "SIGKILL", 7)
     assert roster.models["m"].state == "loading" and not roster.models["m"].why, "it may be there again at once"
-    for _ in range(6):
-        other = died(roster, other, "SIGKILL")
+    for now in range(8, 14):
+        other = died(roster, other, "SIGKILL", now)
     assert "6 times" in roster.models["m"].why
     roster.ready(one.name, {"dimensions": 3})
     assert not roster.models["m"].why
-    for _ in range(2):
-        other = died(roster, other, "SIGKILL")
-    died(roster, one, "SIGKILL")
+    for now in range(14, 16):
+        other = died(roster, other, "SIGKILL", now)
+    died(roster, one, "SIGKILL", 16)
     assert roster.models["m"].state == "loading" and not roster.models["m"].why, "the same"
 
 

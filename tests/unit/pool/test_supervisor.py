@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,7 +169,8 @@ async def test_a_model_that_was_ready_is_not_given_up_because_one_of_its_workers
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(supervisor._nursery, "fork", lambda _: None)
-    looks = list[str]()
+    looks, seconds = list[str](), count(100.0, 0.5)
+    monkeypatch.setattr("app.pool.supervisor.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     monkeypatch.setattr(supervisor._switching, "look", lambda: looks.append(served.why))
     served = supervisor._roster.models["m"]
     supervisor._loading.load("m")
@@ -181,7 +183,7 @@ async def test_a_model_that_was_ready_is_not_given_up_because_one_of_its_workers
         supervisor._roster.forked(worker, 1)
         supervisor._on_message(worker, LoadFailed("the device has no memory left"), {})
         supervisor._on_exited(worker, 1, 0)
-        assert (served.state, served.why) == ("loading", "the device has no memory left; it is tried again" if turn >= 5 else "")
+        assert (served.state, served.why) == ("loading", "the device has no memory left; it is tried again" if turn >= 3 else "")
         assert looks[-1] == served.why, "a change of traffic that waits for it hears of that"
     supervisor._roster.ready(served.slots[0].worker, {"dimensions": 3})
     assert (served.state, served.why) == ("ready", "")

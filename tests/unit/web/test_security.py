@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from fastapi.routing import APIRoute
 
 from app import keys
 from app.settings import Settings
+from app.web import embed, finetune, health, models, predict, transcribe
 from app.web.edge import Edge
 from app.web.server import make_app
 
+PARTS = (predict, embed, transcribe, models, finetune, health)  # of the app, whose routes are not its own
 OPEN = {"GET /", "GET /docs", "GET /openapi.json", "GET /health/live", "GET /health/ready"}
 ASK = {"GET /models", "GET /models/{name}", "POST /predict/image", "POST /predict/text", "POST /embed/text", "POST /embed/image"}
 ASK |= {"POST /transcribe"}
@@ -83,6 +87,19 @@ def test_every_route_is_in_the_table_above(lock: Lock):
         assert len(refusals) == (0 if path.startswith("/health/") else 3), path
 
 
+def test_no_call_takes_a_thread(lock: Lock):
+    """To begin with the first one takes a descriptor: where there was none, every call without a query was a mistake of ours."""
+
+    def steps(dependant: Any) -> Iterator[Any]:
+        yield dependant.call
+        for one in dependant.dependencies:
+            yield from steps(one)
+
+    routes = [*lock.app._app.routes, *(route for part in PARTS for route in part.router.routes)]
+    called = {step for route in routes if isinstance(route, APIRoute) for step in steps(route.dependant)}
+    assert len(called) > 20 and not [step for step in called if not inspect.iscoroutinefunction(step)]
+
+
 @pytest.mark.parametrize("role", ["", *keys.ROLES])
 async def test_with_keys_each_role_may_what_it_may_and_no_more(lock: Lock, role: str):
     may = {"": {""}, "infer": {"", "infer"}, "tune": {"", "infer", "tune"}, "admin": set(ALL.values())}[role]
@@ -109,6 +126,10 @@ async def test_without_keys_the_world_may_ask_and_this_machine_may_all(open_app:
             assert (code(outside) == "forbidden") == (call in TUNE | RULE | WATCH), call
             assert code(inside) not in ("forbidden", "unauthorised"), call
         assert "hearth keys add" in (await ask(world, "POST /models/{name}/load")).json()["detail"]
+        for path in ("/models", "/models/toy"):
+            told, strangers = (await here.get(path)).json(), (await world.get(path)).json()
+            told, strangers = (one["models"][0] if "models" in one else one for one in (told, strangers))
+            assert told.pop("workers") and strangers.pop("workers") == [] and told == strangers
 
 
 @pytest.mark.parametrize("path", ["/models/toy/nothing", "/secret", "/finetune2", "/x//models", "/health", "/docs/x", "/MODELS"])
