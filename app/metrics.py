@@ -10,6 +10,7 @@ second (frontends: `Tally`) or once a batch (workers).
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import sys
@@ -266,10 +267,14 @@ def _values(file: Path, pid: int) -> list[tuple[str, float, float, int]]:
     if file.stat().st_size == 0:  # it was killed as it made the file
         return []
     try:
-        values = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
-        for key, *_ in values:
-            json.loads(key)
-    except (RuntimeError, ValueError, struct.error) as error:
+        values, before = [], 0
+        for key, value, stamp, position in MmapedDict.read_all_values_from_file(str(file)):  # type: ignore[no-untyped-call]
+            name, sample, labels, _ = json.loads(key)
+            if position <= before or not math.isfinite(value) or not (name and sample) or not isinstance(labels, dict):
+                raise ValueError(f"{key!r} is {value}")
+            values.append((key, value, stamp, position))
+            before = position
+    except (RuntimeError, TypeError, ValueError, struct.error) as error:
         log.error("the counts of process %d are damaged, and left out: %s", pid, error)
         return []
     return values

@@ -152,11 +152,11 @@ def whole_life(life: Callable[[], object]) -> NoReturn:
         life()
     except BaseException as error:  # noqa: BLE001  whatever it is, nobody above may catch it
         failed = error  # and with it its frames, beyond this block
+        traceback.print_exc()
+    finally:
         with suppress(Exception):  # a pipe that nobody reads
-            traceback.print_exc()
-    with suppress(Exception):
-        sys.stderr.flush()
-    os._exit(0 if failed is None else 1)
+            sys.stderr.flush()
+        os._exit(0 if failed is None else 1)
 
 
 def set_name(name: str) -> None:

@@ -138,7 +138,7 @@ class Pool(Protocol):
 
     async def proven(self, within_s: float) -> dict[str, str]:
         """Preloaded models → "" if each of its workers has answered a real forward in the last half second or does so within
-        `within_s` (or two and a half of its longest batches, if that is longer: it may be busy), else what is wrong. Truth for
+        `within_s` (or a few of its longest batches, if that is longer: it may be busy), else what is wrong. Truth for
         `/health/ready`. Where all preloaded models were unloaded: those that are ready.
         """
         ...

@@ -32,7 +32,8 @@ from app.wire.sockets import Endpoint, address
 _AGAIN_S = 1.0  # after which a worker that could not be reached is tried again
 _LEAVE_S = 0.2  # a version that is to be freed is looked at so often
 _PROVEN_S = 0.5  # an answer to a real request proves a worker for so long
-_BUSY = 2.5  # of its longest batches it may take until it is proven: the one that runs, the one that the sample is in, some room
+# Of its longest batches a worker may take so many until it is proven: what runs (on CUDA two), what the sample is in, and a half.
+_BUSY, _BUSY_CUDA = 2.5, 3.5
 _ID_BITS = 40  # a frontend's number stands above its counter: ids are unique among frontends
 
 
@@ -149,10 +150,10 @@ class Client:
             return entry.why or entry.state
         _, codec = self._directory.find(name, known.card.task, exactly=True)
         now = time.monotonic()
-        ready = [worker.name for worker in entry.workers if worker.state == "ready"]
+        ready = {worker.name: worker.device for worker in entry.workers if worker.state == "ready"}
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
         for worker in quiet:
-            allowed_s = max(within_s, _BUSY * self._longest.get(worker, 0.0))
+            allowed_s = max(within_s, (_BUSY if ready[worker] == "cpu" else _BUSY_CUDA) * self._longest.get(worker, 0.0))
             if why := await self._probe.run(
                 worker,
                 lambda worker=worker, until=now + allowed_s: self._try(known.card, codec, worker, until),  # type: ignore[misc]

@@ -35,6 +35,7 @@ from app.web.heirs import take_over
 from app.web.journal import Journal, Slot
 from app.web.keeper import keep
 from app.web.line import Line, Noted
+from app.web.listening import Listening
 from app.web.server import make_app
 from app.wire.blackbox import BlackBox
 
@@ -135,13 +136,21 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept, and take over."""
-        await super().startup(sockets)
+        await super().startup([])
+        self.servers = [Listening(each, self.config.http_protocol_class) for each in sockets or []]  # type: ignore[misc]
         left, self._left = self._left, []
         if self._journal is not None:
             await take_over(left, self._journal, partial(self._line, self._journal))
         else:
             for connection in left:  # nothing is known of it
                 connection.close()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Have all that was accepted among those that are told to end."""
+        for each in self.servers:
+            each.close()
+            await each.wait_closed()
+        await super().shutdown(sockets)
 
 
 def _beat(box: BlackBox) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faults
@@ -106,20 +107,26 @@ def test_idle_connections_take_all_that_a_frontend_has_for_them(frail: Path, cha
 
 @pytest.mark.parametrize(("victim", "said"), [("toy", "died ("), ("http", "cannot be started for now: [Errno 24]")])
 def test_a_process_is_killed_when_none_has_a_descriptor_left(frail: Path, chaos: Chaos, victim: str, said: str):
-    """Those of the one that is killed are all that its successor finds: who asks meanwhile is answered when there are some again."""
-    with Server(frail, **ONE) as server, Callers(server.url, questions(server)) as callers:
-        felt = []
+    """Those of the one that is killed are all that its successor finds: who asks meanwhile is answered when there are some again, and
+    so is who comes meanwhile.
+    """
+    felt = []
+    with Server(frail, **ONE) as server, Callers(server.url, questions(server)) as callers, ThreadPoolExecutor(1) as asking:
         for _ in range(chaos.times(1, 10)):
             wait_for(lambda: all(faults.processes(server.process.pid, name) for name in ("toy", "http", "nursery", "spare")))
             callers.more()
+            assert server.http.get("/models/toy").status_code == 200
             with contextlib.ExitStack() as held:
                 held.enter_context(faults.no_descriptors(server.process.pid))
+                newcomer = asking.submit(httpx.get, f"{server.url}/health/live", timeout=60)
                 callers.more(3)
                 assert server.http.get("/models/toy").status_code == 200
                 before = len(server.log)
                 faults.kill(server.process.pid, victim)
                 wait_for(lambda before=before: said in server.log[before:])
+                assert not newcomer.done()
                 felt.append(callers.felt(held.close))
+            assert newcomer.result().status_code == 200
     chaos.note(f"no descriptor is left, and {victim} is killed", callers.counts, felt)
 
 

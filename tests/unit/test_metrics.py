@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import metrics
@@ -150,16 +152,35 @@ def test_who_reads_waits_for_a_burial_but_not_for_ever(tmp_path: Path, monkeypat
     assert len(waited) == (3 if moved else exposition._LOOKS - 1)
 
 
-@pytest.mark.parametrize("damage", [b"\xff" * 8, b"\x40\0\0\0\0\0\0\0\x08\0\0\0no jsons" + bytes(64)])
-def test_damaged_counts_of_a_dead_process_are_left_out(tmp_path: Path, damage: bytes):
+def entry(key: str, value: float = 1.0, *, length: int | None = None) -> bytes:
+    """As prometheus_client's files have it."""
+    padding = b" " * (8 - (len(key) + 4) % 8)
+    return struct.pack("i", len(key) if length is None else length) + key.encode() + padding + struct.pack("dd", value, 0.0)
+
+
+KEY = mmap_key("family", "sample", [], [], "help")
+DAMAGES = {
+    "beyond the file": entry(KEY, length=1 << 30),
+    "for ever": entry(KEY) + struct.pack("i", -28) + bytes(60),
+    "none": b"",
+    "no JSON": entry("what is it"),
+    "other JSON": entry("7"),
+    "no text": entry(KEY).replace(b"sample", b"\xff" * 6),
+    "no number": entry(KEY, math.nan),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_counts_of_a_dead_process_are_left_out(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture):
     """They ended the supervisor; or none could be read, ever."""
     pids = [python(CHILD, tmp_path).strip() for _ in range(2)]
     with (tmp_path / f"histogram_{pids[0]}.db").open("r+b") as file:
-        file.write(damage)
+        file.write(struct.pack("ii", 8 + len(damage), 0) + damage)
     undertaker = metrics.ForSupervisor(tmp_path)
     for pid in pids:
         undertaker.process_gone(int(pid))
     assert not [file for file in tmp_path.iterdir() for pid in pids if pid in file.name] and not undertaker.unsettled
+    assert ("are damaged" in caplog.text) == (damage != b"")
     assert read(tmp_path)["hearth_batch_size_count"] == 1
 
 
@@ -183,7 +204,7 @@ def test_the_counts_of_all_the_dead_lie_on_the_disk_before_they_are_written(tmp_
     for number in range(1, 4):
         counted = MmapedDict(str(tmp_path / f"counter_{10**9 + number}.db"))
         for key in range(800):
-            counted.write_value(f'"{key:0100} {number}"', 1.0, 0.0)
+            counted.write_value(mmap_key("family", f"{key:0100} {number}", [], [], "help"), 1.0, 0.0)
         counted.close()
         undertaker.process_gone(10**9 + number)
         told = (tmp_path / "counter_dead.db").stat()

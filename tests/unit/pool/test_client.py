@@ -51,9 +51,11 @@ async def test_an_error_proves_nothing_of_its_worker(tmp_path: Path):
     assert client._answered
 
 
-@pytest.mark.parametrize(("longest_s", "allowed_s"), [(0.0, 1.2), (0.48, 1.2), (2.0, 5.0)])
+@pytest.mark.parametrize(
+    ("device", "longest_s", "allowed_s"), [("cpu", 0.0, 1.2), ("cpu", 0.48, 1.2), ("cpu", 2.0, 5.0), ("cuda:1", 2.0, 7.0)]
+)
 async def test_a_worker_has_time_for_the_batch_that_runs_and_the_one_with_the_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest_s: float, allowed_s: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, longest_s: float, allowed_s: float
 ):
     """But no more: readiness is to tell of a fault within two seconds, which a batch as long as it should be leaves room for."""
     client, allowed = Client(Settings(), str(tmp_path), 1), list[float]()
@@ -64,7 +66,7 @@ async def test_a_worker_has_time_for_the_batch_that_runs_and_the_one_with_the_sa
     monkeypatch.setattr(client, "_try", silent)
     monkeypatch.setattr(client._directory, "find", lambda *_, **__: (None, None))
     monkeypatch.setattr("app.pool.client.time", SimpleNamespace(monotonic=lambda: 50.0))
-    client._directory.update(table("ready", Worker("m.1", 1, "cpu", "ready", 0)))
+    client._directory.update(table("ready", Worker("m.1", 1, device, "ready", 0)))
     client._on_answer("m.1", Done(2, 0.0, longest_s, 1, 0.0), {})
     client._answered.clear()
     assert await client._prove(client._directory["m"], 1.2) == ""
