@@ -104,9 +104,9 @@ class Disk:
 
 
 @contextlib.contextmanager
-def wreckers(server: Server, disk: Disk, ahead: Path, *, long: bool) -> Iterator[Wreckers]:
+def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
     """All that a server outlives; its ends have tests of their own. What stands still, or hangs, is rare, because it costs its
-    limit; nobody kills it before that. `long`: there is no descriptor now and then, beside all others too.
+    limit; nobody kills it before that.
     """
     pid, days, hanging = server.process.pid, random.Random(1), threading.Lock()
     card, turns = disk.folder / "models" / "other" / "card.toml", count()
@@ -159,7 +159,7 @@ def wreckers(server: Server, disk: Disk, ahead: Path, *, long: bool) -> Iterator
             clock=(3.0, lambda: set_ahead(ahead, days.choice(DAYS))),
             disk=(2.0, disk.worse),
             connections=(5.0, connections),
-            **({"descriptors": (10.0, none)} if long else {}),
+            descriptors=(10.0, none),
             hangs=(30.0, hangs),
         ) as every,
     ):
@@ -186,7 +186,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
             Callers(server.url, coming, count=1, rest_s=0.1) as others,  # it is quick: it would take the cores
         ):
             until = time.monotonic() + chaos.times(12, 600)
-            with wreckers(server, disk, ahead, long=chaos.long) as done:
+            with wreckers(server, disk, ahead) as done:
                 while time.monotonic() < until:
                     felt.append((time.monotonic(), callers.felt(lambda: None)))
             disk.mend()
