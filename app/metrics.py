@@ -269,12 +269,14 @@ def _values(file: Path, pid: int) -> list[tuple[str, float, float, int]]:
     try:
         values, before = [], 0
         for key, value, stamp, position in MmapedDict.read_all_values_from_file(str(file)):  # type: ignore[no-untyped-call]
-            name, sample, labels, _ = json.loads(key)
-            if position <= before or not math.isfinite(value) or not (name and sample) or not isinstance(labels, dict):
+            name, sample, labels, text = json.loads(key)
+            words = (name, sample, text, *labels.values())
+            if position <= before or not 0 <= value < math.inf or not all(isinstance(one, str) for one in words):
                 raise ValueError(f"{key!r} is {value}")
+            float(labels.get("le", 0))
             values.append((key, value, stamp, position))
             before = position
-    except (RuntimeError, TypeError, ValueError, struct.error) as error:
+    except (RuntimeError, AttributeError, TypeError, ValueError, struct.error) as error:
         log.error("the counts of process %d are damaged, and left out: %s", pid, error)
         return []
     return values

@@ -29,7 +29,7 @@ from app.web.answer import reply
 from app.web.kitchen import Kitchen
 from app.web.plainly import InPlainWords, in_plain_words
 from app.web.read import no_query, read_form, wrong_field
-from app.web.schemas import JobsAnswer, job_body, problems
+from app.web.schemas import EVENTS, JobsAnswer, job_body, problems
 
 if TYPE_CHECKING:
     from app.tuning.store import Store
@@ -54,7 +54,6 @@ _BEAT_S = 10.0  # after which a silent stream says that it lives
 _LOG_BYTES = 1 << 20
 _SPEC_BYTES = 1 << 16
 _AS_FILE = "dataset as a file (curl -F dataset=@photos.zip)"
-_OVER: dict[int | str, dict[str, Any]] = {204: {"description": "the job is over, and nothing came after Last-Event-ID"}}
 _NO_EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -106,7 +105,7 @@ async def job(request: Request, id: str) -> Response:
     return reply(_told(await asyncio.to_thread((await _store(request)).get, id)))
 
 
-@router.get("/{id}/events", responses=_OVER | problems(404), summary="Follow a job", response_class=StreamingResponse)
+@router.get("/{id}/events", responses=EVENTS | problems(404), summary="Follow a job", response_class=StreamingResponse)
 async def events(request: Request, id: str) -> Response:
     """Server-sent events: `state`, `stage` (preparing, training), `progress`; goes on after `Last-Event-ID`.
 

@@ -8,6 +8,7 @@ from starlette.responses import PlainTextResponse, Response
 from app.web import exposition
 from app.web.answer import reply
 from app.web.read import no_query
+from app.web.schemas import Live, Ready, problems
 
 router = APIRouter(tags=["health"], dependencies=[Depends(no_query)])
 # A worker that needs longer for its card's sample is not ready to serve others, unless its batches take half a second and more,
@@ -16,13 +17,18 @@ router = APIRouter(tags=["health"], dependencies=[Depends(no_query)])
 _PROOF_S = 1.2
 
 
-@router.get("/health/live", summary="Does the HTTP process answer?")
+@router.get("/health/live", response_model=Live, summary="Does the HTTP process answer?")
 async def live() -> Response:
     """That it answers is the answer."""
     return reply({"status": "live"})
 
 
-@router.get("/health/ready", summary="Does every preloaded model answer?", responses={503: {"description": "not ready, and why"}})
+@router.get(
+    "/health/ready",
+    response_model=Ready,
+    responses={503: problems(503)[503] | {"model": Ready, "description": "not ready, and why"}},
+    summary="Does every preloaded model answer?",
+)
 async def ready(request: Request) -> Response:
     """200 only after a real forward in each worker of each preloaded model, half a second old at most."""
     verdicts = await request.app.state.kitchen.pool.proven(_PROOF_S)

@@ -26,7 +26,7 @@ class Listening:
         self._begun: set[asyncio.Task[None]] = set()
         self._again: asyncio.TimerHandle | None = None
         listening.setblocking(False)
-        self._begin()
+        self._loop.add_reader(listening, self._accept)
 
     def close(self) -> None:
         """Accept no more. The socket stays open."""
@@ -39,9 +39,11 @@ class Listening:
         while self._begun:
             await asyncio.wait(self._begun)
 
-    def _begin(self) -> None:
-        self._again = None
-        self._loop.add_reader(self._listening, self._accept)
+    def _go_on(self) -> None:
+        try:
+            self._loop.add_reader(self._listening, self._accept)
+        except OSError:
+            self._again = self._loop.call_later(_AGAIN_S, self._go_on)
 
     def _accept(self) -> None:
         """One: where idle connections have to make room for it, the next one is to find that done."""
@@ -52,7 +54,7 @@ class Listening:
         except OSError as error:
             log.error("nobody more can be let in for now: %s", error)
             self._loop.remove_reader(self._listening)
-            self._again = self._loop.call_later(_AGAIN_S, self._begin)
+            self._again = self._loop.call_later(_AGAIN_S, self._go_on)
             return
         task = self._loop.create_task(self._attach(connection))
         self._begun.add(task)
@@ -62,6 +64,6 @@ class Listening:
         try:
             connection.setblocking(False)
             await self._loop.connect_accepted_socket(self._line, connection)
-        except OSError as error:  # of one connection, which must not end the others
+        except Exception as error:  # noqa: BLE001  whatever it is, its caller shall not wait
             log.error("a connection was lost as it began: %s", error)
             connection.close()

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -137,7 +138,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept, and take over."""
         await super().startup([])
-        self.servers = [Listening(each, self.config.http_protocol_class) for each in sockets or []]  # type: ignore[misc]
+        kind: Any = self.config.http_protocol_class
+        line = partial(kind, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        self.servers = [Listening(each, line) for each in sockets or []]  # type: ignore[misc]
         left, self._left = self._left, []
         if self._journal is not None:
             await take_over(left, self._journal, partial(self._line, self._journal))

@@ -200,10 +200,30 @@ class ModelsAnswer(BaseModel):
     models: list[ModelAnswer]
 
 
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    204: {"description": "the job is over, and nothing came after Last-Event-ID"},
+}
+"""OpenAPI's entries for those of a job."""
+
+
 class JobsAnswer(BaseModel):
     """All jobs."""
 
     jobs: list[Job]
+
+
+class Live(BaseModel):
+    """The HTTP process answers."""
+
+    status: Literal["live"]
+
+
+class Ready(BaseModel):
+    """Whether every preloaded model answers."""
+
+    status: Literal["ready", "not ready"]
+    models: dict[str, str] = Field(description="model → ready, or what is wrong")
 
 
 class ProblemAnswer(BaseModel):

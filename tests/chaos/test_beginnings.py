@@ -63,6 +63,12 @@ def test_the_supervisor_is_killed_while_its_children_begin(frail: Path, tmp_path
 def test_a_worker_is_killed_while_what_computes_is_chosen(tmp_path: Path, chaos: Chaos):
     """When the choosing process begins, and when it computes: nobody waits for its choice any more."""
     write_toy(tmp_path / "models" / "toy", "true")
+    model = tmp_path / "models" / "toy" / "model.py"
+    model.write_text(
+        model.read_text().replace(
+            "        flat =", "        time.sleep(0.2)  # else it is chosen before it is killed\n        flat ="
+        )
+    )
     with Server(tmp_path, HEARTH_MODELS="toy", HEARTH_COMPUTE="auto", HEARTH_PRECISION="auto") as server:
         for _ in range(chaos.times(1, 5)):
             worker = server.worker()

@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.conftest import ROOT
+from tests.stack.openapi import fits
 
 TOY = '''
 """Classifies 8 x 8 pictures by their brightness. Magenta kills, green is slow, cyan is slower, blue raises."""
@@ -235,7 +236,7 @@ class Server:
         except AssertionError:
             self.kill()
             raise AssertionError("".join(self.said)) from None
-        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.http = httpx.Client(base_url=self.url, timeout=30, event_hooks={"response": [fits]})
         return self
 
     def _address(self) -> str | None:

@@ -167,6 +167,10 @@ DAMAGES = {
     "other JSON": entry("7"),
     "no text": entry(KEY).replace(b"sample", b"\xff" * 6),
     "no number": entry(KEY, math.nan),
+    "less than nothing": entry(KEY, -1.0),
+    "no labels": entry('["family", "sample", 7, "help"]'),
+    "a label that is none": entry('["family", "sample", {"model": []}, "help"]'),
+    "no bound": entry(mmap_key("family", "sample", ["le"], ["0.0x5"], "help")),
 }
 
 
