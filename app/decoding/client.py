@@ -155,7 +155,9 @@ class Decoders:
             asyncio.get_running_loop().add_reader(self._control, self._on_nursery)
 
     def _on_nursery(self) -> None:
-        told = self._control.recv(nursery.END.size, socket.MSG_WAITALL)
+        told = b""
+        with contextlib.suppress(ConnectionError):  # it died before it had read all orders
+            told = self._control.recv(nursery.END.size, socket.MSG_WAITALL)
         if len(told) == nursery.END.size:
             self._gone(*nursery.END.unpack(told))
             return

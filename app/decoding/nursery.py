@@ -87,7 +87,10 @@ class Nursery:
             self._reap()
 
     def _obey(self) -> bool:
-        order, descriptors, _, _ = socket.recv_fds(self._control, ORDER.size, 1, socket.MSG_WAITALL)
+        try:
+            order, descriptors, _, _ = socket.recv_fds(self._control, ORDER.size, 1, socket.MSG_WAITALL)
+        except ConnectionError:  # the frontend died before it had read all that was told
+            return False
         if len(order) < ORDER.size:
             return False
         what, number, room = ORDER.unpack(order)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -159,6 +163,23 @@ async def test_memory_is_bounded(decoders: Decoders):
 async def test_a_mistake_of_ours_is_told_as_one(decoders: Decoders):
     with pytest.raises(RuntimeError, match="over its own feet"):
         await read(decoders, "stumble")
+
+
+async def test_a_nursery_that_died_with_an_order_unread_is_replaced(decoders: Decoders, caplog: pytest.LogCaptureFixture):
+    """Its end is a reset then, and not an end of file. After that uvloop looks no more: nothing was decoded ever again."""
+    assert await read(decoders, "size x") == 1
+    processes[0].send_signal(signal.SIGSTOP)
+    reading = [asyncio.create_task(read(decoders, "size xx")) for _ in range(2)]  # there is one decoder
+    await until(lambda: unread(decoders._control))
+    processes[0].kill()
+    assert await asyncio.gather(*reading) == [2, 2]
+    assert len(processes) == 2
+    assert "Exception in callback" not in caplog.text, "as a reset that nobody catches"
+
+
+def unread(control: socket.socket) -> bool:
+    """Whether the other end has something to read."""
+    return struct.unpack("i", fcntl.ioctl(control, termios.TIOCOUTQ, bytes(4)))[0] > 0
 
 
 async def test_a_nursery_that_died_is_replaced(decoders: Decoders):
