@@ -33,8 +33,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LEAST = 1 << 16  # bytes of prometheus_client's files; they grow by doubling
 _ROOM = {"counter": _LEAST, "histogram": 8 * _LEAST, "gauge_livesum": _LEAST}  # of a process's, for some two hundred histograms
-MOVING = ".moving"  # instead of ".db", while what a dead process counted is added to the counts of all the dead
 _ENTRY = 28  # bytes of a value in them beside its key, padding included
+MOVING = ".moving"  # instead of ".db", while what a dead process counted is added to the counts of all the dead
 _COSTS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
 
