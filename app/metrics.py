@@ -271,8 +271,9 @@ def _values(file: Path, pid: int) -> list[tuple[str, float, float, int]]:
         for key, value, stamp, position in MmapedDict.read_all_values_from_file(str(file)):  # type: ignore[no-untyped-call]
             name, sample, labels, text = json.loads(key)
             words = (name, sample, text, *labels.values())
-            if position <= before or not 0 <= value < math.inf or not all(isinstance(one, str) for one in words):
+            if position <= before or not (name and sample) or not 0 <= value < math.inf:
                 raise ValueError(f"{key!r} is {value}")
+            "".join(words).encode()  # half a surrogate is no text, and whatever else is none is not joined
             float(labels.get("le", 0))
             values.append((key, value, stamp, position))
             before = position

@@ -29,6 +29,7 @@ from app.wire.parcels import Parcel, Told
 T = TypeVar("T")
 
 _QUICK = 2 << 20  # bytes: to pack so many takes a millisecond, and others wait meanwhile
+_AGAIN_S = 0.5  # after which a nursery is begun that there was no room for
 _GRACE_S = 0.5  # for whom nobody waits any more: most are done by then, and to fork another one takes 10 ms
 _CRASHES = 2  # by which a file is convicted: the first may have been prepared by the file before it
 _KILLS = 10  # somebody from outside, or the kernel where memory ran out; no file kills
@@ -65,6 +66,7 @@ class Decoders:
         self._room = room
         self._control = control
         self._heard = False
+        self._again: asyncio.TimerHandle | None = None
         self._threads = Threads(count)
         self._turns = asyncio.Semaphore(count)
         self._alive: dict[int, Decoder] = {}
@@ -110,13 +112,22 @@ class Decoders:
         if self._idle:
             self._idle.pop(0).close()
         try:
-            return self._fork()
+            return self._fork_or_replace()
         except OSError as error:
             self._turns.release()
             log.error("no decoder can be started: %s", error)
             raise TooBusy("nothing can be decoded for the moment; come back in a second", retry_after_s=1.0) from error
 
+    def _fork_or_replace(self) -> Decoder:
+        try:
+            return self._fork()
+        except ConnectionError:  # the nursery died, and that was not heard of yet
+            self._on_nursery()
+            return self._fork()
+
     def _fork(self) -> Decoder:
+        if self._again is not None:
+            raise OSError("their nursery died, and there is no room yet for another one")
         self._hear()
         number = next(self._numbers)
         ours, theirs = socket.socketpair()
@@ -155,24 +166,40 @@ class Decoders:
             asyncio.get_running_loop().add_reader(self._control, self._on_nursery)
 
     def _on_nursery(self) -> None:
+        """Read all that it told: of a socket that was reset uvloop says so once, whatever stands before that."""
         told = b""
-        with contextlib.suppress(ConnectionError):  # it died before it had read all orders
-            told = self._control.recv(nursery.END.size, socket.MSG_WAITALL)
-        if len(told) == nursery.END.size:
-            self._gone(*nursery.END.unpack(told))
+        try:
+            while len(told := self._control.recv(nursery.END.size, socket.MSG_DONTWAIT)) == nursery.END.size:
+                self._gone(*nursery.END.unpack(told))
+        except BlockingIOError:
             return
+        except ConnectionError:  # it died before it had read all orders
+            pass
         log.warning("the decoders' nursery died; replacing it")
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
-        self._control, self._heard = nursery.spawn(), False
-        self._hear()
+        self._heard = False
         for number in list(self._alive):  # its children died with it
             self._gone(number, -signal.SIGKILL)
+        self._replace()
+
+    def _replace(self) -> None:
+        """Begin another nursery: as soon as there is room for it."""
+        self._again = None
+        try:
+            self._control = nursery.spawn()
+        except OSError as error:
+            log.error("no nursery of decoders can be begun for now: %s", error)
+            self._again = asyncio.get_running_loop().call_later(_AGAIN_S, self._replace)
+        else:
+            self._hear()
 
     def close(self) -> None:
         """Let all of them end."""
         if self._heard:
             asyncio.get_running_loop().remove_reader(self._control)
+        if self._again is not None:
+            self._again.cancel()
         self._control.close()
         for decoder in self._idle:
             decoder.close()

@@ -53,7 +53,11 @@ def spawn() -> socket.socket:
     """Begin it from nothing: in half a second, and with all imports of its own."""
     ours, theirs = socket.socketpair()
     with theirs:
-        subprocess.Popen(child_command("app.decoding.nursery", str(theirs.fileno())), pass_fds=[theirs.fileno()])
+        try:
+            subprocess.Popen(child_command("app.decoding.nursery", str(theirs.fileno())), pass_fds=[theirs.fileno()])
+        except OSError:
+            ours.close()
+            raise
     return ours
 
 

@@ -35,7 +35,7 @@ async def take_over(left: Sequence[socket.socket], journal: Journal, line: Calla
             if slot := _slot(journal, connection, lost):
                 await loop.connect_accepted_socket(partial(line, slot), connection)
                 continue
-        except OSError as error:  # of one connection, which must not end the others
+        except Exception as error:  # noqa: BLE001  of one connection, which must not end the others
             log.error("a connection could not be taken over: %s", error)
             with suppress(OSError):
                 Slot(journal, descriptor).clear()  # the next one with its number begins anew

@@ -64,6 +64,6 @@ class Listening:
         try:
             connection.setblocking(False)
             await self._loop.connect_accepted_socket(self._line, connection)
-        except Exception as error:  # noqa: BLE001  whatever it is, its caller shall not wait
+        except Exception as error:  # noqa: BLE001  whatever hinders it, its caller shall not wait
             log.error("a connection was lost as it began: %s", error)
             connection.close()

@@ -49,7 +49,7 @@ def make_app(
     for kind in (ClientLeft, HearthError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)
     for part in (predict, embed, transcribe, models, finetune, health):
-        app.include_router(part.router, responses=problems(422))  # each may be asked in a way that it does not understand
+        app.include_router(part.router, responses=problems(413, 422))  # any call may hold too much, or what is not understood
     direct = {route.path: route.endpoint for part in (predict, embed, transcribe) for route in part.router.routes}
     _document(app)
     larger = {"/finetune": int(settings.max_dataset_mb * 2**20)}

@@ -80,10 +80,21 @@ def test_a_worker_is_killed_while_what_computes_is_chosen(tmp_path: Path, chaos:
         while early < chaos.times(1, 5):
             assert (tries := tries + 1) <= 30, "they are too quick for us"
             worker = wait_for(lambda: (pid := server.worker()) not in killed and pid)
-            early += killed_too_early(worker, wait_for(lambda worker=worker: beginning(worker, "app.engine.choosing")))
+            begun = wait_for(lambda worker=worker: beginning(worker, "app.engine.choosing"))
+            killed.add(worker)
+            if not killed_too_early(worker, begun):
+                all_end(begun)
+                continue
+            early += 1
             choosing = wait_for(lambda: server.children().get("hearth choosing"), 60)
+            worker = choosing.ppid()
+            assert worker != server.process.pid
             left = [choosing, *choosing.children(recursive=True)]
-            killed.update({worker, choosing.ppid()})
-            os.kill(choosing.ppid(), signal.SIGKILL)
-            _, alive = psutil.wait_procs(left, timeout=LIMIT_S)
-            assert not alive
+            killed.add(worker)
+            os.kill(worker, signal.SIGKILL)
+            all_end(left)
+
+
+def all_end(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=LIMIT_S)
+    assert not alive

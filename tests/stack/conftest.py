@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -21,11 +22,18 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import uvloop
 from PIL import Image
 from safetensors.torch import save_file
 
 from tests.conftest import ROOT
-from tests.stack.openapi import fits
+from tests.stack.openapi import fits, operations
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What serves: it hears of a socket's error in a way of its own."""
+    return {"uvloop": uvloop.new_event_loop}
+
 
 TOY = '''
 """Classifies 8 x 8 pictures by their brightness. Magenta kills, green is slow, cyan is slower, blue raises."""
@@ -236,6 +244,7 @@ class Server:
         except AssertionError:
             self.kill()
             raise AssertionError("".join(self.said)) from None
+        operations()  # no request shall wait for it
         self.http = httpx.Client(base_url=self.url, timeout=30, event_hooks={"response": [fits]})
         return self
 

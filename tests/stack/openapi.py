@@ -13,7 +13,8 @@ _STREAM = "text/event-stream"  # its reader reads it, line by line
 
 
 @cache
-def _operations() -> list[tuple[str, re.Pattern[str], Any]]:
+def operations() -> list[tuple[str, re.Pattern[str], Any]]:
+    """What is documented: verb, paths, operation. The first time takes a second."""
     import schemathesis
 
     from app.settings import Settings
@@ -27,7 +28,7 @@ def _operations() -> list[tuple[str, re.Pattern[str], Any]]:
 def fits(response: httpx.Response) -> None:
     """A hook of httpx's clients. Raises AssertionError, or schemathesis' FailureGroup, for what is not documented."""
     verb, path = response.request.method, response.request.url.path
-    operation = next((one for method, paths, one in _operations() if method == verb and paths.fullmatch(path)), None)
+    operation = next((one for method, paths, one in operations() if method == verb and paths.fullmatch(path)), None)
     if operation is None:
         return
     media = response.headers.get("content-type", "").partition(";")[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
@@ -24,7 +26,8 @@ import pytest
 from app.decoding import client as clients
 from app.decoding.client import Decoders
 from app.decoding.link import Decoder, Died
-from app.errors import BadInput, OutOfMemory, TooLarge
+from app.decoding.nursery import KILL, ORDER
+from app.errors import BadInput, OutOfMemory, TooBusy, TooLarge
 from app.tasks.base import Recipe
 from app.tasks.image.input import ImageInput
 from app.wire.messages import Cancel
@@ -175,6 +178,50 @@ async def test_a_nursery_that_died_with_an_order_unread_is_replaced(decoders: De
     assert await asyncio.gather(*reading) == [2, 2]
     assert len(processes) == 2
     assert "Exception in callback" not in caplog.text, "as a reset that nobody catches"
+
+
+async def test_a_nursery_that_told_of_an_end_before_its_own_is_replaced(decoders: Decoders):
+    """The loop hears of both in one turn: here, nothing lets it turn before both have come."""
+    assert await read(decoders, "size x") == 1
+    [decoder] = children().values()
+    os.kill(decoder, 9)
+    wait_for(lambda: select.select([decoders._control], [], [], 0)[0])
+    processes[0].send_signal(signal.SIGSTOP)
+    decoders._control.sendall(ORDER.pack(KILL, 7, 0))  # which it does not read
+    processes[0].kill()
+    processes[0].wait()
+    assert await read(decoders, "size xx") == 2
+    assert len(processes) == 2
+
+
+async def test_a_nursery_is_replaced_as_soon_as_there_is_room_for_one(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):
+    """What its decoders read meanwhile is told so; it waited for ever, and nothing was read again."""
+    full = [True]
+
+    def spawn() -> socket.socket:
+        if full:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return begin()
+
+    monkeypatch.setattr(clients.nursery, "spawn", spawn)
+    monkeypatch.setattr(clients, "_AGAIN_S", 0.05)
+    reading = asyncio.create_task(read(decoders, "hang"))
+    await until(children)
+    processes[0].kill()
+    with pytest.raises(TooBusy):
+        await reading
+    with pytest.raises(TooBusy):
+        await read(decoders, "size x")
+    full.clear()
+    await until(lambda: len(processes) == 2)
+    assert await read(decoders, "size xx") == 2
+
+
+async def test_whoever_finds_the_nursery_dead_before_anybody_heard_of_it_waits_for_the_next(decoders: Decoders):
+    processes[0].kill()
+    processes[0].wait()
+    assert await read(decoders, "size xx") == 2
+    assert len(processes) == 2
 
 
 def unread(control: socket.socket) -> bool:

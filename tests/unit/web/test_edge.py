@@ -218,6 +218,14 @@ async def test_the_documentation_needs_no_network(client):
     assert "ProblemAnswer" in schema["components"]["schemas"]
 
 
+async def test_any_call_may_hold_too_much_and_that_is_documented(client):
+    for path, calls in (await client.get("/openapi.json")).json()["paths"].items():
+        for verb, call in calls.items():
+            answer = await client.request(verb, path, headers={"content-length": str(1 << 40)})
+            assert answer.status_code == 413, (verb, path)
+            assert {"413", "422"} <= set(call["responses"]), (verb, path)
+
+
 async def test_what_comes_while_more_is_asked_than_can_be_read_is_refused_before_its_body(app):
     sent: list[dict[str, Any]] = []
 
