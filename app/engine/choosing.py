@@ -17,7 +17,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from math import sqrt
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,13 +27,13 @@ import torch
 
 from app.card import Card, ModuleSource
 from app.engine import device
-from app.engine.agreement import agree, classifies, probes
+from app.engine.agreement import classifies, probes
 from app.engine.compute import Compute, Engine, Precision, compiled, openvino_precisions, tidy
 from app.engine.lane import lane_of
 from app.engine.loader import load
-from app.engine.modules import compile_into, eager, inductor_precisions, record
+from app.engine.modules import compile_into, eager, inductor_precisions, record, rounded
 from app.engine.order import KEY, Choice, Order
-from app.engine.runner import Runner
+from app.engine.runner import Runner, differs
 from app.errors import ModelFailed
 from app.logs import configure, log
 from app.process import child_command, die_with_parent, set_name
@@ -44,6 +43,7 @@ from app.tasks.base import Arrays, Program
 
 _COMPANY = 8  # samples in the larger of the two batches that are timed
 _BARREN_ROUNDS = 5
+_WITH_TORCH = 1.1  # a worker that needs torch has 500 MB more and begins two seconds later: for a tenth that is not worth it
 _MOST_S = 60.0
 _KEPT_PER_MODEL = 4  # e.g. fp32 and auto, for two versions of a model
 
@@ -81,6 +81,8 @@ class _Trial:
         self._probes = probes(self._samples)
         self._reference = eager(self._program, self._module)
         self._expected = self.outputs(self._reference)
+        self._scored = classifies(self._expected)
+        self._compiled: set[Precision] = set()  # by Inductor
 
     def outputs(self, compute: Compute) -> list[Any]:
         """What it makes of all probes in one batch."""
@@ -91,7 +93,7 @@ class _Trial:
         names = list(self._reference.networks)
         found: dict[Key, Callable[[], Compute]] = {("eager", "fp32"): lambda: self._reference}
         if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            found["eager", "bf16"] = lambda: eager(self._program, deepcopy(self._module), precision="bf16")
+            found["eager", "bf16"] = lambda: rounded(self._program, self._module, classifies=self._scored)
         for precision in openvino_precisions():
             found["openvino", precision] = lambda p=precision: self._openvino(p, names)  # type: ignore[misc]
         order = self._order
@@ -110,14 +112,21 @@ class _Trial:
     def _openvino(self, precision: Precision, names: Sequence[str]) -> Compute:
         if not (self._folder / f"{names[-1]}.xml").exists():
             compile_into(self._folder, "openvino", self._reference.networks, record(self._program, self._reference, self._probes))  # type: ignore[arg-type]
-        threads, scored = self._order.threads, classifies(self._expected)
-        return compiled("openvino", precision, self._folder, names, threads, classifies=scored)
+        return compiled("openvino", precision, self._folder, names, self._order.threads, classifies=self._scored)
 
     def _inductor(self, precision: Precision, names: Sequence[str]) -> Compute:
-        plain = self._reference if precision == "fp32" else eager(self._program, deepcopy(self._module), precision=precision)
+        self._compile_by_inductor(precision)
+        if self._scored and precision != "fp32":
+            self._compile_by_inductor("fp32")
+        return compiled("inductor", precision, self._folder, names, self._order.threads, classifies=self._scored)
+
+    def _compile_by_inductor(self, precision: Precision) -> None:
+        if precision in self._compiled:
+            return
+        plain = self._reference if precision == "fp32" else rounded(self._program, self._module, classifies=False)
         calls = record(self._program, plain, self._probes)
         compile_into(self._folder, "inductor", plain.networks, calls, precision)  # type: ignore[arg-type]
-        return compiled("inductor", precision, self._folder, names, self._order.threads)
+        self._compiled.add(precision)
 
     def choose(self) -> Choice:
         """Build, compare, time in turns, and keep the fastest in the geometric mean of one sample and several."""
@@ -126,7 +135,7 @@ class _Trial:
         for key, make in self.candidates().items():
             try:
                 compute = make()
-                difference = self._difference(compute)
+                difference = differs(self._expected, compute, self._program, self._probes)
             except Exception as error:  # noqa: BLE001  a compiler may raise anything; then its engine is not used
                 difference = f"{type(error).__name__}: {error}"[:300]
             measured[" ".join(key)] = {"differs": difference} if difference else {}
@@ -136,19 +145,12 @@ class _Trial:
         times = self._times({key: (compute, many) for key, compute in (able or {("eager", "fp32"): self._reference}).items()})
         for key, (alone, several) in times.items():
             measured[" ".join(key)] = {"alone_ms": round(1000 * alone, 2), f"batch_of_{_COMPANY}_ms": round(1000 * several, 2)}
-        best = min(times, key=lambda key: sqrt(times[key][0] * times[key][1]))
+        best = min(times, key=lambda key: sqrt(times[key][0] * times[key][1]) * (_WITH_TORCH if key[0] == "eager" else 1))
         why = f"fastest of {len(times)} that agree with eager fp32, of {len(measured)} tried"
         quick = times[best][1] < device.QUICK_S
         threads = self._threads(best, able.get(best, self._reference)) if quick else many
         decides = "fp32" if best in able and able[best].exact else ""
         return Choice(best[0], best[1], why, measured, threads, decides)
-
-    def _difference(self, compute: Compute) -> str:
-        """Empty if it agrees, what decides for it agrees, and both together leave no class to rounding."""
-        for one in compute.apart():
-            if difference := agree(self._expected, self.outputs(one)):
-                return difference
-        return agree(self._expected, self.outputs(compute), decided=True) if compute.exact else ""
 
     def _threads(self, key: Key, many: Compute) -> int:
         """One for a quick model, if more are hardly faster: what they spend on each other, frontends can use.
@@ -171,11 +173,12 @@ class _Trial:
         one = self._samples[:1]
         batches = [one, one * _COMPANY]
         best = {key: [float("inf")] * 2 for key in able}
-        started, barren = time.monotonic(), 0
+        started, barren, turn = time.monotonic(), 0, list(able.items())
         while barren < _BARREN_ROUNDS and time.monotonic() - started < _MOST_S:
             barren += 1
-            for key, (compute, threads) in able.items():
-                for size, batch in enumerate(batches):
+            turn.reverse()  # OpenMP's threads spin for a while: who comes after eager PyTorch is slower
+            for key, (compute, threads) in turn:
+                for size, batch in reversed([*enumerate(batches)]):  # one sample finds weights in the cache, as in service
                     seconds = self._seconds(compute, batch, threads)
                     if seconds < 0.95 * best[key][size]:
                         barren = 0
@@ -210,7 +213,7 @@ def make(order: Order) -> Choice:
     try:
         trial = _Trial(order, beside)
         choice = trial.choose()
-        tidy(beside, choice.engine, choice.precision)
+        tidy(beside, choice.engine, choice.precision, choice.close_calls)
         if (choice.engine, choice.precision) != ("eager", "fp32"):
             trial.prove(compiled=choice.engine != "eager")
         (beside / "choice.json").write_bytes(msgspec.json.encode(choice))

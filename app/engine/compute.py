@@ -48,21 +48,25 @@ def compiled(
     classifies: bool = False,
 ) -> Compute:
     """Read what `compile_into` wrote. OpenVINO computes on the CPU alone. `classifies`: fp32 decides what is close."""
-    if engine == "openvino":
 
-        def read(precision: Precision) -> Networks:
+    def read(precision: Precision) -> Networks:
+        if engine == "openvino":
             return {name: _read_openvino(folder, name, precision, threads) for name in names}
+        from app.engine.modules import read_inductor
 
-        exact = read("fp32") if classifies and precision != "fp32" else None
-        return Compute(engine, precision, read(precision), exact=exact)
-    from app.engine.modules import read_inductor
+        return {name: read_inductor(folder, name, precision, device) for name in names}
 
-    return Compute(engine, precision, {name: read_inductor(folder, name, precision, device) for name in names}, device)
+    exact = read("fp32") if classifies and precision != "fp32" else None
+    return Compute(engine, precision, read(precision), device, exact)
 
 
-def tidy(folder: Path, engine: Engine, precision: Precision) -> None:
-    """Remove what `compile_into` wrote for others than the one that was chosen."""
-    needed: dict[Engine, tuple[str, ...]] = {"eager": (), "openvino": (".xml", ".bin"), "inductor": (f".{precision}.pt2",)}
+def tidy(folder: Path, engine: Engine, *precisions: str) -> None:
+    """Remove what `compile_into` wrote for others than the one that was chosen, and what decides for it."""
+    needed: dict[Engine, tuple[str, ...]] = {
+        "eager": (),
+        "openvino": (".xml", ".bin"),
+        "inductor": tuple(f".{precision}.pt2" for precision in precisions),
+    }
     for path in folder.iterdir():
         if path.name.endswith(needed[engine]):
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +11,13 @@ import torch
 
 from app.card import Card
 from app.engine import device as devices
-from app.engine.agreement import agree, probes
+from app.engine.agreement import classifies, probes
 from app.engine.compute import Compute
 from app.engine.graphs import graphed, measured
 from app.engine.loader import load
-from app.engine.modules import eager
+from app.engine.modules import eager, rounded
 from app.engine.order import Choice
-from app.engine.runner import Observe, Runner
+from app.engine.runner import Observe, Runner, differs
 from app.errors import HearthError
 from app.tasks.base import Arrays, Files, Program
 
@@ -76,8 +75,8 @@ def lowered(program: Program, module: torch.nn.Module, samples: list[Arrays], de
     full = eager(program, module, device)
     batch = probes(samples)
     expected = Runner(full, program, lambda *_: None).run(batch)
-    half = eager(program, deepcopy(module), device, "bf16")
-    difference = agree(expected, Runner(half, program, lambda *_: None).run(batch))  # type: ignore[arg-type]
+    half = rounded(program, module, device, classifies=classifies(expected))
+    difference = differs(expected, half, program, batch)  # type: ignore[arg-type]
     if difference or not samples:
         return full, Choice("eager", "fp32", f"bf16 does not agree with fp32: {difference or 'there is no sample to try'}", {})
-    return half, Choice("eager", "bf16", "agrees with fp32", {})
+    return half, Choice("eager", "bf16", "agrees with fp32", {}, close_calls="fp32" if half.exact else "")

@@ -8,6 +8,8 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,12 @@ def eager(program: Program, module: nn.Module, device: str = "cpu", precision: P
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     networks = program.networks(module.to(torch.device(device), dtype))
     return Compute("eager", precision, {name: network.to(torch.device(device)) for name, network in networks.items()}, device)
+
+
+def rounded(program: Program, module: nn.Module, device: str = "cpu", *, classifies: bool) -> Compute:
+    """A copy of the module in bf16. `classifies`: the module itself, in fp32, decides what is close. It is moved in place."""
+    half = eager(program, deepcopy(module), device, "bf16")
+    return replace(half, exact=eager(program, module, device).networks if classifies else None)
 
 
 def compile_into(

@@ -77,7 +77,7 @@ def _digest(files: Iterable[Path]) -> str:
 def _own_code() -> str:
     """What decides how a model is computed, and when two computations agree."""
     app = Path(__file__).parents[1]
-    engine = (app / "engine" / f"{name}.py" for name in ("agreement", "choosing", "compute", "loader", "modules"))
+    engine = (app / "engine" / f"{name}.py" for name in ("agreement", "choosing", "compute", "loader", "modules", "runner"))
     return _digest([*(path for path in app.glob("tasks/**/*.py") if path.name != "dataset.py"), *engine])
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from app.engine.agreement import close
+from app.engine.agreement import agree, close
 from app.engine.compute import Compute
 from app.engine.lane import Lane, Mark, Past, lane_of
 from app.errors import HearthError, ModelFailed, OutOfMemory
@@ -137,6 +137,18 @@ class Runner:
         if len(samples) == 1:
             log.error("the model raised", exc_info=error)
         return ModelFailed(f"the model raised {type(error).__name__} on this input; the server's log has the details")
+
+
+def differs(expected: Sequence[Output], compute: Compute, program: Program, samples: Sequence[Arrays]) -> str:
+    """Empty if it says the same, what decides for it says the same, and both together leave no class to rounding."""
+
+    def said(compute: Compute) -> list[Output | HearthError]:
+        return Runner(compute, program, lambda *_: None).run(samples)
+
+    for one in compute.apart():
+        if difference := agree(expected, said(one)):
+            return difference
+    return agree(expected, said(compute), decided=True) if compute.exact else ""
 
 
 def _decided(observe: Observe) -> Observe:

@@ -293,7 +293,7 @@ class TestCandidates:
         assert "alone_ms" in choice.measured["eager fp32"]
 
     def test_one_that_says_something_else_is_told_and_not_used(self, trial, monkeypatch):
-        def other(engine: Any, precision: Any, *_: Any) -> Compute:
+        def other(engine: Any, precision: Any, *_: Any, **__: Any) -> Compute:
             return Compute(engine, precision, {"net": lambda x: -torch.ones_like(x)})
 
         monkeypatch.setattr(choosing, "compile_into", lambda *_: None)
@@ -302,44 +302,45 @@ class TestCandidates:
         wanted._expected = [{"embedding": np.array([1.0], np.float32)}]
         assert wanted.choose().measured["inductor fp32"] == {"differs": "cosine -1.00000"}
 
+    @pytest.mark.parametrize(("seconds", "taken"), [(1.05, "openvino"), (1.2, "eager")])
+    def test_a_tenth_is_not_worth_a_worker_with_torch(self, trial, monkeypatch, seconds, taken):
+        one, order = trial("auto", openvino=True, precision="fp32"), list[str]()
 
-class TestDeciding:
-    """A bf16 network, and the fp32 one that decides what is close: each is proven without the other."""
+        def measured(compute: Compute, samples: Any, threads: int) -> float:
+            order.append(f"{compute.engine} {len(samples)}")
+            return seconds if compute.engine == "openvino" else 1.0
 
-    @pytest.fixture
-    def difference(self, monkeypatch, order, tmp_path) -> Any:
-        class Classes(Toy):
-            def split(self, outputs: Any, samples: Any) -> Any:
-                return [{"scores": row} for row in outputs["embedding"]]
+        same = {"net": lambda x: one._reference.networks["net"](torch.from_numpy(x)).detach().numpy()}
+        monkeypatch.setattr(one, "_openvino", lambda *_: Compute("openvino", "fp32", same))
+        monkeypatch.setattr(one, "_seconds", measured)
+        assert one.choose().engine == taken
+        there, back = order[:4], order[4:8]
+        assert [each.split()[0] for each in back] == [each.split()[0] for each in reversed(there)], (
+            "nobody comes always after eager"
+        )
+        assert [each.split()[1] for each in there] == ["8", "1", "8", "1"], "one sample finds its weights in the cache"
 
-        def both(first: float) -> torch.Tensor:
-            return torch.tensor([[first, 1 - first]])
+    def test_inductor_compiles_what_decides_once(self, trial, monkeypatch):
+        """Where there are classes, fp32 is needed beside bf16, and is a candidate itself."""
+        made, read = list[str](), list[Any]()
 
-        monkeypatch.setattr(choosing, "load", lambda *_: torch.nn.Linear(1, 1))
-        monkeypatch.setattr(choosing, "resolve", lambda _: lambda *_: Classes())
-        monkeypatch.setattr(choosing, "make_codec", lambda *_: None)
-        monkeypatch.setattr(choosing, "card_samples", lambda *_: [SimpleNamespace(arrays={"x": np.array(3.0)})])
-        monkeypatch.setattr(choosing.warnings, "simplefilter", lambda *_: None)
-        trial = choosing._Trial(order, tmp_path)
+        def other(engine: Any, precision: Any, *_: Any, **options: Any) -> Compute:
+            read.append((precision, options))
+            return Compute(engine, precision, {"net": lambda x: x})
 
-        def told(module: float, half: float, full: float) -> str:
-            trial._expected = [{"scores": both(module)[0].numpy()}]
-            nets: Any = ({"net": lambda _: both(half)}, {"net": lambda _: both(full)})
-            return trial._difference(Compute("eager", "bf16", nets[0], exact=nets[1]))
-
-        return told
-
-    def test_both_that_agree_do(self, difference):
-        assert difference(0.52, 0.505, 0.52) == "" and difference(0.51, 0.49, 0.51) == ""
-
-    def test_fp32_does_not_hide_what_bf16_says(self, difference):
-        assert difference(0.95, 0.5, 0.95) == "scores differ by 0.450"
-
-    def test_who_decides_is_asked_too_though_nothing_is_close(self, difference):
-        assert difference(0.95, 0.95, 0.05) == "scores differ by 0.900"
-
-    def test_a_class_that_changes_without_being_close_is_refused(self, difference):
-        assert difference(0.512, 0.479, 0.512).startswith("scores differ")
+        monkeypatch.setattr(choosing, "record", lambda *_: {})
+        monkeypatch.setattr(choosing, "compile_into", lambda folder, engine, networks, calls, precision: made.append(precision))
+        monkeypatch.setattr(choosing, "compiled", other)
+        for scored in (True, False):
+            made.clear()
+            one = trial("inductor", openvino=False)
+            one._scored = scored
+            half, full = one.candidates().values()
+            half()
+            assert made == (["bf16", "fp32"] if scored else ["bf16"])
+            full()
+            assert made == ["bf16", "fp32"]
+            assert read[-2:] == [("bf16", {"classifies": scored}), ("fp32", {"classifies": scored})]
 
 
 def test_sweeping_removes_halves_and_what_was_not_used_for_longest(tmp_path):

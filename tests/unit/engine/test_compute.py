@@ -221,13 +221,14 @@ def test_recorded_are_the_arguments_of_the_first_call_of_each_network():
 
 
 def test_tidying_leaves_what_was_chosen(tmp_path):
-    def left(engine: Any, precision: Any) -> list[str]:
+    def left(engine: Any, *precisions: str) -> list[str]:
         for name in ("a.xml", "a.bin", "a.fp32.pt2/x", "a.bf16.pt2/x"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
-        tidy(tmp_path, engine, precision)
+        tidy(tmp_path, engine, *precisions)
         return sorted(path.name for path in tmp_path.iterdir())
 
     assert left("openvino", "bf16") == ["a.bin", "a.xml"]
-    assert left("inductor", "fp32") == ["a.fp32.pt2"]
+    assert left("inductor", "fp32", "") == ["a.fp32.pt2"]
+    assert left("inductor", "bf16", "fp32") == ["a.bf16.pt2", "a.fp32.pt2"]
     assert left("eager", "bf16") == []

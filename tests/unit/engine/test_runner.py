@@ -15,7 +15,7 @@ import torch
 from app.engine.compute import Compute
 from app.engine.lane import Lane
 from app.engine.modules import eager
-from app.engine.runner import Runner
+from app.engine.runner import Runner, differs
 from app.engine.torch_lane import TorchLane
 from app.errors import HearthError, ModelFailed, OutOfMemory
 
@@ -181,6 +181,28 @@ def test_fp32_decides_classes_and_changes_no_embedding():
     (found,) = Runner(judged(lambda x: x), Both(), lambda *_: None).run(samples(0.509))
     assert isinstance(found, dict)
     assert (round(float(found["scores"][0]), 3), round(float(found["embedding"][0]), 3)) == (0.509, 0.5)
+
+
+class TestDiffering:
+    """A bf16 network, and the fp32 one that decides what is close: each is proven without the other."""
+
+    @staticmethod
+    def told(module: float, half: float, full: float) -> str:
+        expected = [{"scores": np.array([module, 1 - module], np.float32)}]
+        rounded, exact = ({"rounded": lambda x, to=to: torch.full_like(x, to)} for to in (half, full))
+        return differs(expected, Compute("eager", "bf16", rounded, exact=exact), Rounder(), samples(0.0))
+
+    def test_both_that_agree_do(self):
+        assert self.told(0.52, 0.505, 0.52) == "" and self.told(0.51, 0.49, 0.51) == ""
+
+    def test_fp32_does_not_hide_what_bf16_says(self):
+        assert self.told(0.95, 0.5, 0.95) == "scores differ by 0.450"
+
+    def test_who_decides_is_asked_too_though_nothing_is_close(self):
+        assert self.told(0.95, 0.95, 0.05) == "scores differ by 0.900"
+
+    def test_a_class_that_changes_without_being_close_is_refused(self):
+        assert self.told(0.512, 0.479, 0.512).startswith("scores differ")
 
 
 @pytest.mark.filterwarnings("ignore")
