@@ -1,4 +1,6 @@
-"""The null model and the bare route: what is left of a server when the model costs nothing, and what any server must cost.
+"""The null models and the bare route: what is left of a server when the model costs nothing, and what any server must cost.
+
+One is asked for pictures, which a process of its own decodes, one for texts, which the frontend makes ready by itself.
 
 python benchmarks/null.py < answer.json      (a FastAPI route on a free port that reads a body and answers that JSON)
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ from fastapi import FastAPI, Request
 from PIL import Image
 from starlette.responses import Response
 
-NAME = "null"
+NAME, TEXT = "null", "null-text"
 _CARD = """\
 task   = "image-classification"
 source = { kind = "module", entry = "Null" }
@@ -30,6 +33,12 @@ input  = { resize = [8, 8], crop = 8 }
 limits = { max_batch = 64, max_cost = 64 }
 [about]
 licence = "Apache-2.0"
+"""
+_TEXT_CARD = """\
+task   = "text-embedding"
+source = { kind = "file" }
+input  = { max_tokens = 256, pooling = "mean" }
+limits = { max_batch = 64, max_cost = 8192, max_queue = 2048 }
 """
 _MODEL = '''\
 """Constant scores for any picture."""
@@ -48,7 +57,23 @@ class Null(nn.Module):
 
 
 def put(home: Path) -> None:
-    """Make its card in `home`."""
+    """Make their cards in `home`."""
+    _put_picture(home)
+    _put_text(home)
+
+
+def _put_text(home: Path) -> None:
+    """BERT without a layer: a row of a small table for each token."""
+    from cards import folder_of, minilm
+    from transformers import BertConfig, BertModel
+
+    folder = folder_of(home, TEXT, _TEXT_CARD)
+    BertModel(BertConfig(hidden_size=8, num_hidden_layers=0, num_attention_heads=1, intermediate_size=8)).save_pretrained(folder)
+    shutil.copy(minilm() / "tokenizer.json", folder)
+    (folder / "sample.json").write_text(json.dumps({"inputs": "a warm hearth"}))
+
+
+def _put_picture(home: Path) -> None:
     import torch
     from safetensors.torch import save_file
 

@@ -128,33 +128,38 @@ def hold(found: dict[str, dict[str, Any]]) -> None:
 
 
 def many_callers(wanted: Any) -> None:
-    """Requests per second with one frontend, beside the bare route in one process."""
-    rounds = []
+    """Of the null models."""
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         null.put(Path(folder))
-        with serving(home=folder, models=null.NAME, frontends="1", **EAGER) as url:
-            card, files = find(null.NAME, Path(folder))
-            call = ask(card, item(card, files))
-            with caller(url) as http:
-                answer = json.loads(block(http, call)[2])
-            with null.routing(answer) as bare_url:
-                for number in range(wanted.rounds + 1):
-                    pair = []
-                    for address in (url, bare_url):
-                        plan = {"clients": wanted.clients, "seconds": wanted.seconds if number else 1.0}  # round 0 warms up
-                        answers = load.run(address, [call.raw(address)], **plan)
-                        assert not answers.failed(), "an answer was not 200"
-                        pair.append(answers.rate())
-                    rounds += [pair] if number else []
-    ours, route = (statistics.median(side) for side in zip(*rounds, strict=True))
-    share = statistics.median(a / b for a, b in rounds)
+        for name in (null.NAME, null.TEXT):
+            found[name] = beside_a_route(name, folder, wanted)
     rows = [
-        ["null model, one frontend", f"{ours:.0f}"],
-        ["bare FastAPI route", f"{route:.0f}"],
-        ["share (aim 0.60)", f"{share:.2f}"],
+        [name, *(f"{one[key]:.0f}" for key in ("server_rps", "route_rps")), f"{one['share']:.2f}"] for name, one in found.items()
     ]
-    table([f"requests/s at {wanted.clients} clients", "median"], rows)
-    report("overhead-null", clients=wanted.clients, rounds=rounds, server_rps=ours, route_rps=route, share=share)
+    table([f"requests/s at {wanted.clients} clients", "one frontend", "bare FastAPI route", "share (aim 0.60)"], rows)
+    report("overhead-null", clients=wanted.clients, models=found)
+
+
+def beside_a_route(name: str, folder: str, wanted: Any) -> dict[str, Any]:
+    """Requests per second with one frontend, and of the bare route in one process."""
+    rounds = []
+    with serving(home=folder, models=name, frontends="1", **EAGER) as url:
+        card, files = find(name, Path(folder))
+        call = ask(card, item(card, files))
+        with caller(url) as http:
+            answer = json.loads(block(http, call)[2])
+        with null.routing(answer) as bare_url:
+            for number in range(wanted.rounds + 1):
+                pair = []
+                for address in (url, bare_url):
+                    plan = {"clients": wanted.clients, "seconds": wanted.seconds if number else 1.0}  # round 0 warms up
+                    answers = load.run(address, [call.raw(address)], **plan)
+                    assert not answers.failed(), "an answer was not 200"
+                    pair.append(answers.rate())
+                rounds += [pair] if number else []
+    ours, route = (statistics.median(side) for side in zip(*rounds, strict=True))
+    return {"rounds": rounds, "server_rps": ours, "route_rps": route, "share": statistics.median(a / b for a, b in rounds)}
 
 
 def main() -> None:

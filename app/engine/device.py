@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import mmap
 import resource
 import sys
 import time
@@ -163,6 +164,23 @@ def give_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def forget_files(folder: Path) -> None:
+    """Let go of the pages of mapped files there that nobody writes to (madvise(2), MADV_DONTNEED; Linux).
+
+    What is touched again comes from the page cache. An engine reads its weights once, to lay them out as its kernels want them;
+    the file's pages stay for nothing: of BERT-base 415 MB of 830.
+    """
+    if sys.platform != "linux":
+        return
+    libc, folder = ctypes.CDLL(None), folder.resolve()
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+            span, access, _, _, _, *path = line.split(maxsplit=5)
+            if path and access.startswith("r--") and Path(path[0]).is_relative_to(folder):
+                start, end = (int(place, 16) for place in span.split("-"))
+                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 if __name__ == "__main__":

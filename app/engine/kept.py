@@ -53,6 +53,7 @@ def kept(order: Order, program: Program, samples: Callable[[dict[str, Any]], lis
         threads, scored = choice.threads or order.threads, classifies(_said(folder))
         compute = compiled(choice.engine, choice.precision, folder, about["networks"], threads, classifies=scored)
         still_agrees(folder, compute, program, samples(about["meta"]))
+        device.forget_files(folder)
         with suppress(OSError):
             os.utime(folder / "choice.json")  # `choosing.sweep` removes what was not used for longest
     except Exception:  # noqa: BLE001  whatever it is, eager does not need it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,3 +74,28 @@ def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path, mo
     monkeypatch.setattr(device, "_CGROUPS", ((tmp_path, limit, used, every),))
     assert device.memory_bytes() == psutil.virtual_memory().total + psutil.swap_memory().total
     assert device.free_bytes() > 70000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads smaps")
+def test_pages_of_files_are_let_go_and_read_again_when_they_are_needed(tmp_path: Path):
+    def resident(path: Path) -> int:
+        sizes, counts = list[int](), False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if "-" in line.split()[0]:
+                counts = line.endswith(str(path))
+            elif counts and line.startswith("Rss:"):
+                sizes.append(int(line.split()[1]))
+        return sum(sizes)
+
+    (tmp_path / "of a model").mkdir()
+    read, written, elsewhere = (tmp_path / name for name in ("of a model/read", "of a model/written", "elsewhere"))
+    maps = []
+    for path, access in ((read, mmap.ACCESS_READ), (written, mmap.ACCESS_COPY), (elsewhere, mmap.ACCESS_READ)):
+        path.write_bytes(bytes(range(256)) * 4096)
+        with path.open("rb") as file:
+            maps.append(mmap.mmap(file.fileno(), 0, access=access))
+        assert bytes(maps[-1]) == bytes(range(256)) * 4096 and resident(path) == 1024
+    maps[1][0] = 7
+    device.forget_files(tmp_path / "of a model")
+    assert (resident(read), resident(written), resident(elsewhere)) == (0, 1024, 1024)
+    assert bytes(maps[0]) == bytes(range(256)) * 4096 and maps[1][0] == 7
