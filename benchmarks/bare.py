@@ -86,7 +86,7 @@ class Bare:
 def _folder(name: str, home: Path, choice: dict[str, Any]) -> Path:
     """Where the worker's compiled networks lie: the choice beside them is the one that the server tells."""
     made = {path: json.loads(path.read_bytes()) for path in (home / "compute").glob(f"{name}-*/choice.json")}
-    fitting = [path for path, known in made.items() if known | choice == choice]
+    fitting = [path for path, known in made.items() if {name: value for name, value in known.items() if value} == choice]
     if not fitting:
         raise SystemExit(f"{name}: the server computes with {choice['engine']}, and {home}/compute has no such choice")
     return max(fitting, key=os.path.getmtime).parent
