@@ -162,8 +162,8 @@ class Decoders:
     def _hear(self) -> None:
         """Listen to the nursery, from the first time that it is needed."""
         if not self._heard:
-            self._heard = True
             asyncio.get_running_loop().add_reader(self._control, self._on_nursery)
+            self._heard = True
 
     def _on_nursery(self) -> None:
         """Read all that it told: of a socket that was reset uvloop says so once, whatever stands before that."""

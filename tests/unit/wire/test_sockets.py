@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import subprocess
 import sys
@@ -246,6 +247,23 @@ def test_what_fails_while_somebody_stands_by_is_the_owners_to_hear(
     with pytest.raises(OSError, match="no descriptors"):
         compute()
     monkeypatch.undo()
+
+
+async def test_others_of_the_loop_have_turns_while_a_batch_is_handled(where: str, listener: Endpoint):
+    """A batch's answers come as one envelope; whoever is refused meanwhile shall not wait for all that they set off."""
+    heard, seen = list[Message](), [0]
+    caller = Endpoint.connect(where, "toy.1")
+    for number in range(30):
+        caller.send(Cancel(number))
+    caller.flush()
+    listener.attach(lambda _, message, __: heard.append(message))
+    async with asyncio.timeout(10):
+        while len(heard) < 30:
+            await asyncio.sleep(0)
+            seen.append(len(heard))
+    assert heard == [Cancel(number) for number in range(30)]
+    assert max(after - before for before, after in itertools.pairwise(seen)) == 8
+    caller.close()
 
 
 async def test_what_a_handler_raises_keeps_nobody_else_from_being_heard(where: str, listener: Endpoint):
