@@ -14,9 +14,9 @@ import torch
 from app.card import Card
 from app.catalogue import Catalogue
 from app.engine import device as devices
-from app.engine.compute import Compute, compiled
+from app.engine.compute import Compute, Precision, compiled
 from app.engine.loader import load
-from app.engine.modules import eager
+from app.engine.modules import eager, rounded
 from app.engine.runner import Runner
 from app.errors import HearthError
 from app.settings import Settings
@@ -52,16 +52,21 @@ class Bare:
 
     def _compute(self, module: torch.nn.Module, home: Path, choice: dict[str, Any]) -> Compute:
         """As the worker makes it: `app/engine/worker.py`, `app/engine/search.py`."""
-        engine, precision = choice["engine"], choice["precision"]
+        engine, precision, judged = choice["engine"], choice["precision"], bool(choice.get("close_calls"))
         if self.device.startswith("cuda"):
             from app.engine.graphs import graphed
 
-            return graphed(eager(self.program, module, self.device, precision), self.card.limits.max_batch)
+            return graphed(self._eager(module, precision, judged=judged), self.card.limits.max_batch)
         if engine == "eager":
-            return eager(self.program, module, self.device, precision)
+            return self._eager(module, precision, judged=judged)
         names = list(self.program.networks(module))
         threads = choice.get("threads") or torch.get_num_threads()
-        return compiled(engine, precision, _folder(self.card.name, home, choice), names, threads)
+        return compiled(engine, precision, _folder(self.card.name, home, choice), names, threads, classifies=judged)
+
+    def _eager(self, module: torch.nn.Module, precision: Precision, *, judged: bool) -> Compute:
+        if judged:
+            return rounded(self.program, module, self.device, classifies=True)
+        return eager(self.program, module, self.device, precision)
 
     def decode(self, item: bytes | str) -> list[Arrays]:
         """As the frontend does."""

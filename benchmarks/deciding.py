@@ -55,6 +55,7 @@ def ways(order: Order, program: Program, names: Sequence[str], threads: int, war
         before = psutil.Process().memory_info().rss
         compute = compiled("openvino", precision, order.folder(), names, threads)
         Runner(compute, program, lambda *_: None).run(samples)
+        devices.forget_files(order.folder())  # as a worker does
         sizes.append((psutil.Process().memory_info().rss - before) / 2**20)
         return compute
 

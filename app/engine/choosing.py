@@ -43,6 +43,7 @@ from app.tasks.base import Arrays, Program
 
 _COMPANY = 8  # samples in the larger of the two batches that are timed
 _BARREN_ROUNDS = 5
+_JUDGED = 1.1  # what fp32 costs that decides close calls (`benchmarks/deciding.py`), with twice the memory
 _WITH_TORCH = 1.1  # a worker that needs torch has 500 MB more and begins two seconds later: for a tenth that is not worth it
 _MOST_S = 60.0
 _KEPT_PER_MODEL = 4  # e.g. fp32 and auto, for two versions of a model
@@ -145,12 +146,17 @@ class _Trial:
         times = self._times({key: (compute, many) for key, compute in (able or {("eager", "fp32"): self._reference}).items()})
         for key, (alone, several) in times.items():
             measured[" ".join(key)] = {"alone_ms": round(1000 * alone, 2), f"batch_of_{_COMPANY}_ms": round(1000 * several, 2)}
-        best = min(times, key=lambda key: sqrt(times[key][0] * times[key][1]) * (_WITH_TORCH if key[0] == "eager" else 1))
+        best = min(times, key=lambda key: sqrt(times[key][0] * times[key][1]) * self._burden(key, able.get(key)))
         why = f"fastest of {len(times)} that agree with eager fp32, of {len(measured)} tried"
         quick = times[best][1] < device.QUICK_S
         threads = self._threads(best, able.get(best, self._reference)) if quick else many
         decides = "fp32" if best in able and able[best].exact else ""
         return Choice(best[0], best[1], why, measured, threads, decides)
+
+    @staticmethod
+    def _burden(key: Key, compute: Compute | None) -> float:
+        """By what its time counts more than it is."""
+        return (1.0 if key[0] == "openvino" else _WITH_TORCH) * (_JUDGED if compute and compute.exact else 1.0)
 
     def _threads(self, key: Key, many: Compute) -> int:
         """One for a quick model, if more are hardly faster: what they spend on each other, frontends can use.

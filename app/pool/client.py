@@ -244,8 +244,7 @@ class Client:
 
     def _connect(self, table: Table) -> None:
         """A link to every worker that is ready."""
-        ready = [worker.name for entry in table.models.values() for worker in entry.workers if worker.state == "ready"]
-        for name in ready:
+        for name in [worker.name for entry in table.models.values() for worker in entry.workers if worker.state == "ready"]:
             if name in self._links and not self._links[name].gone:
                 continue
             try:
@@ -255,6 +254,7 @@ class Client:
                 asyncio.get_running_loop().call_later(_AGAIN_S, self._connect_again)
                 continue
             if old := self._links.get(name):
+                old.drain()  # what it still said counts
                 old.close()
             link.attach(lambda _, message, arrays, of=name: self._on_answer(of, message, arrays))  # type: ignore[misc]
             self._links[name] = link

@@ -129,6 +129,34 @@ async def test_what_a_request_was_blamed_for_is_held_against_it_in_the_next_proc
             endpoint.close()
 
 
+async def test_what_a_worker_said_counts_though_it_is_to_be_reached_anew(tmp_path: Path):
+    """Many answers in one envelope, of which the loop handles some; then a table that still has that worker."""
+    endpoints = _, worker = [Endpoint.listen(address(str(tmp_path), name)) for name in ("supervisor", "m.1")]
+    client = Client(Settings(), str(tmp_path), 1)
+    client.start()
+    try:
+        told = table("ready", Worker("m.1", 1, "cpu", "ready", 0))
+        client._on_table(told)
+        sample = Sample(arrays={"x": np.ones(1)}, cost=1.0)
+        asked = [client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30) for _ in range(30)]
+        answers = [asyncio.create_task(one) for one in asked]
+        await asyncio.sleep(0.05)
+        wait([worker], 5)
+        for peer, run, _ in worker.receive():
+            assert isinstance(run, Run)
+            worker.send(Done(run.id, 0.0, 0.0, 30, 0.0), {"y": np.full(1, 7.0)}, to=peer)
+        worker.close()
+        client._links["m.1"]._on_ready()
+        client._links["m.1"].pump()  # and its end
+        assert 0 < len(client._flights) < 30 and client._links["m.1"].gone
+        client._on_table(told)
+        assert [float(one.output["y"][0]) for one in await asyncio.wait_for(asyncio.gather(*answers), 10)] == [7.0] * 30
+    finally:
+        client.close()
+        for endpoint in endpoints:
+            endpoint.close()
+
+
 async def test_what_was_sent_twice_is_noted_wherever_it_is_and_called_back_when_it_is_convicted(tmp_path: Path):
     endpoints = _, _, worker = [Endpoint.listen(address(str(tmp_path), name)) for name in ("supervisor", "m.1", "m.2")]
     past, client = Blamed(), Client(Settings(), str(tmp_path), 1)
