@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.engine import compute
+from app.engine import compute, device
 from app.engine.compute import Compute, compiled, openvino_precisions, tidy
 from app.engine.modules import compile_into, eager, inductor_precisions, record
 
@@ -167,6 +167,13 @@ class TestInductor:
             assert max(differences(found, count, length)) < limit
         assert max(differences(found, 3, 4, transposed=True)) < limit, "compiled code believes strides without a look"
         assert max(differences(source, 3, 4)) < limit, "compiling leaves the module as it was"
+
+    def test_its_library_stays_as_the_linker_left_it_when_files_are_let_go_of(self, inductor):
+        folder, _, precision = inductor
+        found = compiled("inductor", precision, folder, ["both"], threads=1)
+        before = differences(found, 3, 4)
+        device.forget_files(folder)
+        assert differences(found, 3, 4) == before, "or this process ends by SIGSEGV"
 
     def test_another_fixed_size_is_refused_instead_of_read_out_of_bounds(self, inductor):
         folder, source, precision = inductor
