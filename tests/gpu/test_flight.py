@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.engine.choosing import agree
+from app.engine.agreement import agree
 from app.engine.modules import eager
 from app.engine.runner import Runner
 from app.errors import HearthError
