@@ -14,9 +14,9 @@ import torch
 from app.card import Card
 from app.catalogue import Catalogue
 from app.engine import device as devices
-from app.engine.compute import Compute, Precision, compiled
+from app.engine.compute import Compute, compiled
 from app.engine.loader import load
-from app.engine.modules import eager, rounded
+from app.engine.modules import as_chosen
 from app.engine.runner import Runner
 from app.errors import HearthError
 from app.settings import Settings
@@ -56,17 +56,12 @@ class Bare:
         if self.device.startswith("cuda"):
             from app.engine.graphs import graphed
 
-            return graphed(self._eager(module, precision, judged=judged), self.card.limits.max_batch)
+            return graphed(as_chosen(self.program, module, precision, self.device, judged=judged), self.card.limits.max_batch)
         if engine == "eager":
-            return self._eager(module, precision, judged=judged)
+            return as_chosen(self.program, module, precision, self.device, judged=judged)
         names = list(self.program.networks(module))
         threads = choice.get("threads") or torch.get_num_threads()
         return compiled(engine, precision, _folder(self.card.name, home, choice), names, threads, classifies=judged)
-
-    def _eager(self, module: torch.nn.Module, precision: Precision, *, judged: bool) -> Compute:
-        if judged:
-            return rounded(self.program, module, self.device, classifies=True)
-        return eager(self.program, module, self.device, precision)
 
     def decode(self, item: bytes | str) -> list[Arrays]:
         """As the frontend does."""

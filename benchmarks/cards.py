@@ -35,7 +35,7 @@ source = { kind = "file" }
 input  = { max_tokens = 512, pooling = "mean" }
 limits = { max_batch = 32, max_cost = 4096, max_queue = 1024 }
 """
-_MINILM = """\
+MINILM = """\
 task   = "text-embedding"
 source = { kind = "file" }
 input  = { max_tokens = 256, pooling = "mean" }
@@ -88,7 +88,7 @@ def make_wav2vec2(home: Path) -> None:
 
 
 def make_minilm(home: Path) -> None:
-    folder = folder_of(home, "bench-minilm", _MINILM, "Apache-2.0")
+    folder = folder_of(home, "bench-minilm", MINILM, "Apache-2.0")
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         shutil.copy(minilm() / name, folder)
     (folder / "sample.json").write_text(json.dumps(TEXT))

@@ -9,7 +9,6 @@ The photographs decide: of pictures of things that the network knows few are clo
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -110,7 +109,7 @@ def main() -> None:
         for each in found
     ]
     table(("model", "close", *(f"{way}, pictures/s" for way in _WAYS), "kept", "MiB, bf16 + fp32"), rows)
-    report("deciding", batch=given.batch, models=found, cores=os.cpu_count())
+    report("deciding", batch=given.batch, models=found)
 
 
 if __name__ == "__main__":

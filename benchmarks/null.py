@@ -34,12 +34,6 @@ limits = { max_batch = 64, max_cost = 64 }
 [about]
 licence = "Apache-2.0"
 """
-_TEXT_CARD = """\
-task   = "text-embedding"
-source = { kind = "file" }
-input  = { max_tokens = 256, pooling = "mean" }
-limits = { max_batch = 64, max_cost = 8192, max_queue = 2048 }
-"""
 _MODEL = '''\
 """Constant scores for any picture."""
 
@@ -56,24 +50,19 @@ class Null(nn.Module):
 '''
 
 
-def put(home: Path) -> None:
-    """Make their cards in `home`."""
-    _put_picture(home)
-    _put_text(home)
-
-
-def _put_text(home: Path) -> None:
-    """BERT without a layer: a row of a small table for each token."""
-    from cards import folder_of, minilm
+def put_text(home: Path) -> None:
+    """Make the card of texts in `home`: BERT without a layer, a row of a small table for each token."""
+    from cards import MINILM, folder_of, minilm
     from transformers import BertConfig, BertModel
 
-    folder = folder_of(home, TEXT, _TEXT_CARD)
+    folder = folder_of(home, TEXT, MINILM)
     BertModel(BertConfig(hidden_size=8, num_hidden_layers=0, num_attention_heads=1, intermediate_size=8)).save_pretrained(folder)
     shutil.copy(minilm() / "tokenizer.json", folder)
     (folder / "sample.json").write_text(json.dumps({"inputs": "a warm hearth"}))
 
 
-def _put_picture(home: Path) -> None:
+def put_picture(home: Path) -> None:
+    """Make the card of pictures in `home`."""
     import torch
     from safetensors.torch import save_file
 

@@ -99,7 +99,7 @@ def one_model(url: str, bare: Bare, call: Call, rounds: int) -> dict[str, Any]:
 def one_caller(wanted: Any) -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        null.put(Path(folder))
+        null.put_picture(Path(folder))
         with serving(home=folder, models=null.NAME, **EAGER) as url:
             bare = Bare(null.NAME, Path(folder), told(url, null.NAME))
             call = ask(bare.card, item(bare.card, bare.files))
@@ -131,8 +131,8 @@ def many_callers(wanted: Any) -> None:
     """Of the null models."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        null.put(Path(folder))
-        for name in (null.NAME, null.TEXT):
+        for name, put in ((null.NAME, null.put_picture), (null.TEXT, null.put_text)):
+            put(Path(folder))
             found[name] = beside_a_route(name, folder, wanted)
     rows = [
         [name, *(f"{one[key]:.0f}" for key in ("server_rps", "route_rps")), f"{one['share']:.2f}"] for name, one in found.items()

@@ -81,13 +81,9 @@ class _Trial:
         self._samples = [sample.arrays for sample in card_samples(card, codec)]
         self._probes = probes(self._samples)
         self._reference = eager(self._program, self._module)
-        self._expected = self.outputs(self._reference)
+        self._expected: list[Any] = Runner(self._reference, self._program, lambda *_: None).run(self._probes)
         self._scored = classifies(self._expected)
         self._compiled: set[Precision] = set()  # by Inductor
-
-    def outputs(self, compute: Compute) -> list[Any]:
-        """What it makes of all probes in one batch."""
-        return Runner(compute, self._program, lambda *_: None).run(self._probes)
 
     def candidates(self) -> dict[Key, Callable[[], Compute]]:
         """What may be tried, by how it is made."""

@@ -44,6 +44,11 @@ def rounded(program: Program, module: nn.Module, device: str = "cpu", *, classif
     return replace(half, exact=eager(program, module, device).networks if classifies else None)
 
 
+def as_chosen(program: Program, module: nn.Module, precision: Precision, device: str = "cpu", *, judged: bool) -> Compute:
+    """What a choice of PyTorch's own says. `judged`: fp32 decides what is close. Without a copy where nothing does."""
+    return rounded(program, module, device, classifies=True) if judged else eager(program, module, device, precision)
+
+
 def compile_into(
     folder: Path,
     engine: Engine,

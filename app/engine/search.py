@@ -10,7 +10,7 @@ from app.engine.choosing import chosen
 from app.engine.compute import Compute
 from app.engine.kept import kept, still_agrees
 from app.engine.loader import load
-from app.engine.modules import eager, rounded
+from app.engine.modules import as_chosen
 from app.engine.order import Choice, Order
 from app.errors import ModelFailed
 from app.logs import log
@@ -52,10 +52,7 @@ class Search:
         if choice.engine == "eager":
             files = {name: Path(path) for name, path in self._order.files.items()}
             module = load(Card.model_validate_json(self._order.card), files)
-            if choice.close_calls:
-                compute = rounded(self._program, module, classifies=True)
-            else:  # without a copy
-                compute = eager(self._program, module, precision=choice.precision)
+            compute = as_chosen(self._program, module, choice.precision, judged=bool(choice.close_calls))
             still_agrees(self._order.folder(), compute, self._program, self._samples)
             return compute
         known = kept(self._order, self._program, lambda _: self._samples)

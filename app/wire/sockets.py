@@ -206,11 +206,8 @@ class Endpoint:
         self._handling = False
         try:
             for _ in range(_BURST):
-                if not self._opened and self._inbox:
-                    self._opened.extend(self._next())
-                if self._handler is None or not self._opened:
+                if not self._handle_one():
                     break
-                self._handler(*self._opened.popleft())
         finally:  # whatever a handler raised, the others are heard
             if self._loop is not None and not self.idle() and not self._handling:
                 self._handling = True
@@ -223,11 +220,17 @@ class Endpoint:
             self.pump()
             if len(self._inbox) == before:
                 break
-        while self._handler is not None and not self.idle():
-            if not self._opened:
-                self._opened.extend(self._next())
-            else:
-                self._handler(*self._opened.popleft())
+        while self._handle_one():
+            pass
+
+    def _handle_one(self) -> bool:
+        """The next letter, if there is one and a handler."""
+        while self._inbox and not self._opened:
+            self._opened.extend(self._next())
+        if self._handler is None or not self._opened:
+            return False
+        self._handler(*self._opened.popleft())
+        return True
 
     def fileno(self) -> int:
         """A descriptor that is readable when `pump` has something to do."""

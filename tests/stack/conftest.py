@@ -239,12 +239,12 @@ class Server:
             self.said.extend(lines)
 
     def __enter__(self) -> Server:
+        operations()  # while the server begins: no request shall wait for it
         try:
             self.url = wait_for(self._address, 120)
         except AssertionError:
             self.kill()
             raise AssertionError("".join(self.said)) from None
-        operations()  # no request shall wait for it
         self.http = httpx.Client(base_url=self.url, timeout=30, event_hooks={"response": [fits]})
         return self
 
