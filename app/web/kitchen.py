@@ -22,6 +22,7 @@ T = TypeVar("T")
 Pair = tuple[Decoded | None, dict[str, Any] | HearthError]
 """An input as it was decoded, and its result or its error."""
 
+_HERE_S = 0.001  # of decoding in this process; then whoever else has something for the loop is heard
 _PORTION = 128 << 20  # bytes that one request may hold decoded before its next input is; a half hour of sound has 115 MB
 
 
@@ -36,6 +37,8 @@ class Kitchen:
     """Whether this process is told to end: streams end then."""
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
     """Copies of requests that versions without traffic answer, for nobody to hear."""
+    here: Turns = field(default_factory=lambda: Turns(_HERE_S))
+    """For what is decoded in this process."""
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -70,7 +73,7 @@ async def _one(
 ) -> tuple[Decoded, dict[str, Any]]:
     started, item = time.monotonic(), order.items[number]
     if codec.light(item):
-        decoded = codec.decode(item, **order.decode)
+        decoded = await portion.here(partial(codec.decode, item, **order.decode))
     else:
         decoded = await portion.decode(partial(kitchen.decoders.decode, codec, item, order.decode))
     portion.take(decoded)
@@ -97,8 +100,8 @@ async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
     try:
         return await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
+        while tasks:
+            tasks.pop().cancel()  # and none left to hold an error that holds this frame
 
 
 async def _caught(work: Coroutine[Any, Any, tuple[Decoded, dict[str, Any]]]) -> Pair:
@@ -113,11 +116,38 @@ def _spent(timing: dict[str, float], stage: str, seconds: float, model: Model) -
     tally().stage(stage, model.card.name, seconds)
 
 
+class Turns:
+    """Work of many for which the event loop stands still: when they took `seconds` of it, the next one waits until it has come
+    round. A thousand texts of one request would hold it for half a second; a hundred who are let in make others wait.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._spent = 0.0
+        self._free = asyncio.Lock()
+
+    async def take(self, work: Callable[[], T]) -> T:
+        """Do it when it is its turn: first come, first served."""
+        await self._free.acquire()
+        started = time.monotonic()
+        try:
+            return work()
+        finally:
+            self._spent += time.monotonic() - started
+            if self._spent < self._seconds:
+                self._free.release()
+            else:
+                self._spent = 0.0
+                asyncio.get_running_loop().call_soon(self._free.release)
+
+
 class Portion:
     """What one request may take at a time of the decoders and of memory, so that its neighbours are not kept waiting."""
 
     def __init__(self, kitchen: Kitchen, deadline: float) -> None:
         self.deadline = deadline
+        self._here = kitchen.here
+        self._one = asyncio.Lock()  # of many texts others come between any two
         self._turn = asyncio.Semaphore(max(1, kitchen.decoders.count - 1))  # others find one free
         self._held = 0  # bytes decoded and not yet answered
         self._room = asyncio.Event()
@@ -130,7 +160,17 @@ class Portion:
                 await self._room.wait()
                 return await work()
         except TimeoutError as error:
-            raise Deadline("not decoded before the deadline; allow more time with timeout_ms, or send less") from error
+            raise _late() from error
+
+    async def here(self, work: Callable[[], Decoded]) -> Decoded:
+        """The same in this process."""
+        async with self._one:
+            return await self._here.take(partial(self._in_time, work))
+
+    def _in_time(self, work: Callable[[], Decoded]) -> Decoded:
+        if time.monotonic() > self.deadline:
+            raise _late()
+        return work()
 
     def take(self, decoded: Decoded) -> None:
         """It is kept until it is answered."""
@@ -143,6 +183,10 @@ class Portion:
         self._held -= _size(decoded)
         if self._held < _PORTION:
             self._room.set()
+
+
+def _late() -> Deadline:
+    return Deadline("not decoded before the deadline; allow more time with timeout_ms, or send less")
 
 
 def _size(decoded: Decoded) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from app.decoding.client import Threads
 from app.errors import Deadline
 from app.tasks.base import Decoded, Sample
 from app.web import kitchen as kitchens
-from app.web.kitchen import Kitchen, Portion
+from app.web.kitchen import Kitchen, Portion, Turns
 
 
 def decoded(size: int = 8) -> Decoded:
@@ -76,3 +77,51 @@ async def test_the_next_input_waits_until_there_is_room(kitchen: Kitchen, monkey
     assert len(others) == 20 and not following.done()
     portion.give(large)
     assert await asyncio.wait_for(following, 10)
+
+
+@pytest.mark.parametrize(("seconds", "heard"), [(0.0, [1, 2, 3]), (60.0, [3])], ids=["each for itself", "all at once"])
+async def test_who_else_wants_the_loop_is_heard_when_others_took_enough_of_it(seconds: float, heard: list[int]):
+    turns, done, seen = Turns(seconds), list[int](), list[int]()
+
+    def look() -> None:
+        if not seen or seen[-1] < len(done):
+            seen.append(len(done))
+        if len(done) < 3:
+            asyncio.get_running_loop().call_soon(look)
+
+    def work(number: int) -> None:
+        if not done:
+            asyncio.get_running_loop().call_soon(look)
+        done.append(number)
+
+    await asyncio.gather(*(turns.take(partial(work, number)) for number in range(3)))
+    await asyncio.sleep(0)
+    assert done == [0, 1, 2] and seen == heard
+
+
+async def test_one_that_fails_or_is_given_up_leaves_its_turn_to_the_next():
+    turns = Turns(0.0)
+    with pytest.raises(ZeroDivisionError):
+        await turns.take(lambda: 1 // 0)
+    first, waiting = (asyncio.create_task(turns.take(lambda: 1)) for _ in range(2))
+    await first
+    waiting.cancel()
+    assert await asyncio.wait_for(turns.take(lambda: 2), 10) == 2 and waiting.cancelled()
+
+
+async def test_between_many_texts_of_one_request_others_come(kitchen: Kitchen):
+    order = list[str]()
+
+    def work(name: str) -> Decoded:
+        order.append(name)
+        return decoded()
+
+    kitchen = replace(kitchen, here=Turns(0.0))
+    many, single = Portion(kitchen, time.monotonic() + 30), Portion(kitchen, time.monotonic() + 30)
+    await asyncio.gather(*(many.here(partial(work, "many")) for _ in range(20)), single.here(partial(work, "single")))
+    assert len(order) == 21 and order.index("single") < 3
+
+
+async def test_a_text_whose_turn_comes_too_late_is_not_read(kitchen: Kitchen):
+    with pytest.raises(Deadline, match="not decoded before the deadline"):
+        await Portion(kitchen, time.monotonic() - 1).here(lambda: pytest.fail("it was read"))
