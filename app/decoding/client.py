@@ -94,6 +94,7 @@ class Decoders:
                 return await asked
             except Died as died:
                 log.warning("decoder %d ended (%s) while it read %d bytes", decoder.number, ending(died.status), size)
+                del decoder, asked  # they hold what it ended with, and that this frame
                 if died.status == -signal.SIGPROF:  # a good one does not take that long, and would again
                     raise BadInput("to read this file takes far longer than a file of its size should; convert it anew") from None
                 crashes, kills = (crashes, kills + 1) if died.status == -signal.SIGKILL else (crashes + 1, kills)

@@ -189,6 +189,7 @@ class Client:
                 self._load[flight.worker] -= 1
             if self._flights.close(flight.id) and flight.worker in self._links:
                 self._links[flight.worker].send(Cancel(flight.id))
+            del flight, cargo, late  # they hold an error, which holds this frame: all would wait for the garbage collector
 
     def _launch(self, flight: Flight[Cargo], worker: str | None = None) -> None:
         """Send a sample to the least loaded ready worker; without one it waits for the next table."""
@@ -219,9 +220,7 @@ class Client:
             self._on_died(message)
         elif isinstance(message, Leave):
             self._leave(message)
-        elif isinstance(message, Changed) and (future := self._changes.get(message.id)):
-            if future.done():  # whoever asked has left
-                return
+        elif isinstance(message, Changed) and (future := self._changes.get(message.id)) and not future.done():  # who asked waits
             if message.code:
                 future.set_exception(from_code(message.code, message.detail))
             else:

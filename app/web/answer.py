@@ -46,8 +46,11 @@ async def serve(request: Request, order: Order) -> Served:
     results = [result for _, result in pairs]
     if shadow:
         cast(kitchen, shadow, order, results)
-    if len(results) == 1 and isinstance(results[0], HearthError):
-        raise results[0]
+    if len(results) == 1 and isinstance(error := results[0], HearthError):
+        try:
+            raise error
+        finally:
+            del error, results, pairs  # they hold it, and it holds this frame
     return Served(model, [decoded for decoded, _ in pairs], results)
 
 
@@ -64,11 +67,13 @@ class _Watch:
         self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._start)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        task, self._task = self._task, None
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-        if self._left and self._task is not None and kind is asyncio.CancelledError:
-            self._task.uncancel()
+            self._watcher = None  # they hold each other, and a request of megabytes: all would wait for the garbage collector
+        if self._left and task is not None and kind is asyncio.CancelledError:
+            task.uncancel()
             raise ClientLeft
 
     def _start(self) -> None:

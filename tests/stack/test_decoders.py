@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import gc
 import os
 import select
 import signal
@@ -93,6 +94,20 @@ async def test_a_file_that_ends_its_decoder_costs_its_sender_alone(decoders: Dec
         await read(decoders, "crash")
     assert await slow
     assert await read(decoders, "size xx") == 2
+
+
+async def test_what_ended_its_decoder_is_gone_with_the_error(decoders: Decoders):
+    """Waiting for the garbage collector, many would hold what was uploaded."""
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(BadInput):
+            async with asyncio.timeout(60):
+                await decoders.decode(CODEC, b"crash", {})
+        await asyncio.sleep(0)  # what woke us up is done
+        assert not [kept for kept in gc.get_objects() if type(kept) is Parcel]
+    finally:
+        gc.enable()
 
 
 async def test_a_file_whose_decoder_others_kill_again_and_again_is_read_all_the_same(decoders: Decoders):

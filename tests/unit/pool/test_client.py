@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from app.card import Card
-from app.errors import Loading, Poisoned, UnknownModel
+from app.errors import Deadline, Loading, Poisoned, UnknownModel
 from app.pool.base import PAST
+from app.pool.cargo import Cargo
 from app.pool.client import Client
 from app.pool.directory import Directory
 from app.pool.probe import Probe
@@ -49,6 +51,20 @@ async def test_an_error_proves_nothing_of_its_worker(tmp_path: Path):
     assert not client._answered
     client._on_answer("m.1", Done(2, 0.0, 0.0, 1, 0.0), {})
     assert client._answered
+
+
+async def test_a_sample_that_nobody_answered_in_time_is_gone_with_its_error(tmp_path: Path):
+    """Waiting for the garbage collector, those of an overload would be many."""
+    client = Client(Settings(), str(tmp_path), 1)
+    client._directory.update(table("starting"))
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(Deadline):
+            await client.submit("m", Sample(arrays={}, cost=1.0), outputs=("y",), deadline=time.monotonic())
+        assert not [kept for kept in gc.get_objects() if type(kept) is Cargo]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class ToyCodec:
 
 
 class ToyPool:
-    """`error` is raised by submit; `held` makes it wait for ever; `dropped` counts cancelled samples."""
+    """`error` is raised by submit; `held` makes it wait for `go_on`; `dropped` counts cancelled samples."""
 
     def __init__(self) -> None:
         self.error: HearthError | None = None
@@ -52,6 +52,7 @@ class ToyPool:
         self.held = False
         self.dropped = 0
         self.submitted = asyncio.Event()
+        self.go_on = asyncio.Event()
         self.verdicts = {"toy": ""}
         self.state = "ready"
         self.woken = False
@@ -94,7 +95,7 @@ class ToyPool:
         self.submitted.set()
         try:
             while self.held:
-                await asyncio.Event().wait()
+                await self.go_on.wait()
         except asyncio.CancelledError:
             self.dropped += 1
             raise

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 from typing import Any
 
 import pytest
+from fastapi import Request
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.errors import Deadline, TooBusy
 from app.settings import Settings
+from app.web import answer
+from app.web.kitchen import Portion
 from app.web.server import make_app
+
+_PART = b'Content-Disposition: form-data; name="file"; filename="a"\r\nContent-Type: image/jpeg\r\n\r\n'
 
 
 def scope(path: str, headers: list[tuple[bytes, bytes]] | None = None) -> dict[str, Any]:
@@ -99,6 +106,44 @@ async def test_a_client_that_leaves_takes_its_sample_along(app, pool):
     await asyncio.wait([task], timeout=5)
     assert task.done()
     assert pool.dropped == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [("good", 200), ("slow", 200), ("bad", 400), ("refused", 503), ("late", 504), ("one of two", 200), ("windows", 504)],
+)
+async def test_a_request_is_gone_with_its_answer(app, pool, monkeypatch: pytest.MonkeyPatch, kind: str, status: int):
+    """Waiting for the garbage collector, hundreds of them would hold what was uploaded, up to the limit each."""
+    monkeypatch.setattr(answer, "_PATIENCE_S", 0.0)
+    pool.held = kind == "slow"
+    pool.refusal = TooBusy("full", retry_after_s=1) if kind == "refused" else None
+    pool.error = Deadline("late") if kind in ("late", "windows") else None
+    media, body = b"image/jpeg", {"bad": b"bad", "windows": b"long"}.get(kind, b"x")
+    if kind == "one of two":
+        media, body = b"multipart/form-data; boundary=b", (b"--b\r\n" + _PART + b"bad\r\n--b\r\n" + _PART + b"x\r\n--b--\r\n")
+    sent: list[dict[str, Any]] = []
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        pool.held = False  # it is watched for
+        pool.go_on.set()
+        return await asyncio.Future()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    gc.collect()
+    gc.disable()
+    try:
+        await app(scope("/predict/image", [(b"content-type", media)]), receive, send)
+        await asyncio.sleep(0)  # who watched hears that it is over
+        assert sent[0]["status"] == status
+        pool.refusal = pool.error = None
+        assert not [kept for kept in gc.get_objects() if type(kept) in (Request, Portion, answer._Watch)]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
