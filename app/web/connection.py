@@ -157,6 +157,9 @@ class Connection(HttpToolsProtocol):
         """Nothing is waited for any more."""
         super().connection_lost(exc)
         self._begin_late()  # it is counted as any other whose caller left
+        for cycle, _ in self.pipeline:
+            cycle.on_response = _nothing  # it would keep this alive, and this the body
+        self.pipeline.clear()
         for timer in (self._late, self._reader):
             if timer is not None:
                 timer.cancel()

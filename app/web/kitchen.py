@@ -17,12 +17,13 @@ from app.metrics import tally
 from app.pool.base import Model, Pool
 from app.settings import Settings
 from app.tasks.base import Codec, Decoded
+from app.web.turns import Turns
 
 T = TypeVar("T")
 Pair = tuple[Decoded | None, dict[str, Any] | HearthError]
 """An input as it was decoded, and its result or its error."""
 
-_HERE_S = 0.001  # of decoding in this process; then whoever else has something for the loop is heard
+_HERE_S = 0.0005  # each time that the event loop comes round: three texts of usual length
 _PORTION = 128 << 20  # bytes that one request may hold decoded before its next input is; a half hour of sound has 115 MB
 
 
@@ -57,7 +58,7 @@ async def answers(
     kitchen: Kitchen, model: Model, codec: Codec, order: Order, deadline: float, timing: dict[str, float]
 ) -> list[Pair]:
     """All items of an order, in order; `timing` gets the seconds of each stage."""
-    portion = Portion(kitchen, deadline)
+    portion = Portion(kitchen, deadline, partial(_spent, timing, "decode", model))
     work = [_caught(_one(kitchen, portion, model, codec, order, number, timing)) for number in range(len(order.items))]
     return [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
 
@@ -71,13 +72,12 @@ async def _one(
     number: int,
     timing: dict[str, float],
 ) -> tuple[Decoded, dict[str, Any]]:
-    started, item = time.monotonic(), order.items[number]
+    item = order.items[number]
     if codec.light(item):
-        decoded = await portion.here(partial(codec.decode, item, **order.decode))
+        decoded = await portion.here(number, partial(codec.decode, item, **order.decode))
     else:
         decoded = await portion.decode(partial(kitchen.decoders.decode, codec, item, order.decode))
     portion.take(decoded)
-    _spent(timing, "decode", time.monotonic() - started, model)
     submit = partial(kitchen.pool.submit, model.card.name, outputs=order.outputs, deadline=portion.deadline)
     try:
         if len(decoded.samples) == 1:
@@ -90,7 +90,7 @@ async def _one(
     timing["run"] = max(timing.get("run", 0.0), *(answer.run_s for answer in answers))
     started = time.monotonic()
     result = codec.interpret(decoded, [answer.output for answer in answers], **order.interpret)
-    _spent(timing, "interpret", time.monotonic() - started, model)
+    _spent(timing, "interpret", model, time.monotonic() - started)
     return decoded, result
 
 
@@ -111,43 +111,19 @@ async def _caught(work: Coroutine[Any, Any, tuple[Decoded, dict[str, Any]]]) -> 
         return None, error
 
 
-def _spent(timing: dict[str, float], stage: str, seconds: float, model: Model) -> None:
+def _spent(timing: dict[str, float], stage: str, model: Model, seconds: float) -> None:
     timing[stage] = timing.get(stage, 0.0) + seconds
     tally().stage(stage, model.card.name, seconds)
-
-
-class Turns:
-    """Work of many for which the event loop stands still: when they took `seconds` of it, the next one waits until it has come
-    round. A thousand texts of one request would hold it for half a second; a hundred who are let in make others wait.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._spent = 0.0
-        self._free = asyncio.Lock()
-
-    async def take(self, work: Callable[[], T]) -> T:
-        """Do it when it is its turn: first come, first served."""
-        await self._free.acquire()
-        started = time.monotonic()
-        try:
-            return work()
-        finally:
-            self._spent += time.monotonic() - started
-            if self._spent < self._seconds:
-                self._free.release()
-            else:
-                self._spent = 0.0
-                asyncio.get_running_loop().call_soon(self._free.release)
 
 
 class Portion:
     """What one request may take at a time of the decoders and of memory, so that its neighbours are not kept waiting."""
 
-    def __init__(self, kitchen: Kitchen, deadline: float) -> None:
+    def __init__(self, kitchen: Kitchen, deadline: float, spent: Callable[[float], None]) -> None:
+        """`spent` hears the seconds that decoding took: not those until its turn came."""
         self.deadline = deadline
+        self._spent = spent
         self._here = kitchen.here
-        self._one = asyncio.Lock()  # of many texts others come between any two
         self._turn = asyncio.Semaphore(max(1, kitchen.decoders.count - 1))  # others find one free
         self._held = 0  # bytes decoded and not yet answered
         self._room = asyncio.Event()
@@ -158,19 +134,23 @@ class Portion:
         try:
             async with asyncio.timeout(self.deadline - time.monotonic()), self._turn:
                 await self._room.wait()
-                return await work()
+                started = time.monotonic()
+                decoded = await work()
         except TimeoutError as error:
             raise _late() from error
+        self._spent(time.monotonic() - started)
+        return decoded
 
-    async def here(self, work: Callable[[], Decoded]) -> Decoded:
-        """The same in this process."""
-        async with self._one:
-            return await self._here.take(partial(self._in_time, work))
+    async def here(self, number: int, work: Callable[[], Decoded]) -> Decoded:
+        """The same in this process, of the input with this number."""
+        return await self._here.take(number, partial(self._in_time, work))
 
     def _in_time(self, work: Callable[[], Decoded]) -> Decoded:
-        if time.monotonic() > self.deadline:
+        if (started := time.monotonic()) > self.deadline:
             raise _late()
-        return work()
+        decoded = work()
+        self._spent(time.monotonic() - started)
+        return decoded
 
     def take(self, decoded: Decoded) -> None:
         """It is kept until it is answered."""

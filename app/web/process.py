@@ -102,7 +102,7 @@ def serve(
         _beat(box)
         gc.collect()
         gc.freeze()  # what is there stays; looking through it again took a tenth of the time, tens of milliseconds at once
-        gc.set_threshold(_GARBAGE)
+        gc.set_threshold(_GARBAGE, 2, 2)
         yield
         decoders.close()
         client.close()

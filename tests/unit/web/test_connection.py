@@ -237,6 +237,28 @@ async def test_a_connection_whose_last_request_was_refused_at_once_is_gone_with_
         gc.enable()
 
 
+async def test_what_was_sent_behind_a_request_is_gone_with_its_caller():
+    """Its body, too."""
+    gc.disable()
+    try:
+        transport = Transport()
+        connection = made(held, transport)
+        connection.data_received(request(b"one") * 3)
+        seen = [weakref.ref(cycle) for cycle, _ in connection.pipeline]
+        assert len(seen) == 2
+        transport.close()
+        connection.connection_lost(None)
+        tasks = list(connection.tasks)
+        del connection
+        tasks[0].cancel()
+        await asyncio.wait(tasks, timeout=10)
+        del tasks
+        await asyncio.sleep(0)
+        assert not [cycle for cycle in seen if cycle() is not None]
+    finally:
+        gc.enable()
+
+
 async def test_a_refusal_says_that_it_closes_where_it_does():
     old = request(b"refuse").replace(b"HTTP/1.1", b"HTTP/1.0")
     for data, app in ((old, Refusing()), (request(b"refuse"), Refusing(close=True))):

@@ -110,12 +110,21 @@ async def test_a_client_that_leaves_takes_its_sample_along(app, pool):
 
 @pytest.mark.parametrize(
     ("kind", "status"),
-    [("good", 200), ("slow", 200), ("bad", 400), ("refused", 503), ("late", 504), ("one of two", 200), ("windows", 504)],
+    [
+        ("good", 200),
+        ("slow", 200),
+        ("left", 499),
+        ("bad", 400),
+        ("refused", 503),
+        ("late", 504),
+        ("one of two", 200),
+        ("windows", 504),
+    ],
 )
 async def test_a_request_is_gone_with_its_answer(app, pool, monkeypatch: pytest.MonkeyPatch, kind: str, status: int):
     """Waiting for the garbage collector, hundreds of them would hold what was uploaded, up to the limit each."""
     monkeypatch.setattr(answer, "_PATIENCE_S", 0.0)
-    pool.held = kind == "slow"
+    pool.held = kind in ("slow", "left")
     pool.refusal = TooBusy("full", retry_after_s=1) if kind == "refused" else None
     pool.error = Deadline("late") if kind in ("late", "windows") else None
     media, body = b"image/jpeg", {"bad": b"bad", "windows": b"long"}.get(kind, b"x")
@@ -127,6 +136,8 @@ async def test_a_request_is_gone_with_its_answer(app, pool, monkeypatch: pytest.
     async def receive() -> dict[str, Any]:
         if messages:
             return messages.pop()
+        if kind == "left":
+            return {"type": "http.disconnect"}
         pool.held = False  # it is watched for
         pool.go_on.set()
         return await asyncio.Future()
