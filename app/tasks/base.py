@@ -116,8 +116,8 @@ class Codec(Protocol):
     """For its reader; None: what decodes is safe with any bytes, and runs in the frontend (in a thread, unless it is light)."""
 
     def light(self, item: Any) -> bool:
-        """Whether decoding, whatever the bytes are, holds the event loop for so short that no other thread is worth it: for 1 ms
-        at the most, usually for a few tenths. To hand it over and back costs 0.3 ms where others want the cores.
+        """Whether decoding, whatever the bytes are, holds the event loop for so short that no other thread is worth it: usually
+        for a few tenths of a millisecond. To hand it over and back costs 0.3 ms where others want the cores.
         """
         ...
 

@@ -58,7 +58,7 @@ async def answers(
     kitchen: Kitchen, model: Model, codec: Codec, order: Order, deadline: float, timing: dict[str, float]
 ) -> list[Pair]:
     """All items of an order, in order; `timing` gets the seconds of each stage."""
-    portion = Portion(kitchen, deadline, partial(_spent, timing, "decode", model))
+    portion = Portion(kitchen, deadline)
     work = [_caught(_one(kitchen, portion, model, codec, order, number, timing)) for number in range(len(order.items))]
     return [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
 
@@ -72,12 +72,14 @@ async def _one(
     number: int,
     timing: dict[str, float],
 ) -> tuple[Decoded, dict[str, Any]]:
-    item = order.items[number]
+    asked, item = time.monotonic(), order.items[number]
     if codec.light(item):
-        decoded = await portion.here(number, partial(codec.decode, item, **order.decode))
+        decoded, took = await portion.here(number, partial(codec.decode, item, **order.decode))
     else:
-        decoded = await portion.decode(partial(kitchen.decoders.decode, codec, item, order.decode))
+        decoded, took = await portion.decode(partial(kitchen.decoders.decode, codec, item, order.decode))
     portion.take(decoded)
+    waited = time.monotonic() - asked - took
+    _spent(timing, "decode", took, model)
     submit = partial(kitchen.pool.submit, model.card.name, outputs=order.outputs, deadline=portion.deadline)
     try:
         if len(decoded.samples) == 1:
@@ -86,11 +88,11 @@ async def _one(
             answers = await _together([submit(sample, before=before) for before, sample in enumerate(decoded.samples, number)])
     finally:
         portion.give(decoded)
-    timing["queue"] = max(timing.get("queue", 0.0), *(answer.queue_s for answer in answers))
+    timing["queue"] = max(timing.get("queue", 0.0), *(waited + answer.queue_s for answer in answers))
     timing["run"] = max(timing.get("run", 0.0), *(answer.run_s for answer in answers))
     started = time.monotonic()
     result = codec.interpret(decoded, [answer.output for answer in answers], **order.interpret)
-    _spent(timing, "interpret", model, time.monotonic() - started)
+    _spent(timing, "interpret", time.monotonic() - started, model)
     return decoded, result
 
 
@@ -111,7 +113,7 @@ async def _caught(work: Coroutine[Any, Any, tuple[Decoded, dict[str, Any]]]) -> 
         return None, error
 
 
-def _spent(timing: dict[str, float], stage: str, model: Model, seconds: float) -> None:
+def _spent(timing: dict[str, float], stage: str, seconds: float, model: Model) -> None:
     timing[stage] = timing.get(stage, 0.0) + seconds
     tally().stage(stage, model.card.name, seconds)
 
@@ -119,38 +121,32 @@ def _spent(timing: dict[str, float], stage: str, model: Model, seconds: float) -
 class Portion:
     """What one request may take at a time of the decoders and of memory, so that its neighbours are not kept waiting."""
 
-    def __init__(self, kitchen: Kitchen, deadline: float, spent: Callable[[float], None]) -> None:
-        """`spent` hears the seconds that decoding took: not those until its turn came."""
+    def __init__(self, kitchen: Kitchen, deadline: float) -> None:
         self.deadline = deadline
-        self._spent = spent
         self._here = kitchen.here
         self._turn = asyncio.Semaphore(max(1, kitchen.decoders.count - 1))  # others find one free
         self._held = 0  # bytes decoded and not yet answered
         self._room = asyncio.Event()
         self._room.set()
 
-    async def decode(self, work: Callable[[], Awaitable[Decoded]]) -> Decoded:
-        """Await it when it is this request's turn. Raises Deadline, and what `work` raises."""
+    async def decode(self, work: Callable[[], Awaitable[Decoded]]) -> tuple[Decoded, float]:
+        """Await it when it is its turn among this request's: with its seconds. Raises Deadline, and what `work` raises."""
         try:
             async with asyncio.timeout(self.deadline - time.monotonic()), self._turn:
                 await self._room.wait()
                 started = time.monotonic()
-                decoded = await work()
+                return await work(), time.monotonic() - started
         except TimeoutError as error:
             raise _late() from error
-        self._spent(time.monotonic() - started)
-        return decoded
 
-    async def here(self, number: int, work: Callable[[], Decoded]) -> Decoded:
+    async def here(self, number: int, work: Callable[[], Decoded]) -> tuple[Decoded, float]:
         """The same in this process, of the input with this number."""
         return await self._here.take(number, partial(self._in_time, work))
 
-    def _in_time(self, work: Callable[[], Decoded]) -> Decoded:
+    def _in_time(self, work: Callable[[], Decoded]) -> tuple[Decoded, float]:
         if (started := time.monotonic()) > self.deadline:
             raise _late()
-        decoded = work()
-        self._spent(time.monotonic() - started)
-        return decoded
+        return work(), time.monotonic() - started
 
     def take(self, decoded: Decoded) -> None:
         """It is kept until it is answered."""

@@ -11,37 +11,43 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextvars import Context
-from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
+_NEWEST = 0.1  # weight of the newest in what work usually takes
+
 
 class Turns:
-    """Of one event loop, each time that it comes round, `seconds`."""
+    """Of one event loop, each time that it comes round, about `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._left = seconds
-        self._waiting: list[tuple[int, int, asyncio.Future[Any], Callable[[], Any]]] = []
-        self._numbers = count()
+        self._left = seconds  # of this round
+        self._each = seconds  # what work usually takes
+        self._rounds = 0
         self._comes = False  # the loop calls when it has come round
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = count()
 
     async def take(self, place: int, work: Callable[[], T]) -> T:
-        """What `work` returns, or raises. Of those that wait, the lowest place is first, and then who came first: as its place
-        a request's text has its number, so many texts of one request do not go before the first one of another.
+        """What `work` returns, or raises. Who waits lets those pass that come up to `place` rounds later at a lower one: as its
+        place a text has its number in its request, so others come between many of one, and those wait no longer for that.
         """
         self._call()
-        if self._left > 0 and not self._waiting:
-            return self._timed(work)
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        heappush(self._waiting, (place, next(self._numbers), done, work))
+        if self._left <= 0 or self._waiting:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heappush(self._waiting, (self._rounds + place, next(self._numbers), turn))
+            await turn
+        started = time.monotonic()
         try:
-            return await done
+            return work()
         finally:
-            del done  # it may hold an error, which holds this frame: they would wait for the garbage collector
+            took = time.monotonic() - started
+            self._left -= took
+            self._each += _NEWEST * (took - self._each)
 
     def _call(self) -> None:
         if not self._comes:
@@ -49,24 +55,14 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._round, context=Context())  # it is no part of any request
 
     def _round(self) -> None:
-        self._left, self._comes = self._seconds, False
-        while self._waiting and self._left > 0:
-            *_, done, work = heappop(self._waiting)
-            if not done.done():
-                _fill(done, partial(self._timed, work))
-        if self._waiting:
+        """Wake as many as there should be time for, and come again behind them."""
+        self._left, self._comes, self._rounds = self._seconds, False, self._rounds + 1
+        most = max(1.0, self._seconds / max(self._each, 1e-9))
+        woken = 0
+        while self._waiting and woken < most:
+            *_, turn = heappop(self._waiting)
+            if not turn.done():
+                turn.set_result(None)
+                woken += 1
+        if woken or self._waiting:
             self._call()
-
-    def _timed(self, work: Callable[[], T]) -> T:
-        started = time.monotonic()
-        try:
-            return work()
-        finally:
-            self._left -= time.monotonic() - started
-
-
-def _fill(done: asyncio.Future[T], work: Callable[[], T]) -> None:
-    try:
-        done.set_result(work())
-    except BaseException as error:  # noqa: BLE001  whatever it is (a panic in Rust is no Exception), it is for who waits
-        done.set_exception(error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from functools import partial
 from typing import Any
 
@@ -44,12 +46,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def test_who_else_wants_the_loop_is_heard_when_the_time_of_a_round_is_used_up(clock: Clock):
     turns, done = Turns(0.0035), list[tuple[int, int]]()
     clock.count()
-    names = await asyncio.gather(*(turns.take(n, partial(clock.work, 0.001, n, done)) for n in range(10)))
+    names = await asyncio.gather(*(turns.take(n, partial(clock.work, 0.001, n, done)) for n in range(100)))
     clock.counting = False
-    assert names == list(range(10)) == [name for name, _ in done]
+    assert names == list(range(100)) == [name for name, _ in done]
     rounds = [at for _, at in done]
-    assert [rounds.count(at) for at in sorted(set(rounds))] == [4, 4, 2], "as many as begin within it, in each"
-    assert max(rounds) - min(rounds) == 2, "and none passes unused"
+    each = [rounds.count(at) for at in sorted(set(rounds))]
+    assert each[0] == 4, "as many as begin within it"
+    assert max(each) == 4 and each[-3] == 4, "and it is learned how many those are"
 
 
 async def test_other_requests_come_between_the_texts_of_one(clock: Clock):
@@ -71,16 +74,44 @@ async def test_who_finds_others_waiting_waits_behind_them(clock: Clock):
     assert [name for name, _ in done] == ["a", "b", "c", "late"]
 
 
-@pytest.mark.parametrize("failure", [ValueError, BaseException])
-async def test_one_that_fails_waiting_fails_alone(clock: Clock, failure: type[BaseException]):
+async def test_who_waits_is_passed_no_longer_than_his_place_says(clock: Clock):
+    turns, done, over = Turns(0.001), list[tuple[str, int]](), asyncio.Event()
+
+    async def flood() -> None:
+        while not over.is_set():
+            await turns.take(0, partial(clock.work, 0.001, "flood", []))
+
+    async def many() -> None:
+        await asyncio.gather(*(turns.take(n, partial(clock.work, 0.001, f"{n}", done)) for n in range(20)))
+        over.set()
+
+    await asyncio.wait_for(asyncio.gather(many(), *(flood() for _ in range(4))), 30)
+    assert len(done) == 20
+
+
+async def test_one_that_fails_waiting_fails_alone_and_is_gone_with_its_error(clock: Clock):
     turns, done = Turns(0.001), list[tuple[str, int]]()
 
     def fails() -> None:
-        raise failure("no text")
+        raise ValueError("no text")
 
-    work = [partial(clock.work, 0.001, "a", done), fails, partial(clock.work, 0.001, "c", done)]
-    answers = await asyncio.gather(*(turns.take(0, one) for one in work), return_exceptions=True)
-    assert answers[::2] == ["a", "c"] and isinstance(answers[1], failure)
+    async def ask(text: Clock) -> None:
+        await turns.take(0, fails)
+        raise AssertionError(text)
+
+    text = Clock()
+    seen = weakref.ref(text)
+    gc.disable()
+    try:
+        work = [turns.take(0, partial(clock.work, 0.001, "a", done)), ask(text), turns.take(0, lambda: "c")]
+        del text
+        answers = await asyncio.gather(*work, return_exceptions=True)
+        assert answers[::2] == ["a", "c"] and isinstance(answers[1], ValueError)
+        del answers, work
+        await asyncio.sleep(0)
+        assert seen() is None, "waiting for the garbage collector, many would hold what was uploaded"
+    finally:
+        gc.enable()
 
 
 async def test_what_nobody_waits_for_is_not_done(clock: Clock):

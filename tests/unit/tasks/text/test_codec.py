@@ -61,6 +61,22 @@ def test_what_does_not_fit_is_told(codec: TextCodec, text: str, error: type[Hear
     assert words in told.value.detail
 
 
+@pytest.mark.parametrize(
+    ("text", "light"),
+    [
+        ("", True),
+        ("a word " * 280, True),
+        ("a word " * 290, False),
+        ("字" * 499, True),
+        ("字" * 500, False),
+        ("w" * 41 + " a word" * 50, True),
+        ("w" * 41 + " a word" * 70, False),
+    ],
+)
+def test_what_takes_long_does_not_hold_the_event_loop(codec: TextCodec, text: str, light: bool):
+    assert codec.light(text) is light
+
+
 def test_truncate_keeps_the_first_tokens(codec: TextCodec):
     for text in ("a b " * 20, "a b " * 500_000):
         assert codec.decode(text, truncate=True).samples[0].arrays["input_ids"].tolist() == [1, 3, 4, 3, 4, 3, 4, 2]
