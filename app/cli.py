@@ -129,6 +129,7 @@ def tune(
 ) -> None:
     """Train a model: weights, card and measured accuracy out."""
     from app.tuning.command import read_recipe, tune as run
+    from app.tuning.device import leave
     from app.weights import locate
 
     settings = Settings.from_environment()
@@ -141,11 +142,13 @@ def tune(
     folder = output or (settings.home / "models" / name if is_packed() else card.folder)
     recipe, options = read_recipe(card, dict(_pair(item) for item in more or ()))
     run(card, data, folder, recipe, out, options=options, start=locate(card, settings) if start else None)
+    leave()
 
 
 def _tune_as(name: str, base: str, data: Path, fields: dict[str, str], settings: Settings) -> None:
     from pydantic import ValidationError
 
+    from app.tuning.device import leave
     from app.tuning.here import tune as run
     from app.tuning.spec import Spec
     from app.web.read import wrong_field
@@ -155,6 +158,7 @@ def _tune_as(name: str, base: str, data: Path, fields: dict[str, str], settings:
     except ValidationError as error:
         raise wrong_field(error, Spec, "spec", "--set ") from error
     run(spec, data, settings, out)
+    leave()
 
 
 jobs = typer.Typer(help="Jobs of a running server: a table of them, or one to watch.")

@@ -19,7 +19,7 @@ from app.errors import Invalid
 from app.tasks import TASKS, resolve
 from app.tasks.base import Dataset, Files
 from app.tuning import show
-from app.tuning.device import described, leave
+from app.tuning.device import described
 from app.tuning.job import headline
 from app.tuning.publish import save_weights
 from app.tuning.recipe import Recipe
@@ -96,7 +96,6 @@ def tune(
     speed = show.follow(training, console)
     if training.leads:
         publish(card, module, dataset.labels, training.metrics, out)
-    leave()
     show.table(console, card.name, measured(training, time.monotonic() - started), speed, str(out))
     return training.metrics
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -41,12 +43,24 @@ def accelerator() -> Accelerator:
     )
 
 
-def leave() -> None:
-    """Leave the other processes of this training, if there are any, when all are done: a launcher ends all where one ends badly,
-    and the first one may still be writing.
+def meet() -> None:
+    """Wait until all processes of this training, if there are several, have come so far: the first one may still be writing, and
+    a launcher ends all where one ends.
     """
     PartialState().wait_for_everyone()
-    PartialState().destroy_process_group()
+
+
+def leave() -> None:
+    """The last thing that a process of several does, when all are done; it does not return from there, and returns at once where
+    there is one. Ending as usual, Python and the libraries take things down while gloo's threads live, which aborts now and then
+    ("terminate called without an active exception"), and the launcher calls the training failed (pytorch/pytorch#179291).
+    """
+    meet()
+    if PartialState().num_processes > 1:
+        PartialState().destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def described(device: torch.device) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from app.tasks.findings import PROBLEM
 from app.tuning import show
 from app.tuning.archive import remove
 from app.tuning.data import base_files, examine, opened
-from app.tuning.device import accelerator, choose, leave
+from app.tuning.device import accelerator, choose, meet
 from app.tuning.job import new_id
 from app.tuning.publish import publish
 from app.tuning.room import held, sweep
@@ -62,7 +62,7 @@ def tune(spec: Spec, data: Path, settings: Settings, console: Console) -> str:
             result = measured(run.training, time.monotonic() - started) | origin(spec, files) | run.shown
             key = publish(run, spec, folder / "prepared", result, new_id(), settings)
             show.table(console, f"{key}, tuned from {card.name}", result, speed, str(settings.home / "models" / key))
-        leave()
+        meet()  # they may still read from the folder
         return key
 
 

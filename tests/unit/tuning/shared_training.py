@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from pathlib import Path
 
@@ -29,13 +30,18 @@ def run(name: str, training: Training, stop: int | None = None) -> None:
     torch.save({"weights": weights, "losses": losses, "metrics": training.metrics, "best": training.best}, OUT / f"{name}.{rank}")
 
 
-plain = Recipe(epochs=2, batch_size=16, accumulate=3, optimizer="adamw", learning_rate=0.01, clip_norm=1.0)
-run("plain", Training(linear(), Clouds(), plain))
-shaken = plain.model_copy(update={"ema": 0.9, "precision": "bf16"})
-run("whole", Training(net(), Noisy(), shaken))
-run("cut", Training(net(), Noisy(), shaken), stop=3)
-PartialState().wait_for_everyone()
-again = Training(net(), Noisy(), shaken)
-again.restore(torch.load(OUT / "cut.state", weights_only=True))
-run("again", again)
+def main() -> None:
+    plain = Recipe(epochs=2, batch_size=16, accumulate=3, optimizer="adamw", learning_rate=0.01, clip_norm=1.0)
+    run("plain", Training(linear(), Clouds(), plain))
+    shaken = plain.model_copy(update={"ema": 0.9, "precision": "bf16"})
+    run("whole", Training(net(), Noisy(), shaken))
+    run("cut", Training(net(), Noisy(), shaken), stop=3)
+    PartialState().wait_for_everyone()
+    again = Training(net(), Noisy(), shaken)
+    again.restore(torch.load(OUT / "cut.state", weights_only=True))
+    run("again", again)
+
+
+main()
+atexit.register((OUT / "ended as usual").touch)
 leave()
