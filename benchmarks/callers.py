@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 _REST_S = 0.01  # after a request that failed: a server that refuses at once shall not be asked in a hot loop
-_TOLD = 5  # complaints that are kept
+_TOLD = 5  # complaints that are kept, and all of what was lost
 _TIMEOUT_S = 60.0
 _SLOW_S = 0.1  # a right answer that takes longer is noted: many times what a toy takes, a fraction of any bar
 
@@ -93,7 +93,7 @@ class Counts:
     failed: int = 0
     lost: int = 0
     told: list[str] = field(default_factory=list)
-    """The first complaints."""
+    """The first complaints, and every loss."""
     lost_s: list[float] = field(default_factory=list)
     """How long each lost request was under way."""
     slow: list[tuple[float, float]] = field(default_factory=list)
@@ -179,7 +179,7 @@ class Callers:
                     self.counts.lost_s.append(took)
                 if outcome == "right" and (fault := self._fault):
                     fault.answered(number, sent)
-                elif outcome != "right" and len(self.counts.told) < _TOLD:
+                elif outcome == "lost" or (outcome != "right" and len(self.counts.told) < _TOLD):
                     self.counts.told.append(f"{question.path}: {outcome} after {took:.2f} s: {told[:400]}")
             self._stop.wait(self._rest_s if outcome == "right" else max(self._rest_s, _REST_S))
         line.close()
