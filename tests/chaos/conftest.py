@@ -47,7 +47,7 @@ class Chaos:
         """A row of the table. Nothing but right answers may have come; `stall_s`: after which the fault is noticed at all."""
         _rows.append({"fault": fault, **counts.figures()} | _times(felt_s))
         assert counts.right, "nobody was answered"
-        assert not counts.bad, counts
+        assert not counts.bad, "\n".join([str(counts.figures()), *counts.told])  # pytest cuts a long repr
         self._hold(felt_s, stall_s)
 
     def _hold(self, felt_s: Sequence[float], stall_s: float) -> None:

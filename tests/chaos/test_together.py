@@ -8,6 +8,7 @@ import random
 import signal
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -208,15 +209,17 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     slow = [(took - done.standing_still(asked, asked + took), took, asked) for took, asked in callers.counts.slow]
     worst = {"beyond_what_stood_still_s": max(slow, default=(0.0,))[0], "longest_s": max(callers.counts.slow, default=(0.0,))[0]}
     chaos.figure("all together: right answers", **worst)
-    chaos.note("all together", callers.counts)
     chaos.figure("all together: the model that comes and goes", **others.counts.figures())
-    assert others.counts.right and not others.counts.wrong and not others.counts.lost, others.counts
-    assert wicked.counts.right and not wicked.counts.wrong and not wicked.counts.lost, wicked.counts
+    told = f"the model that comes and goes: {others.counts.told}\ninputs that fail: {wicked.counts.told}\n{server.log}"
+    sys.stdout.write(told)  # pytest shows it where something failed
+    chaos.note("all together", callers.counts)
+    assert others.counts.right and not others.counts.wrong and not others.counts.lost, others.counts.told
+    assert wicked.counts.right and not wicked.counts.wrong and not wicked.counts.lost, wicked.counts.told
     assert not done.strange, done.strange
     assert own, "none of those that do not kill was answered"
     assert sum(own) >= len(own) / 2, "mostly they are taken for the reason of a kill"
     if chaos.long:
-        assert not wicked.counts.failed, wicked.counts
+        assert not wicked.counts.failed, wicked.counts.told
         assert min(done.done.values()) > 0, done.done
         assert times["p50_s"] <= PROMISED["median"], recovery
         late = {took: done.within(asked, asked + took) for beyond, took, asked in slow if beyond > PROMISED["longest"]}
