@@ -132,9 +132,8 @@ def test_killed_frontends_cost_no_request_and_no_connection(toys: Path):
         assert load.wrong == [], server.log
         assert load.right > 240
         assert statistics.median(recoveries) < 3, recoveries  # a bound, not a benchmark
-        wait_for(
-            lambda: server.metric("hearth_frontend_restarts_total") == 12
-        )  # the other one answers while the last is replaced
+        # The other one answers while the last is replaced.
+        wait_for(lambda: server.metric("hearth_frontend_restarts_total") == 12)
 
 
 def test_a_stopped_frontend_is_noticed_and_costs_no_request(server: Server):
