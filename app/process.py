@@ -30,10 +30,6 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # prctl(2)
 _F_SETSIG = 10  # fcntl(2)
 
 
-SCARCE = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
-"""Errors that say that there is no descriptor, or no room for a process, now."""
-
-
 def ending(status: int) -> str:
     """How a process ended, in words: `SIGKILL`, `signal 40`, `exit status 3`."""
     if status >= 0:

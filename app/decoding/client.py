@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
+import math
 import signal
 import socket
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,8 +22,9 @@ from app.decoding import nursery
 from app.decoding.decoder import OURS
 from app.decoding.letters import answered, order
 from app.decoding.link import Decoder, Died
-from app.errors import BadInput, OutOfMemory, TooBusy, from_code
+from app.errors import BadInput, HearthError, OutOfMemory, from_code
 from app.logs import log
+from app.patience import PAUSE_S, TIMES, patiently, too_little
 from app.process import ending
 from app.settings import Settings
 from app.tasks.base import Codec, Decoded
@@ -31,8 +36,11 @@ T = TypeVar("T")
 _QUICK = 2 << 20  # bytes: to pack so many takes a millisecond, and others wait meanwhile
 _AGAIN_S = 0.5  # after which a nursery is begun that there was no room for
 _GRACE_S = 0.5  # for whom nobody waits any more: most are done by then, and to fork another one takes 10 ms
-_CRASHES = 2  # by which a file is convicted: the first may have been prepared by the file before it
-_KILLS = 10  # somebody from outside, or the kernel where memory ran out; no file kills
+# How a decoder ended: it took too long, which a good file's does not, and would again; somebody from outside killed it, or the
+# kernel where memory ran out; it could not begin, or left because its answer was lost on the way: for want of a descriptor.
+_HOW = {-signal.SIGPROF: "slow", -signal.SIGKILL: "killed", nursery.NOT_BEGUN: "unread", 0: "unread"}
+# So often, and it is given up. The first crash may have been prepared by the file before it.
+_MOST = {"slow": 1, "crashed": 2, "killed": 10, "unread": TIMES}
 _PER_PIXEL = 24  # bytes
 _PER_SECOND = 16_000 * 4 * 5  # bytes
 _BESIDE = 128 << 20  # bytes
@@ -66,6 +74,7 @@ class Decoders:
         self._room = room
         self._control = control
         self._heard = False
+        self._begun = -math.inf
         self._again: asyncio.TimerHandle | None = None
         self._threads = Threads(count)
         self._turns = asyncio.Semaphore(count)
@@ -78,57 +87,57 @@ class Decoders:
         if codec.recipe is None:
             return await self._threads.decode(codec, item, options)
         letter = order(codec.recipe, item)
-        parcel = Parcel(letter) if len(item) < _QUICK else await self._threads.run(partial(Parcel, letter))
+        pack = partial(Parcel, letter)
+        parcel = await (patiently(pack) if len(item) < _QUICK else patiently(partial(self._threads.run, pack)))
         try:
             return _made_of(*await self._asked(parcel, len(item)))
         finally:
             parcel.close()
 
     async def _asked(self, parcel: Parcel, size: int) -> Told:
-        """A decoder's answer. What ended one is read once more, by a fresh one; and more often where somebody killed it."""
-        crashes, kills = 0, 0
-        while crashes < _CRASHES and kills < _KILLS:
-            decoder = await self._take(fresh=crashes + kills > 0)
+        """A decoder's answer. What ended one is read once more, by a fresh one; more often where it had no part in that."""
+        ends: Counter[str] = Counter()
+        while True:
+            decoder = await self._take(fresh=bool(ends))
             asked = decoder.ask(parcel)
             try:
                 return await asked
             except Died as died:
                 log.warning("decoder %d ended (%s) while it read %d bytes", decoder.number, ending(died.status), size)
                 del decoder, asked  # they hold what it ended with, and that this frame
-                if died.status == -signal.SIGPROF:  # a good one does not take that long, and would again
-                    raise BadInput("to read this file takes far longer than a file of its size should; convert it anew") from None
-                crashes, kills = (crashes, kills + 1) if died.status == -signal.SIGKILL else (crashes + 1, kills)
+                how = _HOW.get(died.status, "crashed")
             except asyncio.CancelledError:
                 asyncio.get_running_loop().call_later(_GRACE_S, self._end, decoder, asked)
                 raise
-        if kills == _KILLS:
-            raise OutOfMemory("the system ended every process that read this file: it has no memory left; send it later")
-        raise BadInput("this file ends the process that reads it: it is damaged, or was made to do that; convert it anew")
+            ends[how] += 1
+            if ends[how] == _MOST[how]:
+                raise _verdict(how)
+            if how == "unread":
+                await asyncio.sleep(PAUSE_S)
 
     async def _take(self, fresh: bool) -> Decoder:
-        """One that does nothing else, when there is a turn. Raises TooBusy where none can be forked."""
+        """One that does nothing else, when there is a turn. Raises TooBusy where none can be forked for some seconds."""
         await self._turns.acquire()
         if self._idle and not fresh:
             return self._idle.pop()  # the last one used: its memory is warm, and the others' may be swapped out
         if self._idle:
             self._idle.pop(0).close()
         try:
-            return self._fork_or_replace()
-        except OSError as error:
+            return await patiently(self._fork_or_replace)
+        except BaseException:  # who waits may be cancelled
             self._turns.release()
-            log.error("no decoder can be started: %s", error)
-            raise TooBusy("nothing can be decoded for the moment; come back in a second", retry_after_s=1.0) from error
+            raise
 
     def _fork_or_replace(self) -> Decoder:
         try:
             return self._fork()
-        except ConnectionError:  # the nursery died, and that was not heard of yet
+        except ConnectionError as error:  # the nursery died, and that was not heard of yet
             self._on_nursery()
-            return self._fork()
+            raise _no_nursery() from error
 
     def _fork(self) -> Decoder:
         if self._again is not None:
-            raise OSError("their nursery died, and there is no room yet for another one")
+            raise _no_nursery()
         self._hear()
         number = next(self._numbers)
         ours, theirs = socket.socketpair()
@@ -177,16 +186,20 @@ class Decoders:
         except ConnectionError:  # it died before it had read all orders
             pass
         log.warning("the decoders' nursery died; replacing it")
-        asyncio.get_running_loop().remove_reader(self._control)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._control)
         self._control.close()
         self._heard = False
         for number in list(self._alive):  # its children died with it
-            self._gone(number, -signal.SIGKILL)
-        self._replace()
+            self._gone(number, nursery.NOT_BEGUN)
+        if time.monotonic() > self._begun + _AGAIN_S:
+            self._replace()
+        else:  # it could hardly begin; nor will the next one, at once
+            self._again = loop.call_later(_AGAIN_S, self._replace)
 
     def _replace(self) -> None:
         """Begin another nursery: as soon as there is room for it."""
-        self._again = None
+        self._again, self._begun = None, time.monotonic()
         try:
             self._control = nursery.spawn()
         except OSError as error:
@@ -205,6 +218,21 @@ class Decoders:
         for decoder in self._idle:
             decoder.close()
         self._threads.close()
+
+
+def _no_nursery() -> OSError:
+    return OSError(errno.EAGAIN, "the last nursery of decoders ended, and the next one is yet to come")
+
+
+def _verdict(how: str) -> HearthError:
+    """What is told of a file whose decoders ended so again and again."""
+    if how == "slow":
+        return BadInput("to read this file takes far longer than a file of its size should; convert it anew")
+    if how == "killed":
+        return OutOfMemory("the system ended every process that read this file: it has no memory left; send it later")
+    if how == "unread":
+        return too_little("no process that reads files can begin")
+    return BadInput("this file ends the process that reads it: it is damaged, or was made to do that; convert it anew")
 
 
 def _made_of(message: Message, arrays: Mapping[str, np.ndarray]) -> Decoded:

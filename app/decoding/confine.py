@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 
+from app.patience import SCARCE
+
 _FILES = 64  # descriptors: a socket, and a module that is imported late
 _FIRST_TO_GO = 500  # of 1000: where memory runs out, the kernel ends a decoder, not a model's worker
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
@@ -38,7 +40,8 @@ _TCP, _SIGNALS_AND_SOCKETS = 0b11, 0b11  # bind and connect; to processes outsid
 
 def confine(room: int) -> list[str]:
     """From now on this process may allocate `room` bytes more than it has, reads nothing but Python's modules, writes no file,
-    starts no process, connects to nobody, and (from Linux 6.12 on) signals nobody. What could not be had for that.
+    starts no process, connects to nobody, and (from Linux 6.12 on) signals nobody. What this system does not grant of that.
+    Raises OSError where it would, had it a descriptor or memory left.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))  # memory that is handed over counts as a file
@@ -48,7 +51,7 @@ def confine(room: int) -> list[str]:
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO))
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     missing = [name for name, had in (("Landlock", _lock(libc)), ("seccomp", _filter(libc))) if not had]
     resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, _FILES))
@@ -70,16 +73,17 @@ def _lock(libc: ctypes.CDLL) -> bool:
     words = (files, _TCP, _SIGNALS_AND_SOCKETS)[: 1 if version < 4 else 2 if version < 6 else 3]
     rules = Struct(f"<{len(words)}Q")
     ruleset = libc.syscall(_CREATE_RULESET, rules.pack(*words), ctypes.c_size_t(rules.size), 0)
-    if ruleset < 0:
+    if not _granted(ruleset):
         return False
     for place in {path for path in sys.path if Path(path).is_dir()}:
         descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
         allowed = Struct("<Qi").pack(_READ_FILE | _READ_DIR, descriptor)
         libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, allowed, 0)
         os.close(descriptor)
-    held = bool(libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
-    os.close(ruleset)
-    return held
+    try:
+        return _granted(libc.syscall(_RESTRICT_SELF, ruleset, 0))
+    finally:
+        os.close(ruleset)
 
 
 def _filter(libc: ctypes.CDLL) -> bool:
@@ -96,4 +100,11 @@ def _filter(libc: ctypes.CDLL) -> bool:
     program += [(_EQUAL, 0, 3, _CLONE[machine]), (_LOAD, 0, 0, _FLAGS_AT), (_HAS, 1, 0, _CLONE_THREAD), refuse]
     program += [(_RETURN, 0, 0, _ALLOW)]
     steps = ctypes.create_string_buffer(b"".join(Struct("=HBBI").pack(*step) for step in program))
-    return bool(libc.prctl(_PR_SET_SECCOMP, 2, Struct("@HP").pack(len(program), ctypes.addressof(steps)), 0, 0) == 0)
+    return _granted(libc.prctl(_PR_SET_SECCOMP, 2, Struct("@HP").pack(len(program), ctypes.addressof(steps)), 0, 0))
+
+
+def _granted(returned: int) -> bool:
+    """Whether the kernel did what it was asked, or never does. Raises OSError where it had too little to do it now."""
+    if returned < 0 and (why := ctypes.get_errno()) in SCARCE:
+        raise OSError(why, os.strerror(why))
+    return returned >= 0

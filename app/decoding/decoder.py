@@ -12,7 +12,7 @@ import numpy as np
 
 from app.decoding.letters import answer, ordered
 from app.errors import HearthError, TooLarge
-from app.tasks import READERS, make_reader, resolve
+from app.tasks import make_reader
 from app.tasks.base import Decoded
 from app.wire.messages import Failed, Message
 from app.wire.parcels import Parcel, ParcelStream, Told
@@ -20,12 +20,6 @@ from app.wire.parcels import Parcel, ParcelStream, Told
 OURS = "internal"  # the code of what should not have been raised; its detail is a traceback
 _LEAST_S = 2.0
 _TOO_DEAR = "to read it takes more memory than one file may have; send a smaller one, or convert it to another format"
-
-
-def prepare() -> None:
-    """Import what reading takes, once for all decoders: afterwards files are out of reach."""
-    for reader in READERS.values():
-        resolve(reader).prepare()
 
 
 def live(stream: socket.socket) -> None:

@@ -21,10 +21,13 @@ from app.decoding import decoder
 from app.decoding.confine import confine
 from app.logs import log
 from app.process import child_command, die_with_parent, hear_no_more, hear_of_children, set_name, whole_life
+from app.tasks import prepare
 
 ORDER = Struct("<qqq")  # what to do, which decoder, bytes that it may allocate
 FORK, KILL = 1, 2
 END = Struct("<qq")  # which decoder ended, exit status
+NOT_BEGUN = os.EX_TEMPFAIL
+"""Exit status of a decoder that had no room to begin: whatever it was to read had no part in that."""
 _LISTENS = 3  # 0, 1 and 2 are for messages
 
 
@@ -66,7 +69,7 @@ def live(control: socket.socket) -> None:
     set_name("hearth decoders")
     for polite in (signal.SIGINT, signal.SIGTERM):  # said to a whole group of processes: what was accepted is still read
         signal.signal(polite, signal.SIG_IGN)
-    decoder.prepare()
+    prepare()  # afterwards files are out of reach
     gc.collect()
     gc.freeze()  # a child's collections then leave the shared pages alone
     Nursery(control).serve()
@@ -99,19 +102,27 @@ class Nursery:
             return False
         what, number, room = ORDER.unpack(order)
         if what == FORK:
-            self._fork(number, room, descriptors[0])
+            self._fork(number, room, descriptors)
         elif number in self._pids:  # not reaped, so the number is still that process's
             os.kill(self._pids[number], signal.SIGKILL)
         return True
 
-    def _fork(self, number: int, room: int, descriptor: int) -> None:
+    def _fork(self, number: int, room: int, descriptors: list[int]) -> None:
+        """Of its end of the socket pair there is nothing where this process had no descriptor left for it."""
         nursery = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork() if descriptors else -1
+        except OSError:
+            pid = -1
         if pid == 0:
             self._control.close()
-            whole_life(lambda: _be_decoder(nursery, number, room, descriptor))
-        os.close(descriptor)
-        self._pids[number] = pid
+            whole_life(lambda: _be_decoder(nursery, number, room, descriptors[0]))
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if pid < 0:
+            self._tell(number, NOT_BEGUN)
+        else:
+            self._pids[number] = pid
 
     def _reap(self) -> None:
         numbers = {pid: number for number, pid in self._pids.items()}
@@ -121,8 +132,11 @@ class Nursery:
                 return
             number = numbers.pop(pid)
             del self._pids[number]
-            with contextlib.suppress(OSError):
-                self._control.sendall(END.pack(number, os.waitstatus_to_exitcode(status)))
+            self._tell(number, os.waitstatus_to_exitcode(status))
+
+    def _tell(self, number: int, status: int) -> None:
+        with contextlib.suppress(OSError):
+            self._control.sendall(END.pack(number, status))
 
 
 def _be_decoder(nursery: int, number: int, room: int, descriptor: int) -> None:
@@ -130,10 +144,14 @@ def _be_decoder(nursery: int, number: int, room: int, descriptor: int) -> None:
     die_with_parent(nursery)
     set_name(f"hearth decode {number}")
     hear_no_more()
-    missing = confine(room)
+    try:
+        missing, stream = confine(room), socket.socket(fileno=descriptor)
+    except OSError as error:
+        log.warning("decoder %d cannot begin: %s", number, error)
+        os._exit(NOT_BEGUN)
     if missing and number == 1:
         log.warning("files are read without %s, which this system does not grant", " and ".join(missing))
-    decoder.live(socket.socket(fileno=descriptor))
+    decoder.live(stream)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from app.card import Card
 from app.errors import Poisoned, WorkerLost, from_code
 from app.keys import Key
 from app.logs import log
+from app.patience import patiently
 from app.pool.admission import PLACE
 from app.pool.base import Answer, Model
 from app.pool.cargo import Cargo
@@ -148,7 +149,7 @@ class Client:
         name, entry = known.card.name, known.entry
         if entry.state != "ready":
             return entry.why or entry.state
-        _, codec = self._directory.find(name, known.card.task, exactly=True)
+        _, codec = await patiently(lambda: self._directory.find(name, known.card.task, exactly=True))
         now = time.monotonic()
         ready = {worker.name: worker.device for worker in entry.workers if worker.state == "ready"}
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
@@ -162,7 +163,7 @@ class Client:
         return ""
 
     async def _try(self, card: Card, codec: Codec, worker: str, deadline: float) -> None:
-        samples = card_samples(card, codec)
+        samples = await patiently(lambda: card_samples(card, codec))
         if not samples:
             raise WorkerLost(f"{card.name} cannot be proven: put a sample.* beside its card")
         for sample in samples[:1]:

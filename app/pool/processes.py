@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 
 from app.logs import log
-from app.process import SCARCE, child_command, is_stopped, search_path
+from app.patience import SCARCE
+from app.process import child_command, is_stopped, search_path
 from app.settings import inherited_environment
 from app.wire.sockets import address
 

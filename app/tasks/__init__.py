@@ -88,6 +88,14 @@ def resolve(path: str) -> Any:
     return reduce(getattr, names.split("."), import_module(module))
 
 
+def prepare() -> None:
+    """Import all that codecs and readers may need: where no descriptor is left, nothing can be imported."""
+    for task in TASKS.values():
+        resolve(task.codec)
+    for reader in READERS.values():
+        resolve(reader).prepare()
+
+
 def make_codec(card: Card, files: Files, meta: dict[str, Any], settings: Settings | None = None) -> Codec:
     """The codec of a card whose worker told `meta`, held to the limits of `settings` (None: the defaults)."""
     limits: dict[str, float] = {}

@@ -22,7 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.engine.placement import place
 from app.errors import UnknownJob
 from app.logs import configure, log
-from app.process import SCARCE, child_command, die_with_parent, ending, set_name
+from app.patience import SCARCE
+from app.process import child_command, die_with_parent, ending, set_name
 from app.settings import Settings, inherited_environment, jobs_folder
 from app.tuning import room
 from app.tuning.archive import remove

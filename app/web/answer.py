@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from app.errors import ClientLeft, Deadline, HearthError
+from app.patience import patiently
 from app.pool.base import Model
 from app.tasks.base import Decoded
 from app.web.kitchen import Kitchen, Order, answers
@@ -39,7 +41,8 @@ async def serve(request: Request, order: Order) -> Served:
     if now > deadline:
         raise Deadline("the request was not here before its deadline; allow more time with timeout_ms, or send less")
     drawn = state["drawn"]
-    model, codec = kitchen.pool.find(drawn or order.model, order.task, exactly=bool(drawn))
+    find = partial(kitchen.pool.find, drawn or order.model, order.task, exactly=bool(drawn))
+    model, codec = await patiently(find)  # it may have to read the model's files
     state["model"], shadow = model.card.name, kitchen.pool.shadow(model.card.name)  # it may be gone when all is answered
     with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
         pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])

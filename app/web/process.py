@@ -31,6 +31,7 @@ from app.logs import log
 from app.pool.client import Client
 from app.process import can_fork_beside, die_with_parent, set_name, take_short_turns
 from app.settings import Settings, cores
+from app.tasks import prepare
 from app.web.connection import Connection, most_connections
 from app.web.heirs import take_over
 from app.web.journal import Journal, Slot
@@ -64,6 +65,7 @@ def main() -> None:
     listening, control = (socket.socket(fileno=int(number)) for number in sys.argv[2:4])
     journal = _journal(settings)
     uvicorn.Config("", log_config=None).get_loop_factory()  # imports uvloop, for all
+    prepare()
     keep(supervisor, control, listening, partial(serve, settings, sys.argv[4], journal))
 
 

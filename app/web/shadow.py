@@ -11,6 +11,7 @@ import numpy as np
 
 from app.errors import HearthError
 from app.metrics import tally
+from app.patience import patiently
 from app.pool.base import PAST
 from app.tasks.base import unit
 from app.web.kitchen import Kitchen, Order, answers
@@ -33,7 +34,7 @@ async def _compare(kitchen: Kitchen, shadow: str, order: Order, results: Sequenc
     deadline = time.monotonic() + kitchen.settings.timeout_s
     PAST.set(None)  # the request is answered, and its connection may have the next one
     try:
-        model, codec = kitchen.pool.find(shadow, order.task, exactly=True)
+        model, codec = await patiently(lambda: kitchen.pool.find(shadow, order.task, exactly=True))
         with kitchen.pool.admit(shadow, len(order.items), deadline):
             pairs = await answers(kitchen, model, codec, order, deadline, {})
     except HearthError:

@@ -108,8 +108,10 @@ class ParcelStream:
 
     def _begin(self) -> memoryview | None:
         """Read the prefix: the whole letter where it came in memory, else room for it."""
-        prefix, descriptors, _, _ = socket.recv_fds(self.stream, PREFIX.size, 1)
+        prefix, descriptors, flags, _ = socket.recv_fds(self.stream, PREFIX.size, 1)
         self._more(len(prefix))
+        if flags & socket.MSG_CTRUNC:  # this process has no descriptor left for the memory, so the letter is lost
+            raise EOFError
         if descriptors:
             return _mapped(descriptors[0])
         size = size_of(prefix)

@@ -7,6 +7,7 @@ run may be late by seconds. `--long` (`make chaos`) repeats each fault for longe
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import resource
@@ -23,6 +24,7 @@ from typing import Any
 import pytest
 from callers import Callers, Counts, Outcome, Question, asked
 from common import machine
+from PIL import Image
 
 from tests.chaos import toys
 from tests.stack.conftest import Server, picture
@@ -112,6 +114,13 @@ def questions(server: Server, *models: str) -> list[Question]:
     found = [asked(server.url, path, picture(n * 9, n * 5, n * 3), "image/png") for n in range(12) for path in paths]
     assert {question.known[0]["model"] for question in found} == set(models or ["toy"])
     return found
+
+
+def jpeg(side: int) -> bytes:
+    """A picture that a process of its own reads; of 1000 pixels, it goes there in memory of its own."""
+    out = io.BytesIO()
+    Image.effect_noise((side, side), 100).save(out, "JPEG", quality=99)
+    return out.getvalue()
 
 
 @pytest.fixture

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import faults
 import httpx
+import numpy as np
 import psutil
 import pytest
-from callers import Callers
+from callers import Callers, Line, asked
+from PIL import Image
 
 from app.web.connection import most_connections
 from tests.chaos import toys
-from tests.chaos.conftest import Chaos, own_descriptors, questions, set_ahead, strangers
+from tests.chaos.conftest import Chaos, jpeg, own_descriptors, questions, set_ahead, strangers
 from tests.stack.conftest import Server, picture, saved, wait_for
 
 ONE = {"HEARTH_MODELS": "toy", "HEARTH_FRONTENDS": "1"}
@@ -24,9 +26,6 @@ ONE = {"HEARTH_MODELS": "toy", "HEARTH_FRONTENDS": "1"}
 
 def asked_by_form(server: Server) -> int:
     """A picture of three megabytes in a form: nothing that is kept on a disk on its way."""
-    import numpy as np
-    from PIL import Image
-
     raw = saved(Image.fromarray(np.random.default_rng(0).integers(0, 255, (1000, 1000, 3), np.uint8)))
     return server.http.post("/predict/image", files={"file": ("large.png", raw, "image/png")}).status_code
 
@@ -128,6 +127,33 @@ def test_a_process_is_killed_when_none_has_a_descriptor_left(frail: Path, chaos:
                 felt.append(callers.felt(held.close))
             assert newcomer.result().status_code == 200
     chaos.note(f"no descriptor is left, and {victim} is killed", callers.counts, felt)
+
+
+def test_the_first_that_a_frontend_is_asked_comes_when_no_descriptor_is_left(tmp_path: Path):
+    """Pictures were told that they are damaged, because what reads them could not be imported. Now nothing is imported so late, and
+    what takes a descriptor (a model's files, a process that reads a JPEG) waits for one.
+    """
+    home = toys.write(tmp_path)
+    (home / "models" / "other" / "labels.txt").write_text("".join(f"label {number}\n" for number in range(16)))
+    with Server(home, HEARTH_MODELS="toy,other", HEARTH_FRONTENDS="1") as server, contextlib.ExitStack() as held:
+        plain = questions(server)
+        needy = [
+            *questions(server, "other"),
+            *(asked(server.url, "/predict/image", jpeg(side), "image/jpeg") for side in (300, 1000)),
+        ]
+        lines = [Line(server.url) for _ in (*plain, *needy)]
+        for line, question in zip(lines, [*plain, *needy], strict=True):
+            held.callback(line.close)
+            assert question.outcome(*line.ask(question)) == "right"
+        before = faults.kill(server.process.pid, "http")
+        wait_for(lambda: {one.pid for one in faults.processes(server.process.pid, "http")} - {before.pid})
+        assert server.http.get("/health/live").status_code == 200
+        threads = held.enter_context(ThreadPoolExecutor(len(lines)))
+        with faults.no_descriptors(server.process.pid):
+            sent = [threads.submit(line.ask, one) for line, one in zip(lines, [*plain, *needy], strict=True)]
+            assert {one.outcome(*answer.result()) for one, answer in zip(plain, sent, strict=False)} == {"right"}
+            assert not any(answer.done() for answer in sent[len(plain) :])
+        assert {one.outcome(*answer.result()) for one, answer in zip(needy, sent[len(plain) :], strict=True)} == {"right"}
 
 
 def test_ten_thousand_idle_connections(frail: Path, chaos: Chaos):

@@ -21,11 +21,11 @@ import faults
 import httpx
 import psutil
 import pytest
-from callers import Callers, Outcome, Question
+from callers import Callers, Outcome, Question, asked
 from common import memory, total
 
 from tests.chaos import toys
-from tests.chaos.conftest import GENEROUS, PROMISED, Chaos, questions, refusable, set_ahead, strangers
+from tests.chaos.conftest import GENEROUS, PROMISED, Chaos, jpeg, questions, refusable, set_ahead, strangers
 from tests.chaos.test_processes import FRONTEND_STALL_S
 from tests.chaos.toys import CODES, LEVERS, wrong
 from tests.chaos.wreckers import Wreckers
@@ -150,6 +150,8 @@ def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
             worker=(1.0, worker),
             other=(1.0, lambda: faults.kill(pid, "other")),
             nursery=(3.0, lambda: faults.kill(pid, "nursery")),
+            decoder=(1.0, lambda: faults.kill(pid, "decode ")),
+            decoders=(5.0, lambda: faults.kill(pid, "decoders")),
             frontend=(4.0, lambda: faults.kill(pid, "http", running=True)),
             stopped_worker=(10.0, lambda: faults.stop(pid, "toy")),
             stopped_frontend=(30.0, lambda: faults.stop(pid, "http")),
@@ -174,6 +176,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     settings = {"HEARTH_MODELS": ",".join(MODELS), "HEARTH_FRONTENDS": str(FRONTENDS), "HEARTH_TIMEOUT_S": "120", **believe}
     with Server(toys.write(small_disk), under=limit, **settings) as server:
         known = questions(server)
+        known += [asked(server.url, "/predict/image", jpeg(side), "image/jpeg") for side in (300, 1000)]  # others read those
         wicked_ones = {lever: Failing.of(lever) for lever in LEVERS if lever != "hangs"}
         coming = refusable(questions(server, "other"), "loading: ", "worker_lost: other failed: ")
         for name in ("nursery", *MODELS):  # what takes the place of a dead one has less than the first, which would hide growth

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -14,8 +15,10 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +27,7 @@ import numpy as np
 import psutil
 import pytest
 
+from app import patience
 from app.decoding import client as clients
 from app.decoding.client import Decoders
 from app.decoding.link import Decoder, Died
@@ -117,7 +121,7 @@ async def test_a_file_whose_decoder_others_kill_again_and_again_is_read_all_the_
 
 
 async def test_a_file_that_the_system_kills_for_is_given_up(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(clients, "_KILLS", 2)
+    monkeypatch.setitem(clients._MOST, "killed", 2)
     reading = asyncio.create_task(read(decoders, "hang"))
     for number in (1, 2):
         await kill(number)
@@ -209,8 +213,10 @@ async def test_a_nursery_that_told_of_an_end_before_its_own_is_replaced(decoders
     assert len(processes) == 2
 
 
-async def test_a_nursery_is_replaced_as_soon_as_there_is_room_for_one(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):
-    """What its decoders read meanwhile is told so; it waited for ever, and nothing was read again."""
+async def test_a_nursery_is_replaced_as_soon_as_there_is_room_for_one(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """What its decoders read meanwhile waits for it."""
     full = [True]
 
     def spawn() -> socket.socket:
@@ -220,16 +226,87 @@ async def test_a_nursery_is_replaced_as_soon_as_there_is_room_for_one(decoders: 
 
     monkeypatch.setattr(clients.nursery, "spawn", spawn)
     monkeypatch.setattr(clients, "_AGAIN_S", 0.05)
-    reading = asyncio.create_task(read(decoders, "hang"))
+    reading = asyncio.create_task(read(decoders, "slow 0.2"))
     await until(children)
     processes[0].kill()
-    with pytest.raises(TooBusy):
-        await reading
-    with pytest.raises(TooBusy):
-        await read(decoders, "size x")
+    late = asyncio.create_task(read(decoders, "size x"))
+    await until(lambda: "no nursery of decoders can be begun" in caplog.text)
     full.clear()
-    await until(lambda: len(processes) == 2)
-    assert await read(decoders, "size xx") == 2
+    assert await reading
+    assert await late == 1
+    assert len(processes) == 2
+
+
+async def test_where_no_nursery_can_be_begun_for_long_that_is_told(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):
+    def spawn() -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(clients.nursery, "spawn", spawn)
+    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    processes[0].kill()
+    processes[0].wait()
+    with pytest.raises(TooBusy, match="come back"):
+        await read(decoders, "size x")
+    assert decoders._turns._value == decoders.count, "it gives its turn back"
+
+
+async def test_a_nursery_that_ends_at_once_is_not_begun_as_quickly(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):
+    """As where it finds no descriptor left for what it imports. Who waits for it is not told that memory has run out."""
+    begun: list[float] = []
+
+    def spawn() -> socket.socket:
+        begun.append(time.monotonic())
+        if len(begun) > 3:
+            return begin()
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours
+
+    monkeypatch.setattr(clients.nursery, "spawn", spawn)
+    monkeypatch.setattr(clients, "_AGAIN_S", 0.2)
+    processes[0].kill()
+    assert await read(decoders, "size x") == 1
+    assert all(later - sooner > 0.15 for sooner, later in pairwise(begun))
+
+
+async def test_a_decoder_that_had_no_room_to_begin_costs_nobody(decoders: Decoders, caplog: pytest.LogCaptureFixture):
+    """Two in a row convicted the file."""
+    assert await read(decoders, "slow 0")
+    os.kill(children()["hearth decode 1"], signal.SIGKILL)
+    await until(lambda: not decoders._alive)
+    pid = processes[0].pid
+    usual, free = resource.prlimit(pid, resource.RLIMIT_NOFILE), free_number(pid)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free + 1, usual[1]))  # for the decoder's end of its socket, and nothing else
+    reading = asyncio.create_task(read(decoders, "size xx"))
+    await until(lambda: caplog.text.count("exit status 75") > clients._MOST["crashed"])
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, usual[1]))  # nor for that
+    before = caplog.text.count("exit status 75")
+    await until(lambda: caplog.text.count("exit status 75") > before + clients._MOST["crashed"])
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+    assert await reading == 2
+    assert len(processes) == 1, "the nursery lives"
+
+
+def free_number(pid: int) -> int:
+    """The first that is no descriptor of this process."""
+    taken = {int(link.name) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    return next(number for number in count() if number not in taken)
+
+
+async def test_an_answer_for_which_there_is_no_descriptor_comes_later(decoders: Decoders, caplog: pytest.LogCaptureFixture):
+    """And so does a large file, for which there was none either."""
+    assert await read(decoders, "size x") == 1
+    pid = os.getpid()
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    waiting = asyncio.create_task(read(decoders, "large 1000000"))
+    large = asyncio.create_task(read(decoders, "size " + "x" * 5_000_000))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+    try:
+        await until(lambda: "exit status 0" in caplog.text)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+    assert np.array_equal(await waiting, np.arange(1_000_000))
+    assert await large == 5_000_000
 
 
 async def test_whoever_finds_the_nursery_dead_before_anybody_heard_of_it_waits_for_the_next(decoders: Decoders):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +16,33 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's")
 
 
 def libc(landlock: int, restrict: int = 0, seccomp: int = 0) -> Any:
-    """Answers as a kernel would."""
+    """Answers as a kernel would that has not heard of what it refuses."""
     answers = {444: landlock, 445: 0, 446: restrict}
-    return SimpleNamespace(syscall=lambda number, *_: answers[number], prctl=lambda *_: seccomp)
+    return SimpleNamespace(syscall=lambda number, *_: told(answers[number]), prctl=lambda *_: told(seccomp))
+
+
+def told(returned: int, why: int = errno.ENOSYS) -> int:
+    if returned < 0:
+        ctypes.set_errno(why)
+    return returned
 
 
 @pytest.mark.parametrize("kernel", [libc(-1), libc(0), libc(6, restrict=-1)])
 def test_without_landlock_that_is_told(kernel: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(confine.os, "close", lambda _: None)
     assert not confine._lock(kernel)
+
+
+def test_what_there_is_too_little_for_is_not_done_without(monkeypatch: pytest.MonkeyPatch):
+    """A decoder that had no descriptor for Landlock's rules would read files of strangers unconfined."""
+
+    def scarce(*_: object) -> int:
+        return told(-1, errno.EMFILE)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        confine._lock(SimpleNamespace(syscall=lambda number, *rest: 6 if len(rest) == 3 and rest[0] is None else scarce()))
+    with pytest.raises(OSError, match="Too many open files"):
+        confine._filter(SimpleNamespace(prctl=scarce))
 
 
 def test_seccomp_that_is_refused_or_not_written_for_this_machine_is_told(monkeypatch: pytest.MonkeyPatch):

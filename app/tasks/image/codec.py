@@ -17,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from app.card import Card
 from app.errors import BadInput, HearthError, TooLarge, UnsupportedMedia
+from app.patience import SCARCE
 from app.tasks.base import Decoded, Files, Output, Recipe, Sample, unit
 from app.tasks.image.input import ImageInput
 from app.tasks.labels import best, read_labels
@@ -64,6 +65,8 @@ class PictureReader:
         except (HearthError, MemoryError):
             raise
         except Exception as error:  # Pillow's plugins raise whatever their parsers trip over
+            if isinstance(error, OSError) and error.errno in SCARCE:
+                raise
             if "truncated" in str(error) or isinstance(error, EOFError):
                 raise BadInput("the picture is truncated: its file ends too early; send the whole file") from error
             raise _damaged("the picture", error) from error
@@ -80,6 +83,8 @@ class PictureReader:
         except UnidentifiedImageError as error:
             raise UnsupportedMedia(f"these bytes are no picture that can be read; send one of {', '.join(FORMATS)}") from error
         except Exception as error:  # as in _read
+            if isinstance(error, OSError) and error.errno in SCARCE:
+                raise
             raise _damaged("the picture's header", error) from error
         width, height = picture.size
         if width * height > self._max_pixels:

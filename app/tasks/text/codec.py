@@ -29,10 +29,11 @@ class TextCodec:
     def __init__(self, card: Card, files: Files, meta: dict[str, Any]) -> None:
         self.max_tokens = min(TextInput(**card.input).max_tokens, meta.get("max_tokens") or 1 << 30)
         self._dimensions = meta.get("dimensions") or 1 << 30
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
+        written = files["tokenizer.json"].read_bytes()
+        self._tokenizer: Tokenizer = Tokenizer.from_buffer(written)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._cutting: Tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
+        self._cutting: Tokenizer = Tokenizer.from_buffer(written)
         self._cutting.no_padding()
         self._cutting.enable_truncation(self.max_tokens)
 

@@ -1,0 +1,43 @@
+"""Waiting for what this machine has none of just now: a descriptor, room for a process."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from typing import Any, TypeVar, overload
+
+from app.errors import TooBusy
+
+T = TypeVar("T")
+
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.EAGAIN, errno.ENOMEM)
+"""Errors that say so. The third is the second of descriptors that are on their way to another process (unix(7))."""
+
+PAUSE_S = 0.1
+TIMES = 30  # three seconds: who is told sooner that nothing goes comes back sooner, and finds the same
+
+
+@overload
+async def patiently(work: Callable[[], Awaitable[T]]) -> T: ...
+@overload
+async def patiently(work: Callable[[], T]) -> T: ...
+async def patiently(work: Callable[[], Any]) -> Any:
+    """What `work` returns, tried again for some seconds where there is too little for it. Raises TooBusy after that."""
+    for _ in range(TIMES):
+        try:
+            done = work()
+            return await done if isawaitable(done) else done
+        except OSError as error:
+            if error.errno not in SCARCE:
+                raise
+            why = os.strerror(error.errno)
+        await asyncio.sleep(PAUSE_S)
+    raise too_little(why)
+
+
+def too_little(why: str) -> TooBusy:
+    """What is told whose patience was in vain."""
+    return TooBusy(f"the server has no room to begin this ({why}); come back in a second", retry_after_s=1.0)
