@@ -92,7 +92,7 @@ class Invalid(HearthError):
 
 
 class TooBusy(HearthError):
-    """The queue is full; `retry_after_s` says when it should have room."""
+    """The queue is full, or the machine; `retry_after_s` says when there should be room."""
 
     code = "too_busy"
 

@@ -189,7 +189,7 @@ class Connection(HttpToolsProtocol):
         of all, so that a flood looks through them seldom.
         """
         idle = sorted(
-            (one.cycle is not None, since, id(one), one)
+            (one.has_asked(), since, id(one), one)
             for one in self.connections
             if isinstance(one, Connection) and (since := one._idle_since())
         )
@@ -197,6 +197,10 @@ class Connection(HttpToolsProtocol):
         for descriptor in chosen.keys() - _asking(chosen):
             chosen[descriptor].transport.abort()  # what it has not read of its last answer it will not read
         return bool(idle)
+
+    def has_asked(self) -> bool:
+        """For anything, ever."""
+        return self.cycle is not None
 
     def _idle_since(self) -> float | None:
         """On the loop's clock; None while a request is here. Half a header is none yet."""

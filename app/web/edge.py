@@ -195,7 +195,11 @@ class Edge:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._endpoint(scope)
         if endpoint is None:
-            await self._app(scope, receive, send)
+            try:
+                await self._app(scope, receive, send)
+            except Exception:
+                if "code" not in scope["state"]:  # in the middle of an answer; else Starlette raises what on_error has answered
+                    raise
             return
         request = Request(scope, receive, send)
         try:

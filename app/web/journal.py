@@ -145,8 +145,8 @@ class Slot:
 
     __slots__ = (
         *("_after", "_before", "_broken", "_cleared", "_first", "_interim"),
-        *("_journal", "_kept", "_read", "_sent", "_spilling", "_start", "_which"),
-        *("before", "blamed", "flight", "inherited", "length", "lives", "several", "unsent"),
+        *("_journal", "_kept", "_read", "_spilling", "_start", "_which"),
+        *("before", "blamed", "flight", "inherited", "length", "lives", "several", "unsent", "written"),
     )
 
     def __init__(self, journal: Journal, descriptor: int, seen: Seen | None = None, pending: Pending | None = None) -> None:
@@ -155,19 +155,19 @@ class Slot:
         self._start = descriptor * journal.slot_bytes
         self._which = journal.which(descriptor) if seen else 0  # as `clear` leaves it
         self._first = self._part(0, _ROOM_BYTES)
-        self._read, self._sent = (seen.read, seen.written) if seen else (0, 0)
+        self._read, self.written = (seen.read, seen.written) if seen else (0, 0)
         self.length, self.lives, self.unsent = (pending.length, pending.lives + 1, pending.unsent) if pending else (0, 0, 0)
         self.blamed, self.before = (pending.blamed, pending.before) if pending else (0, 0)
         self.inherited = self.blamed
         self.flight, self.several = self.before, False  # until it is sent again
         if not self.length:  # nobody can have died of it
             self._begin()
-        self._before = self._after = self._sent
+        self._before = self._after = self.written
         self._kept = self._broken = self._interim = 0
         self._spilling = self._cleared = False
         if self.unsent:  # the note stays as it is
             note = journal.note(descriptor)
-            self._before, self._after, self._kept, self._sent = note.before, note.after, note.kept, note.after
+            self._before, self._after, self._kept, self.written = note.before, note.after, note.kept, note.after
         elif seen:
             self._write()
 
@@ -250,12 +250,12 @@ class Slot:
 
     def going(self, size: int, *, last: bool, early: bool = False, interim: bool = False) -> None:
         """So many bytes are about to be written: those before any answer, or its last ones (`early`: the request goes on)."""
-        self._sent += size
+        self.written += size
         if last:
-            self._after = self._sent
+            self._after = self.written
             self._broken |= EARLY if early else 0
         elif interim:
-            self._before = self._after = self._sent
+            self._before = self._after = self.written
             self._interim = size
         else:
             return
@@ -263,7 +263,7 @@ class Slot:
 
     def keep(self, answer: bytes) -> None:
         """All of an answer that may take its time, before it goes: heirs write what was not written."""
-        if self._sent == self._before and self._fits(len(answer)):
+        if self.written == self._before and self._fits(len(answer)):
             self._part(self.length, len(answer))[:] = answer
             self._kept = len(answer)
 

@@ -23,6 +23,10 @@ class Noted(Connection):
 
     slot: Slot | None = None
 
+    def has_asked(self) -> bool:
+        """A frontend before this one, too."""
+        return super().has_asked() or (self.slot is not None and self.slot.written > 0)
+
     def on_message_begin(self) -> None:
         """Whoever answers it can note what outlives this process."""
         super().on_message_begin()

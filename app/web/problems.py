@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ from starlette.responses import Response
 
 from app.errors import ClientLeft, HearthError, RequestTimeout, Unauthorised
 from app.logs import log, request_id
+from app.patience import SCARCE, too_little
 
 STATUS: dict[str, tuple[int, str]] = {
     "bad_input": (400, "The input cannot be read"),
@@ -28,7 +30,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "unsupported_media": (415, "This kind of file is not read here"),
     "invalid": (422, "A field is wrong"),
     "rate_limited": (429, "Too much at once"),
-    "too_busy": (503, "The queue is full"),
+    "too_busy": (503, "There is no room for this now"),
     "loading": (503, "The model is not loaded"),
     "unavailable": (503, "The database of jobs is away"),
     "deadline": (504, "The deadline passed"),
@@ -93,5 +95,8 @@ def _respond(error: Exception) -> Problem:
             "method_not_allowed": "use the method that /docs shows",
         }
         return problem(code, detail.get(code, str(error.detail)), headers=dict(error.headers or {}))
+    if isinstance(error, OSError) and error.errno in SCARCE:
+        log.error("there is too little to do this: %s", error)
+        return from_error(too_little(os.strerror(error.errno)))
     log.error("a mistake of ours", exc_info=error)
     return problem("internal", "the server made a mistake; report it with this request_id")

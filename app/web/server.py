@@ -49,7 +49,7 @@ def make_app(
     for kind in (ClientLeft, HearthError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)
     for part in (predict, embed, transcribe, models, finetune, health):
-        app.include_router(part.router, responses=problems(413, 422))  # any call may hold too much, or what is not understood
+        app.include_router(part.router, responses=problems(413, 422, 503))  # of any call: too much, not understood, no room
     direct = {route.path: route.endpoint for part in (predict, embed, transcribe) for route in part.router.routes}
     _document(app)
     larger = {"/finetune": int(settings.max_dataset_mb * 2**20)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
+import select
 import signal
 import socket
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from app.web.connection import most_connections
 from tests.stack.conftest import Clients, Server, picture, wait_for
 from tests.stack.test_lives import close
 from tests.stack.test_slow_senders import everything, head
@@ -152,6 +154,20 @@ def test_an_idle_connection_goes_on(server: Server, caller: socket.socket):
         assert answer_of(caller, head() + PNG).status == 200
         killed(server)
     assert answer_of(caller, head() + PNG).status == 200
+
+
+def test_who_was_answered_by_the_frontend_before_is_no_stranger(toys: Path):
+    """Those who never asked for anything make room first; the heir took everybody for one of them."""
+    with (
+        Server(toys, under=["prlimit", "--nofile=200"], HEARTH_MODELS="toy", HEARTH_FRONTENDS="1") as server,
+        called(server) as caller,
+        ExitStack() as strangers,
+    ):
+        assert answer_of(caller, head() + PNG).status == 200
+        killed(server)
+        there = [strangers.enter_context(called(server)) for _ in range(2 * most_connections(200))]
+        wait_for(lambda: select.select(there, [], [], 0)[0])  # some have made room
+        assert answer_of(caller, head() + PNG).status == 200
 
 
 def test_a_connection_without_a_word_goes_on(server: Server, caller: socket.socket):

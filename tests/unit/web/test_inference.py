@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import numpy as np
@@ -212,6 +214,23 @@ async def test_a_full_queue_says_when_to_come_back(client, pool):
     answer = await client.post("/predict/image", content=b"x", headers=JPEG)
     told(answer, 503, "too_busy")
     assert answer.headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize(("path", "body"), [("/predict/image", b"x"), ("/models/a/load", b"")])
+async def test_too_few_descriptors_are_no_mistake_of_ours(client, pool, monkeypatch, path, body):
+    error = OSError(errno.EMFILE, "Too many open files", "/secret")
+    pool.error = error
+    monkeypatch.setattr(pool, "change", AsyncMock(side_effect=error))
+    answer = await client.post(path, content=body, headers=JPEG)
+    assert "secret" not in str(told(answer, 503, "too_busy"))
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_after_a_mistake_of_ours_the_connection_stays_open(app, pool, monkeypatch):
+    """Starlette raises it once more, and uvicorn closes then: the next request on it was lost."""
+    monkeypatch.setattr(pool, "change", AsyncMock(side_effect=RuntimeError("secret")))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        told(await client.post("/models/a/load"), 500, "internal")
 
 
 async def test_a_mistake_of_ours_is_not_shown(client, pool):
