@@ -24,7 +24,7 @@
     tasks/            2   per modality: codec.py (bytes ⇄ arrays), program.py and network.py (arrays ⇄ module), dataset.py
                           (files → samples); of jobs: folders.py, transcripts.py → table.py, findings.py
     wire/             1   messages.py, frames.py, stream.py, sockets.py, standby.py, blackbox.py
-    card.py settings.py errors.py metrics.py logs.py listing.py process.py private.py keys.py rates.py audit.py    0
+    card.py settings.py errors.py metrics.py logs.py listing.py process.py private.py keys.py rates.py audit.py patience.py    0
 
 A picture's way: web/predict.py → web/answer.py → web/kitchen.py → tasks/image/codec.py → pool/client.py → (socket) →
 engine/worker.py → engine/batcher.py → engine/runner.py → tasks/image/program.py, and back.

@@ -34,6 +34,7 @@ FLOORS = {
     "app.logs": 0,
     "app.listing": 0,
     "app.process": 0,  # what every child process does first
+    "app.patience": 0,  # waiting for descriptors
     "app.private": 0,  # the folder of sockets
     "app": 0,  # the package itself: docstring and version
 }
