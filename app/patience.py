@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
+import time
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import Any, TypeVar, overload
@@ -21,11 +23,13 @@ TIMES = 30  # three seconds: who is told sooner that nothing goes comes back soo
 
 
 @overload
-async def patiently(work: Callable[[], Awaitable[T]]) -> T: ...
+async def patiently(work: Callable[[], Awaitable[T]], until: float = ...) -> T: ...
 @overload
-async def patiently(work: Callable[[], T]) -> T: ...
-async def patiently(work: Callable[[], Any]) -> Any:
-    """What `work` returns, tried again for some seconds where there is too little for it. Raises TooBusy after that."""
+async def patiently(work: Callable[[], T], until: float = ...) -> T: ...
+async def patiently(work: Callable[[], Any], until: float = math.inf) -> Any:
+    """What `work` returns, tried again for some seconds, and not beyond `until` (`time.monotonic`), where there is too little for
+    it. Raises TooBusy after that.
+    """
     for _ in range(TIMES):
         try:
             done = work()
@@ -34,6 +38,8 @@ async def patiently(work: Callable[[], Any]) -> Any:
             if error.errno not in SCARCE:
                 raise
             why = os.strerror(error.errno)
+        if time.monotonic() + PAUSE_S > until:
+            break
         await asyncio.sleep(PAUSE_S)
     raise too_little(why)
 

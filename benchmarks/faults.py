@@ -62,17 +62,20 @@ def _oldest(server: int, name: str, *, running: bool = False) -> psutil.Process:
 def no_descriptors(server: int) -> Iterator[None]:
     """Meanwhile no process of the server can open anything; what they have open they keep."""
     supervisor = psutil.Process(server)
-    usual = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    usual = supervisor.rlimit(psutil.RLIMIT_NOFILE)[0]
+    own: dict[int, int] = {}
     try:
         for process in [supervisor, *processes(server)]:
             with contextlib.suppress(psutil.Error, OSError):  # it may just have ended
                 have = {int(link.name) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
-                process.rlimit(psutil.RLIMIT_NOFILE, (next(number for number in count() if number not in have), usual[1]))
+                own[process.pid], hard = process.rlimit(psutil.RLIMIT_NOFILE)  # decoders have few, for good
+                process.rlimit(psutil.RLIMIT_NOFILE, (next(number for number in count() if number not in have), hard))
         yield
     finally:
         for process in [supervisor, *processes(server), *processes(server)]:  # one of them may just have been forked by another
-            with contextlib.suppress(psutil.Error):
-                process.rlimit(psutil.RLIMIT_NOFILE, usual)
+            with contextlib.suppress(psutil.Error, OSError):
+                hard = process.rlimit(psutil.RLIMIT_NOFILE)[1]
+                process.rlimit(psutil.RLIMIT_NOFILE, (min(own.get(process.pid, usual), hard), hard))
 
 
 @contextlib.contextmanager

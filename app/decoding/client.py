@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from app.decoding import nursery
-from app.decoding.decoder import OURS
+from app.decoding.decoder import OURS, UNREAD
 from app.decoding.letters import answered, order
 from app.decoding.link import Decoder, Died
 from app.errors import BadInput, HearthError, OutOfMemory, from_code
@@ -37,13 +37,19 @@ _QUICK = 2 << 20  # bytes: to pack so many takes a millisecond, and others wait 
 _AGAIN_S = 0.5  # after which a nursery is begun that there was no room for
 _GRACE_S = 0.5  # for whom nobody waits any more: most are done by then, and to fork another one takes 10 ms
 # How a decoder ended: it took too long, which a good file's does not, and would again; somebody from outside killed it, or the
-# kernel where memory ran out; it could not begin, or left because its answer was lost on the way: for want of a descriptor.
-_HOW = {-signal.SIGPROF: "slow", -signal.SIGKILL: "killed", nursery.NOT_BEGUN: "unread", 0: "unread"}
+# kernel where memory ran out; it had no descriptor, or no memory, to begin or to answer.
+_HOW = {-signal.SIGPROF: "slow", -signal.SIGKILL: "killed", UNREAD: "unread"}
 # So often, and it is given up. The first crash may have been prepared by the file before it.
 _MOST = {"slow": 1, "crashed": 2, "killed": 10, "unread": TIMES}
 _PER_PIXEL = 24  # bytes
 _PER_SECOND = 16_000 * 4 * 5  # bytes
 _BESIDE = 128 << 20  # bytes
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What it returns, and the seconds that took."""
+    started = time.monotonic()
+    return work(), time.monotonic() - started
 
 
 class Threads:
@@ -53,9 +59,9 @@ class Threads:
         self.count = count
         self._executor = ThreadPoolExecutor(max_workers=count, thread_name_prefix="decode")
 
-    async def decode(self, codec: Codec, item: Any, options: Mapping[str, Any]) -> Decoded:
-        """As `codec.decode`."""
-        return await self.run(partial(codec.decode, item, **options))
+    async def decode(self, codec: Codec, item: Any, options: Mapping[str, Any]) -> tuple[Decoded, float]:
+        """As `codec.decode`; and the seconds that took, without any wait for it."""
+        return await self.run(partial(timed, partial(codec.decode, item, **options)))
 
     async def run(self, work: Callable[[], T]) -> T:
         """In one of the threads."""
@@ -82,30 +88,33 @@ class Decoders:
         self._idle: list[Decoder] = []
         self._numbers = itertools.count(1)
 
-    async def decode(self, codec: Codec, item: Any, options: Mapping[str, Any]) -> Decoded:
-        """As `codec.decode`. Raises what that raises, BadInput for what ends its decoder, OutOfMemory, TooBusy."""
+    async def decode(self, codec: Codec, item: Any, options: Mapping[str, Any]) -> tuple[Decoded, float]:
+        """As `Threads.decode`. Raises what `codec.decode` does, BadInput for what ends its decoder, OutOfMemory, TooBusy."""
         if codec.recipe is None:
             return await self._threads.decode(codec, item, options)
         letter = order(codec.recipe, item)
         pack = partial(Parcel, letter)
         parcel = await (patiently(pack) if len(item) < _QUICK else patiently(partial(self._threads.run, pack)))
         try:
-            return _made_of(*await self._asked(parcel, len(item)))
+            told, took = await self._asked(parcel, len(item))
+            return _made_of(*told), took
         finally:
             parcel.close()
 
-    async def _asked(self, parcel: Parcel, size: int) -> Told:
-        """A decoder's answer. What ended one is read once more, by a fresh one; more often where it had no part in that."""
+    async def _asked(self, parcel: Parcel, size: int) -> tuple[Told, float]:
+        """A decoder's answer, and the seconds it took. What ended one is read once more, by a fresh one; more often where it had
+        no part in that.
+        """
         ends: Counter[str] = Counter()
         while True:
             decoder = await self._take(fresh=bool(ends))
-            asked = decoder.ask(parcel)
+            asked, since = decoder.ask(parcel), time.monotonic()
             try:
-                return await asked
+                return await asked, time.monotonic() - since
             except Died as died:
                 log.warning("decoder %d ended (%s) while it read %d bytes", decoder.number, ending(died.status), size)
                 del decoder, asked  # they hold what it ended with, and that this frame
-                how = _HOW.get(died.status, "crashed")
+                how = "unread" if died.scarce else _HOW.get(died.status, "crashed")
             except asyncio.CancelledError:
                 asyncio.get_running_loop().call_later(_GRACE_S, self._end, decoder, asked)
                 raise
@@ -118,22 +127,23 @@ class Decoders:
     async def _take(self, fresh: bool) -> Decoder:
         """One that does nothing else, when there is a turn. Raises TooBusy where none can be forked for some seconds."""
         await self._turns.acquire()
-        if self._idle and not fresh:
-            return self._idle.pop()  # the last one used: its memory is warm, and the others' may be swapped out
-        if self._idle:
-            self._idle.pop(0).close()
         try:
-            return await patiently(self._fork_or_replace)
+            return await patiently(partial(self._idle_or_forked, fresh))
         except BaseException:  # who waits may be cancelled
             self._turns.release()
             raise
 
-    def _fork_or_replace(self) -> Decoder:
+    def _idle_or_forked(self, fresh: bool) -> Decoder:
+        if self._idle and not fresh:
+            return self._idle.pop()  # the last one used: its memory is warm, and the others' may be swapped out
         try:
-            return self._fork()
+            decoder = self._fork()
         except ConnectionError as error:  # the nursery died, and that was not heard of yet
             self._on_nursery()
             raise _no_nursery() from error
+        if self._idle:
+            self._idle.pop(0).close()  # there are never more of them than turns
+        return decoder
 
     def _fork(self) -> Decoder:
         if self._again is not None:
@@ -190,9 +200,10 @@ class Decoders:
         loop.remove_reader(self._control)
         self._control.close()
         self._heard = False
+        lived = time.monotonic() > self._begun + _AGAIN_S
         for number in list(self._alive):  # its children died with it
-            self._gone(number, nursery.NOT_BEGUN)
-        if time.monotonic() > self._begun + _AGAIN_S:
+            self._gone(number, -signal.SIGKILL if lived else UNREAD)
+        if lived:
             self._replace()
         else:  # it could hardly begin; nor will the next one, at once
             self._again = loop.call_later(_AGAIN_S, self._replace)

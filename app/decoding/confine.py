@@ -44,18 +44,24 @@ def confine(room: int) -> list[str]:
     Raises OSError where it would, had it a descriptor or memory left.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))  # memory that is handed over counts as a file
+    _limit(resource.RLIMIT_FSIZE, room)  # memory that is handed over counts as a file
     if sys.platform != "linux":
         return ["Landlock", "seccomp"]
-    most = _data_bytes() + room
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    _limit(resource.RLIMIT_DATA, _data_bytes() + room)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     missing = [name for name, had in (("Landlock", _lock(libc)), ("seccomp", _filter(libc))) if not had]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, _FILES))
+    _limit(resource.RLIMIT_NOFILE, _FILES)
     return missing
+
+
+def _limit(what: int, most: int) -> None:
+    """For good. It may be less already."""
+    _, hard = resource.getrlimit(what)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, most))
 
 
 def _data_bytes() -> int:

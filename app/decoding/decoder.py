@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import traceback
@@ -12,12 +13,16 @@ import numpy as np
 
 from app.decoding.letters import answer, ordered
 from app.errors import HearthError, TooLarge
+from app.patience import SCARCE
 from app.tasks import make_reader
 from app.tasks.base import Decoded
 from app.wire.messages import Failed, Message
 from app.wire.parcels import Parcel, ParcelStream, Told
 
 OURS = "internal"  # the code of what should not have been raised; its detail is a traceback
+UNREAD = os.EX_TEMPFAIL
+"""Exit status of a decoder that had no room to begin, or to answer: what it was to read had no part in that."""
+
 _LEAST_S = 2.0
 _TOO_DEAR = "to read it takes more memory than one file may have; send a smaller one, or convert it to another format"
 
@@ -32,6 +37,8 @@ def live(stream: socket.socket) -> None:
             parcels.send(parcel)
             parcel.close()
             del parcel
+    if parcels.scarce:
+        os._exit(UNREAD)
 
 
 def _parcel(told: Told) -> Parcel:
@@ -39,6 +46,10 @@ def _parcel(told: Told) -> Parcel:
         return Parcel(answer(_decoded(*told)))
     except HearthError as error:
         failed = Failed(0, error.code, error.detail)
+    except OSError as error:
+        if error.errno in SCARCE:  # no descriptor for the memory of its answer
+            os._exit(UNREAD)
+        failed = Failed(0, OURS, traceback.format_exc())
     except MemoryError:
         failed = Failed(0, TooLarge.code, _TOO_DEAR)
     except Exception:  # noqa: BLE001  the frontend logs it

@@ -13,10 +13,12 @@ from app.wire.parcels import Parcel, ParcelStream, Told
 class Died(Exception):
     """The decoder ended before it answered."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, *, scarce: bool = False) -> None:
         super().__init__(status)
         self.status = status
         """Negative: the signal that ended it."""
+        self.scarce = scarce
+        """There was no descriptor left here for what it was told, or said; so it was sent away."""
 
 
 class Decoder:
@@ -63,7 +65,7 @@ class Decoder:
             self._read()
         self.close()
         if self.asked is not None and not self.asked.done():
-            self.asked.set_exception(Died(status))
+            self.asked.set_exception(Died(status, scarce=self._parcels.scarce))
 
     def close(self) -> None:
         """Hear no more of it, if that has not been said before. It ends if it can."""

@@ -26,9 +26,8 @@ from app.tasks import prepare
 ORDER = Struct("<qqq")  # what to do, which decoder, bytes that it may allocate
 FORK, KILL = 1, 2
 END = Struct("<qq")  # which decoder ended, exit status
-NOT_BEGUN = os.EX_TEMPFAIL
-"""Exit status of a decoder that had no room to begin: whatever it was to read had no part in that."""
 _LISTENS = 3  # 0, 1 and 2 are for messages
+_MOST = 1 << 20  # descriptors: our limit may have been higher when they were opened
 
 
 def begin() -> socket.socket:
@@ -48,7 +47,7 @@ def _be_nursery(frontend: int, control: socket.socket) -> None:
     die_with_parent(frontend)
     descriptor = control.detach()
     os.closerange(_LISTENS, descriptor)
-    os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(descriptor + 1, _MOST)
     live(socket.socket(fileno=descriptor))
 
 
@@ -81,6 +80,7 @@ class Nursery:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._pids: dict[int, int] = {}
+        self._told = False  # what the system does not grant
 
     def serve(self) -> None:
         """Run until the frontend closes its end."""
@@ -109,18 +109,19 @@ class Nursery:
 
     def _fork(self, number: int, room: int, descriptors: list[int]) -> None:
         """Of its end of the socket pair there is nothing where this process had no descriptor left for it."""
-        nursery = os.getpid()
+        nursery, tells, self._told = os.getpid(), not self._told, True
         try:
             pid = os.fork() if descriptors else -1
         except OSError:
             pid = -1
         if pid == 0:
             self._control.close()
-            whole_life(lambda: _be_decoder(nursery, number, room, descriptors[0]))
+            whole_life(lambda: _be_decoder(nursery, number, room, descriptors[0], tells=tells))
         for descriptor in descriptors:
             os.close(descriptor)
         if pid < 0:
-            self._tell(number, NOT_BEGUN)
+            self._told = not tells
+            self._tell(number, decoder.UNREAD)
         else:
             self._pids[number] = pid
 
@@ -132,6 +133,8 @@ class Nursery:
                 return
             number = numbers.pop(pid)
             del self._pids[number]
+            if os.waitstatus_to_exitcode(status) == decoder.UNREAD:  # it may not have come so far as to tell
+                self._told = False
             self._tell(number, os.waitstatus_to_exitcode(status))
 
     def _tell(self, number: int, status: int) -> None:
@@ -139,7 +142,7 @@ class Nursery:
             self._control.sendall(END.pack(number, status))
 
 
-def _be_decoder(nursery: int, number: int, room: int, descriptor: int) -> None:
+def _be_decoder(nursery: int, number: int, room: int, descriptor: int, *, tells: bool) -> None:
     """The child's whole life."""
     die_with_parent(nursery)
     set_name(f"hearth decode {number}")
@@ -148,8 +151,8 @@ def _be_decoder(nursery: int, number: int, room: int, descriptor: int) -> None:
         missing, stream = confine(room), socket.socket(fileno=descriptor)
     except OSError as error:
         log.warning("decoder %d cannot begin: %s", number, error)
-        os._exit(NOT_BEGUN)
-    if missing and number == 1:
+        os._exit(decoder.UNREAD)
+    if missing and tells:
         log.warning("files are read without %s, which this system does not grant", " and ".join(missing))
     decoder.live(stream)
 

@@ -149,8 +149,8 @@ class Client:
         name, entry = known.card.name, known.entry
         if entry.state != "ready":
             return entry.why or entry.state
-        _, codec = await patiently(lambda: self._directory.find(name, known.card.task, exactly=True))
         now = time.monotonic()
+        _, codec = await patiently(lambda: self._directory.find(name, known.card.task, exactly=True), now + within_s)
         ready = {worker.name: worker.device for worker in entry.workers if worker.state == "ready"}
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
         for worker in quiet:
@@ -163,7 +163,7 @@ class Client:
         return ""
 
     async def _try(self, card: Card, codec: Codec, worker: str, deadline: float) -> None:
-        samples = await patiently(lambda: card_samples(card, codec))
+        samples = await patiently(lambda: card_samples(card, codec), deadline)
         if not samples:
             raise WorkerLost(f"{card.name} cannot be proven: put a sample.* beside its card")
         for sample in samples[:1]:

@@ -42,7 +42,7 @@ async def serve(request: Request, order: Order) -> Served:
         raise Deadline("the request was not here before its deadline; allow more time with timeout_ms, or send less")
     drawn = state["drawn"]
     find = partial(kitchen.pool.find, drawn or order.model, order.task, exactly=bool(drawn))
-    model, codec = await patiently(find)  # it may have to read the model's files
+    model, codec = await patiently(find, deadline)  # it may have to read the model's files
     state["model"], shadow = model.card.name, kitchen.pool.shadow(model.card.name)  # it may be gone when all is answered
     with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
         pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from app.decoding.client import Decoders, Threads
+from app.decoding.client import Decoders, Threads, timed
 from app.errors import Deadline, HearthError
 from app.metrics import tally
 from app.pool.base import Model, Pool
@@ -129,13 +129,12 @@ class Portion:
         self._room = asyncio.Event()
         self._room.set()
 
-    async def decode(self, work: Callable[[], Awaitable[Decoded]]) -> tuple[Decoded, float]:
-        """Await it when it is its turn among this request's: with its seconds. Raises Deadline, and what `work` raises."""
+    async def decode(self, work: Callable[[], Awaitable[tuple[Decoded, float]]]) -> tuple[Decoded, float]:
+        """Await it when it is its turn among this request's. Raises Deadline, and what `work` raises."""
         try:
             async with asyncio.timeout(self.deadline - time.monotonic()), self._turn:
                 await self._room.wait()
-                started = time.monotonic()
-                return await work(), time.monotonic() - started
+                return await work()
         except TimeoutError as error:
             raise _late() from error
 
@@ -144,9 +143,9 @@ class Portion:
         return await self._here.take(number, partial(self._in_time, work))
 
     def _in_time(self, work: Callable[[], Decoded]) -> tuple[Decoded, float]:
-        if (started := time.monotonic()) > self.deadline:
+        if time.monotonic() > self.deadline:
             raise _late()
-        return work(), time.monotonic() - started
+        return timed(work)
 
     def take(self, decoded: Decoded) -> None:
         """It is kept until it is answered."""

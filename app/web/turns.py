@@ -38,9 +38,7 @@ class Turns:
         """
         self._call()
         if self._left <= 0 or self._waiting:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            heappush(self._waiting, (self._rounds + place, next(self._numbers), turn))
-            await turn
+            await self._turn((self._rounds + place, next(self._numbers)))
         started = time.monotonic()
         try:
             return work()
@@ -48,6 +46,16 @@ class Turns:
             took = time.monotonic() - started
             self._left -= took
             self._each += _NEWEST * (took - self._each)
+
+    async def _turn(self, order: tuple[int, int]) -> None:
+        """More than one are woken, and one of those before us may have taken all of the round: then it is a later one."""
+        while True:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heappush(self._waiting, (*order, turn))
+            await turn
+            if self._left > 0:
+                return
+            self._call()
 
     def _call(self) -> None:
         if not self._comes:

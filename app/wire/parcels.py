@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from app.patience import SCARCE
 from app.wire.frames import PREFIX, Buffer, FrameError, Letter, pack, size_of, unpack
 from app.wire.messages import Message
 
@@ -63,6 +64,8 @@ class ParcelStream:
 
     def __init__(self, stream: socket.socket) -> None:
         self.stream = stream
+        self.scarce = False
+        """A letter was lost, because there was no descriptor left for its memory."""
         self._unsent: list[memoryview] = []
         self._begun = memoryview(b"")  # a letter whose end has not come
         self._filled = 0
@@ -72,8 +75,12 @@ class ParcelStream:
         """Whether all is on its way; if not, `push` the rest when the socket has room."""
         self._unsent = [memoryview(part).cast("B") for part in parcel.parts]
         if parcel.memory is not None:
-            with suppress(OSError):  # heard as its end
+            try:
                 socket.send_fds(self.stream, self._unsent, [parcel.memory])
+            except OSError as error:  # heard as its end; where it is not gone, it is told
+                self.scarce = error.errno in SCARCE
+                with suppress(OSError):
+                    self.stream.shutdown(socket.SHUT_RDWR)
             self._unsent = []
         return self.push()
 
@@ -110,7 +117,10 @@ class ParcelStream:
         """Read the prefix: the whole letter where it came in memory, else room for it."""
         prefix, descriptors, flags, _ = socket.recv_fds(self.stream, PREFIX.size, 1)
         self._more(len(prefix))
-        if flags & socket.MSG_CTRUNC:  # this process has no descriptor left for the memory, so the letter is lost
+        if flags & socket.MSG_CTRUNC:
+            for descriptor in descriptors:  # there were more
+                os.close(descriptor)
+            self.scarce = not descriptors
             raise EOFError
         if descriptors:
             return _mapped(descriptors[0])

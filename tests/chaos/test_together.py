@@ -37,9 +37,19 @@ DAYS = (400, -400, 0)
 HANGS = wrong("hangs")
 
 
+def used(server: Server) -> bool:
+    """The decoders of whichever frontend has the next connection."""
+    return httpx.post(f"{server.url}/predict/image", content=jpeg(300), headers={"content-type": "image/jpeg"}).status_code == 200
+
+
 def megabytes(server: Server) -> float:
-    """PSS of all processes, with both models loaded and at rest."""
+    """PSS of all processes, with both models loaded and at rest. A nursery of decoders that was begun from nothing shares less than
+    one that was forked: all are the former.
+    """
     pid, names = server.process.pid, ("nursery", "spare", *MODELS)
+    for nursery in faults.processes(pid, "decoders"):
+        nursery.kill()
+    wait_for(lambda: used(server) and len(faults.processes(pid, "decoders")) == FRONTENDS, 60)
     wait_for(lambda: server.http.post("/models/other/load").json().get("state") == "ready", 60)
     wanted = dict.fromkeys(names, 1) | {"http": FRONTENDS}
     found: dict[str, int] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -16,6 +18,7 @@ import numpy as np
 from app import tasks
 from app.decoding import nursery
 from app.tasks.base import Decoded, Sample
+from app.wire.frames import PREFIX
 
 
 class Reader:
@@ -40,6 +43,21 @@ class Reader:
 
     def crash(self, _: bytes) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
+
+    def leave(self, _: bytes) -> None:
+        os._exit(0)
+
+    def two(self, more: bytes) -> None:
+        """Answer with two pieces of memory, where one is expected."""
+        memory = os.memfd_create("x")
+        for number in range(64):
+            with contextlib.suppress(OSError):
+                socket.send_fds(socket.socket(fileno=os.dup(number)), [bytes(PREFIX.size)], [memory, memory])
+        os._exit(int(more))
+
+    def starve(self, more: bytes) -> np.ndarray:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+        return self.large(more)
 
     def hang(self, _: bytes) -> None:
         while True:

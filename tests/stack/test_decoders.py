@@ -69,7 +69,7 @@ async def decoders(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Decoders]:
 
 
 async def read(decoders: Decoders, what: str) -> Any:
-    decoded = await asyncio.wait_for(decoders.decode(CODEC, what.encode(), {}), 60)
+    decoded, _ = await asyncio.wait_for(decoders.decode(CODEC, what.encode(), {}), 60)
     return decoded.samples[0].arrays["x"]
 
 
@@ -98,6 +98,38 @@ async def test_a_file_that_ends_its_decoder_costs_its_sender_alone(decoders: Dec
         await read(decoders, "crash")
     assert await slow
     assert await read(decoders, "size xx") == 2
+
+
+@pytest.mark.parametrize("file", ["leave", "two 0", "two 1"])
+async def test_a_file_that_makes_its_decoder_leave_or_cheat_is_convicted_and_leaves_nothing(decoders: Decoders, file: str):
+    """What came beside the memory of an answer stayed open: a descriptor each time, and the memory behind it."""
+    assert await read(decoders, "size x") == 1
+    before = descriptors()
+    with pytest.raises(BadInput, match="ends the process that reads it"):
+        await read(decoders, file)
+    assert await read(decoders, "size x") == 1
+    assert descriptors() == before
+
+
+async def test_an_answer_for_which_its_decoder_has_no_descriptor_is_no_mistake(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setitem(clients._MOST, "unread", 3)
+    with pytest.raises(TooBusy):
+        await read(decoders, "starve 1000000")
+    assert caplog.text.count("exit status 75") == 3
+
+
+async def test_where_none_can_be_forked_one_that_has_become_idle_will_do(decoders: Decoders):
+    assert await read(decoders, "size x") == 1
+    pid = os.getpid()
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+    try:
+        first, second = await asyncio.gather(read(decoders, "slow 0.05"), read(decoders, "slow 0.05"))
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+    assert first == second, "the same decoder"
 
 
 async def test_what_ended_its_decoder_is_gone_with_the_error(decoders: Decoders):
@@ -355,3 +387,8 @@ def landlock() -> bool:
     import ctypes
 
     return int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)) >= 6
+
+
+def descriptors() -> int:
+    """Those that this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import resource
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,16 @@ def test_what_there_is_too_little_for_is_not_done_without(monkeypatch: pytest.Mo
         confine._lock(SimpleNamespace(syscall=lambda number, *rest: 6 if len(rest) == 3 and rest[0] is None else scarce()))
     with pytest.raises(OSError, match="Too many open files"):
         confine._filter(SimpleNamespace(prctl=scarce))
+
+
+@pytest.mark.parametrize(("hard", "most"), [(100, 100), (1000, 500), (resource.RLIM_INFINITY, 500)])
+def test_a_limit_that_is_lower_already_stays(hard: int, most: int, monkeypatch: pytest.MonkeyPatch):
+    """It may not be raised: every file was taken for one that ends its reader."""
+    limits = []
+    monkeypatch.setattr(confine.resource, "getrlimit", lambda _: (50, hard))
+    monkeypatch.setattr(confine.resource, "setrlimit", lambda what, to: limits.append((what, to)))
+    confine._limit(resource.RLIMIT_FSIZE, 500)
+    assert limits == [(resource.RLIMIT_FSIZE, (most, most))]
 
 
 def test_seccomp_that_is_refused_or_not_written_for_this_machine_is_told(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 
 import pytest
 
@@ -46,6 +47,14 @@ async def test_patience_ends():
         await patiently(work)
     assert work.done == patience.TIMES
     assert told.value.retry_after_s == 1.0
+
+
+async def test_nobody_is_patient_beyond_the_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(patience, "PAUSE_S", 0.1)
+    work = Work(1000, errno.EMFILE)
+    with pytest.raises(TooBusy):
+        await patiently(work, time.monotonic() + 0.05)
+    assert work.done == 1
 
 
 async def test_other_errors_are_not_tried_again():

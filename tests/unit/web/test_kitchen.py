@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from app.decoding import client as clients
 from app.decoding.client import Threads
 from app.errors import Deadline
 from app.tasks.base import Decoded, Sample
@@ -88,15 +89,19 @@ async def test_a_text_whose_turn_comes_too_late_is_not_read(kitchen: Kitchen):
 
 
 @pytest.mark.parametrize("light", [True, False], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("requests", [1, 10])
 async def test_what_waits_for_its_turn_is_not_said_to_be_decoded_meanwhile(
-    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch, light: bool
+    monkeypatch: pytest.MonkeyPatch, light: bool, requests: int
 ):
-    asked, now = portion(kitchen), [0.0]
-    monkeypatch.setattr(kitchens, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    kitchen, now = Kitchen(SimpleNamespace(), SimpleNamespace(), Threads(1)), [0.0]  # type: ignore[arg-type]
+    asked = [portion(kitchen) for _ in range(requests)]
+    for module in (kitchens, clients):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def work() -> Decoded:
         now[0] += 1.0
         return decoded()
 
-    answers = await asyncio.gather(*(asked.here(n, work) if light else asked.decode(ordered(kitchen, work)) for n in range(10)))
+    turns = [(n, asked[n % requests]) for n in range(10)]
+    answers = await asyncio.gather(*(one.here(n, work) if light else one.decode(ordered(kitchen, work)) for n, one in turns))
     assert [seconds for _, seconds in answers] == [1.0] * 10

@@ -55,6 +55,18 @@ async def test_who_else_wants_the_loop_is_heard_when_the_time_of_a_round_is_used
     assert max(each) == 4 and each[-3] == 4, "and it is learned how many those are"
 
 
+async def test_what_takes_longer_than_what_came_before_is_not_done_at_once(clock: Clock):
+    """A hundred short texts taught how many a round has time for, and so many long ones held the loop for a quarter of a second."""
+    turns, done = Turns(0.0005), list[tuple[int, int]]()
+    clock.count()
+    seconds = [0.00002] * 128 + [0.002] * 128
+    await asyncio.gather(*(turns.take(n, partial(clock.work, one, n, done)) for n, one in enumerate(seconds)))
+    clock.counting = False
+    assert [name for name, _ in done] == list(range(256))
+    long = [at for name, at in done if name >= 128]
+    assert len(set(long)) == len(long), "one in a round"
+
+
 async def test_other_requests_come_between_the_texts_of_one(clock: Clock):
     turns, done = Turns(0.001), list[tuple[str, int]]()
     many = [turns.take(number, partial(clock.work, 0.001, f"many {number}", done)) for number in range(4)]

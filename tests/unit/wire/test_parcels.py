@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from app.wire import parcels
 from app.wire.frames import PREFIX, FrameError, pack
 from app.wire.messages import Cancel, Run
 from app.wire.parcels import Parcel, ParcelStream
 
 RUN = Run(7, 1.5, 99.0, ("scores",))
 LARGE = {"x": np.arange(1_000_000)}
+IN_MEMORY = pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def test_a_letter_arrives_as_it_was_sent_and_again(pair: tuple[ParcelStream, Par
     assert theirs.read() is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
+@IN_MEMORY
 def test_a_large_letter_lies_in_memory_that_nobody_can_change(pair: tuple[ParcelStream, ParcelStream]):
     parcel = Parcel((RUN, LARGE))
     assert parcel.memory is not None
@@ -52,7 +57,7 @@ def test_a_large_letter_lies_in_memory_that_nobody_can_change(pair: tuple[Parcel
     parcel.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
+@IN_MEMORY
 def test_a_letter_that_nobody_has_any_more_keeps_no_memory():
     parcel = Parcel((RUN, LARGE))
     memory = parcel.memory
@@ -62,7 +67,53 @@ def test_a_letter_that_nobody_has_any_more_keeps_no_memory():
         os.fstat(memory)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over on Linux")
+@IN_MEMORY
+def test_a_letter_with_more_than_its_memory_is_lost_and_leaves_nothing(pair: tuple[ParcelStream, ParcelStream]):
+    sends, gets = pair
+    memory = os.memfd_create("x")
+    before = descriptors()
+    socket.send_fds(sends.stream, [bytes(PREFIX.size)], [memory, memory])
+    with pytest.raises(EOFError):
+        gets.read()
+    assert descriptors() == before and not gets.scarce
+    os.close(memory)
+
+
+@IN_MEMORY
+def test_a_letter_for_whose_memory_there_is_no_descriptor_is_lost_and_that_is_known(pair: tuple[ParcelStream, ParcelStream]):
+    sends, gets = pair
+    parcel = Parcel((Cancel(1), {"x": np.zeros(1_000_000, np.uint8)}))
+    assert sends.send(parcel)
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, usual[1]))
+    try:
+        with pytest.raises(EOFError):
+            gets.read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+        parcel.close()
+    assert gets.scarce
+
+
+@IN_MEMORY
+def test_a_letter_that_cannot_be_sent_is_heard_as_an_end(
+    pair: tuple[ParcelStream, ParcelStream], monkeypatch: pytest.MonkeyPatch
+):
+    """As where too many descriptors are on their way: both ends waited for the other."""
+    sends, gets = pair
+
+    def too_many(*_: object) -> int:
+        raise OSError(errno.ETOOMANYREFS, "Too many references")
+
+    monkeypatch.setattr(parcels.socket, "send_fds", too_many)
+    parcel = Parcel((Cancel(1), {"x": np.zeros(1_000_000, np.uint8)}))
+    assert sends.send(parcel) and sends.scarce
+    with pytest.raises(EOFError):
+        gets.read()
+    parcel.close()
+
+
+@IN_MEMORY
 def test_memory_that_could_be_taken_away_is_refused(pair: tuple[ParcelStream, ParcelStream]):
     ours, theirs = pair
     envelope = b"".join(bytes(part) for part in pack([(RUN, LARGE)]))
@@ -99,3 +150,8 @@ def test_two_letters_in_one_are_none(pair: tuple[ParcelStream, ParcelStream]):
     ours.stream.sendall(b"".join(bytes(part) for part in pack([(Cancel(3), {}), (Cancel(4), {})])))
     with pytest.raises(FrameError, match="2 letters"):
         theirs.read()
+
+
+def descriptors() -> int:
+    """Those that this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
