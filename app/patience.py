@@ -15,11 +15,16 @@ from app.errors import TooBusy
 
 T = TypeVar("T")
 
-SCARCE = (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.EAGAIN, errno.ENOMEM)
-"""Errors that say so. The third is the second of descriptors that are on their way to another process (unix(7))."""
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS)
+"""Errors that say so. The third is of descriptors that are on their way to another process (unix(7))."""
 
 PAUSE_S = 0.1
 TIMES = 30  # three seconds: who is told sooner that nothing goes comes back sooner, and finds the same
+
+
+def is_scarce(error: BaseException) -> bool:
+    """Whether it says that there is too little of something now."""
+    return isinstance(error, OSError) and error.errno in SCARCE
 
 
 @overload
@@ -35,9 +40,9 @@ async def patiently(work: Callable[[], Any], until: float = math.inf) -> Any:
             done = work()
             return await done if isawaitable(done) else done
         except OSError as error:
-            if error.errno not in SCARCE:
+            if not is_scarce(error):
                 raise
-            why = os.strerror(error.errno)
+            why = os.strerror(error.errno or 0)
         if time.monotonic() + PAUSE_S > until:
             break
         await asyncio.sleep(PAUSE_S)

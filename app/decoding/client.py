@@ -107,7 +107,7 @@ class Decoders:
         """
         ends: Counter[str] = Counter()
         while True:
-            decoder = await self._take(fresh=bool(ends))
+            decoder = await self._take(fresh=any(how != "unread" for how in ends))
             asked, since = decoder.ask(parcel), time.monotonic()
             try:
                 return await asked, time.monotonic() - since
@@ -141,6 +141,10 @@ class Decoders:
         except ConnectionError as error:  # the nursery died, and that was not heard of yet
             self._on_nursery()
             raise _no_nursery() from error
+        except OSError:
+            if self._idle:
+                self._idle.pop(0).close()  # with what it has there may be enough
+            raise
         if self._idle:
             self._idle.pop(0).close()  # there are never more of them than turns
         return decoder
@@ -240,7 +244,7 @@ def _verdict(how: str) -> HearthError:
     if how == "slow":
         return BadInput("to read this file takes far longer than a file of its size should; convert it anew")
     if how == "killed":
-        return OutOfMemory("the system ended every process that read this file: it has no memory left; send it later")
+        return OutOfMemory("the system ended every process that read this file: it may have no memory left; send it later")
     if how == "unread":
         return too_little("no process that reads files can begin")
     return BadInput("this file ends the process that reads it: it is damaged, or was made to do that; convert it anew")

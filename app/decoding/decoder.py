@@ -13,7 +13,7 @@ import numpy as np
 
 from app.decoding.letters import answer, ordered
 from app.errors import HearthError, TooLarge
-from app.patience import SCARCE
+from app.patience import is_scarce
 from app.tasks import make_reader
 from app.tasks.base import Decoded
 from app.wire.messages import Failed, Message
@@ -47,7 +47,7 @@ def _parcel(told: Told) -> Parcel:
     except HearthError as error:
         failed = Failed(0, error.code, error.detail)
     except OSError as error:
-        if error.errno in SCARCE:  # no descriptor for the memory of its answer
+        if is_scarce(error):  # no descriptor for the memory of its answer
             os._exit(UNREAD)
         failed = Failed(0, OURS, traceback.format_exc())
     except MemoryError:

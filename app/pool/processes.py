@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from app.logs import log
-from app.patience import SCARCE
+from app.patience import is_scarce
 from app.process import child_command, is_stopped, search_path
 from app.settings import inherited_environment
 from app.wire.sockets import address
@@ -194,7 +194,7 @@ class Nursery:
         except ProcessLookupError:  # it has ended, too
             self._ended(name)
         except (AttributeError, OSError) as error:
-            if getattr(error, "errno", None) in SCARCE:
+            if is_scarce(error):
                 loop.call_later(_AGAIN_S, self._watch, name, pid)
                 return
             kill(pid)  # this is no Linux, or none that can tell: nobody would hear of its end

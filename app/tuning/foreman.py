@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.engine.placement import place
 from app.errors import UnknownJob
 from app.logs import configure, log
-from app.patience import SCARCE
+from app.patience import is_scarce
 from app.process import child_command, die_with_parent, ending, set_name
 from app.settings import Settings, inherited_environment, jobs_folder
 from app.tuning import room
@@ -106,7 +106,7 @@ class Foreman:
                     stderr=subprocess.STDOUT,
                 )
         except OSError as error:
-            if error.errno in SCARCE:  # no fault of the job's
+            if is_scarce(error):  # no fault of the job's
                 raise
             log.error("job %s cannot be started: %s", job.id, error)
             self._store.move(job.id, "failed", reason=f"it could not be started ({error.strerror}); mend that, then resume it")

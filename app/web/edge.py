@@ -84,24 +84,28 @@ class Edge:
         state = scope["state"]
         request_id.set(state["id"])
         PAST.set(state.get("past"))
-        status = LEFT
+        status, over = LEFT, False
         tally().in_flight += 1
         self._write_soon()
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, over
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *_heads(state)]
                 if state["audit"] is not None and status not in _NOTHING_WAS_TRIED:
                     await self._audit(scope, status)
             await send(message)
+            over = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             if refusal is not None:
                 await refusal(scope, receive, sending)
             else:
                 await self._answer(scope, self._intake.reading(receive, self._limit(scope), state), sending)
+        except Exception:
+            if not over:  # else it is what on_error has answered: Starlette raises it once more, and uvicorn would close
+                raise
         finally:
             tally().in_flight -= 1
             self._note(scope, status)
@@ -195,11 +199,7 @@ class Edge:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._endpoint(scope)
         if endpoint is None:
-            try:
-                await self._app(scope, receive, send)
-            except Exception:
-                if "code" not in scope["state"]:  # in the middle of an answer; else Starlette raises what on_error has answered
-                    raise
+            await self._app(scope, receive, send)
             return
         request = Request(scope, receive, send)
         try:

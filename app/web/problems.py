@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from app.errors import ClientLeft, HearthError, RequestTimeout, Unauthorised
 from app.logs import log, request_id
-from app.patience import SCARCE, too_little
+from app.patience import is_scarce, too_little
 
 STATUS: dict[str, tuple[int, str]] = {
     "bad_input": (400, "The input cannot be read"),
@@ -95,8 +95,8 @@ def _respond(error: Exception) -> Problem:
             "method_not_allowed": "use the method that /docs shows",
         }
         return problem(code, detail.get(code, str(error.detail)), headers=dict(error.headers or {}))
-    if isinstance(error, OSError) and error.errno in SCARCE:
+    if isinstance(error, OSError) and is_scarce(error):
         log.error("there is too little to do this: %s", error)
-        return from_error(too_little(os.strerror(error.errno)))
+        return from_error(too_little(os.strerror(error.errno or 0)))
     log.error("a mistake of ours", exc_info=error)
     return problem("internal", "the server made a mistake; report it with this request_id")

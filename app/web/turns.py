@@ -28,6 +28,7 @@ class Turns:
         self._left = seconds  # of this round
         self._each = seconds  # what work usually takes
         self._rounds = 0
+        self._woken = 0  # whose turn it is, and who have not come yet: nobody passes them
         self._comes = False  # the loop calls when it has come round
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = count()
@@ -37,7 +38,7 @@ class Turns:
         place a text has its number in its request, so others come between many of one, and those wait no longer for that.
         """
         self._call()
-        if self._left <= 0 or self._waiting:
+        if self._left <= 0 or self._waiting or self._woken:
             await self._turn((self._rounds + place, next(self._numbers)))
         started = time.monotonic()
         try:
@@ -52,7 +53,11 @@ class Turns:
         while True:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             heappush(self._waiting, (*order, turn))
-            await turn
+            try:
+                await turn
+            finally:
+                if turn.done() and not turn.cancelled():
+                    self._woken -= 1
             if self._left > 0:
                 return
             self._call()
@@ -72,5 +77,6 @@ class Turns:
             if not turn.done():
                 turn.set_result(None)
                 woken += 1
+        self._woken += woken
         if woken or self._waiting:
             self._call()

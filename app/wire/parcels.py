@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from app.patience import SCARCE
+from app.patience import is_scarce
 from app.wire.frames import PREFIX, Buffer, FrameError, Letter, pack, size_of, unpack
 from app.wire.messages import Message
 
@@ -78,7 +78,7 @@ class ParcelStream:
             try:
                 socket.send_fds(self.stream, self._unsent, [parcel.memory])
             except OSError as error:  # heard as its end; where it is not gone, it is told
-                self.scarce = error.errno in SCARCE
+                self.scarce = is_scarce(error)
                 with suppress(OSError):
                     self.stream.shutdown(socket.SHUT_RDWR)
             self._unsent = []
@@ -123,7 +123,11 @@ class ParcelStream:
             self.scarce = not descriptors
             raise EOFError
         if descriptors:
-            return _mapped(descriptors[0])
+            try:
+                return _mapped(descriptors[0])
+            except OSError as error:  # to map it takes one more
+                self.scarce = True
+                raise EOFError from error
         size = size_of(prefix)
         if _MEMORY and size > _SMALL:
             raise FrameError(f"a letter of {size} bytes is announced")
@@ -139,12 +143,14 @@ class ParcelStream:
 
 
 def _mapped(descriptor: int) -> memoryview:
-    """The memory behind it, which nobody can change or take away any more."""
+    """The memory behind it, which nobody can change or take away any more. Raises OSError where there is too little to map it."""
     try:
         if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise FrameError("the memory of a letter is not sealed")
         return memoryview(mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
     except (OSError, ValueError) as error:
+        if is_scarce(error):
+            raise
         raise FrameError(f"the memory of a letter cannot be read: {error}") from error
     finally:
         os.close(descriptor)

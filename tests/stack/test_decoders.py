@@ -132,6 +132,32 @@ async def test_where_none_can_be_forked_one_that_has_become_idle_will_do(decoder
     assert first == second, "the same decoder"
 
 
+async def test_one_whose_decoder_was_killed_gets_what_an_idle_one_has(decoders: Decoders):
+    """To fork another takes two descriptors, of which the dead one has left one."""
+    slow = [asyncio.create_task(read(decoders, f"slow {seconds}")) for seconds in (1, 0)]
+    await slow[1]
+    pid = os.getpid()
+    usual, free = resource.prlimit(pid, resource.RLIMIT_NOFILE), os.dup(0)
+    killed = children()["hearth decode 1"]
+    os.close(free)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, usual[1]))
+    try:
+        os.kill(killed, signal.SIGKILL)
+        assert await slow[0]
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+
+
+async def test_where_the_nursery_has_no_descriptor_an_idle_decoder_will_do(decoders: Decoders):
+    assert await read(decoders, "size x") == 1
+    pid = processes[0].pid
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+    first, second = await asyncio.gather(read(decoders, "slow 0.05"), read(decoders, "slow 0.05"))
+    assert first == second
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+
+
 async def test_what_ended_its_decoder_is_gone_with_the_error(decoders: Decoders):
     """Waiting for the garbage collector, many would hold what was uploaded."""
     gc.collect()

@@ -17,7 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from app.card import Card
 from app.errors import BadInput, HearthError, TooLarge, UnsupportedMedia
-from app.patience import SCARCE
+from app.patience import is_scarce
 from app.tasks.base import Decoded, Files, Output, Recipe, Sample, unit
 from app.tasks.image.input import ImageInput
 from app.tasks.labels import best, read_labels
@@ -65,7 +65,7 @@ class PictureReader:
         except (HearthError, MemoryError):
             raise
         except Exception as error:  # Pillow's plugins raise whatever their parsers trip over
-            if isinstance(error, OSError) and error.errno in SCARCE:
+            if is_scarce(error):
                 raise
             if "truncated" in str(error) or isinstance(error, EOFError):
                 raise BadInput("the picture is truncated: its file ends too early; send the whole file") from error
@@ -83,7 +83,7 @@ class PictureReader:
         except UnidentifiedImageError as error:
             raise UnsupportedMedia(f"these bytes are no picture that can be read; send one of {', '.join(FORMATS)}") from error
         except Exception as error:  # as in _read
-            if isinstance(error, OSError) and error.errno in SCARCE:
+            if is_scarce(error):
                 raise
             raise _damaged("the picture's header", error) from error
         width, height = picture.size

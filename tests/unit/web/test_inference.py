@@ -233,6 +233,21 @@ async def test_after_a_mistake_of_ours_the_connection_stays_open(app, pool, monk
         told(await client.post("/models/a/load"), 500, "internal")
 
 
+async def test_a_mistake_in_the_middle_of_an_answer_closes_the_connection(app, monkeypatch):
+    """What is sent of it is not the whole: nobody may take it for that."""
+
+    async def fails(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        scope["state"]["code"] = "internal"
+        raise RuntimeError("here")
+
+    monkeypatch.setattr(app, "_app", fails)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        with pytest.raises(RuntimeError, match="here"):
+            await client.get("/models")
+
+
 async def test_a_mistake_of_ours_is_not_shown(client, pool):
     pool.error = RuntimeError("secret path /x")  # type: ignore[assignment]
     body = told(await client.post("/predict/image", content=b"x", headers=JPEG), 500, "internal")

@@ -86,6 +86,33 @@ async def test_who_finds_others_waiting_waits_behind_them(clock: Clock):
     assert [name for name, _ in done] == ["a", "b", "c", "late"]
 
 
+async def test_who_was_woken_is_passed_by_nobody(clock: Clock):
+    """Who came between that and its work took the round, again and again: one caller in a loop kept another one out for good."""
+    turns, done, over = Turns(0.001), list[tuple[str, int]](), asyncio.Event()
+
+    async def again_and_again() -> None:
+        while not over.is_set():
+            await turns.take(0, partial(clock.work, 0.001, "again", done))
+            await asyncio.sleep(0)
+
+    looping = asyncio.create_task(again_and_again())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(turns.take(0, partial(clock.work, 0.001, "other", done)), 10)
+    over.set()
+    await looping
+    assert [name for name, _ in done[:4]].count("other") == 1
+
+
+async def test_who_was_woken_and_left_keeps_nobody_waiting(clock: Clock):
+    turns, done = Turns(0.001), list[tuple[str, int]]()
+    tasks = [asyncio.create_task(turns.take(0, partial(clock.work, 0.001, name, done))) for name in "ab"]
+    await asyncio.sleep(0)
+    turns._round()
+    tasks[1].cancel()
+    assert await asyncio.wait_for(turns.take(0, partial(clock.work, 0.001, "c", done)), 10) == "c"
+    assert turns._woken == 0
+
+
 async def test_who_waits_is_passed_no_longer_than_his_place_says(clock: Clock):
     turns, done, over = Turns(0.001), list[tuple[str, int]](), asyncio.Event()
 

@@ -80,12 +80,19 @@ def test_a_letter_with_more_than_its_memory_is_lost_and_leaves_nothing(pair: tup
 
 
 @IN_MEMORY
-def test_a_letter_for_whose_memory_there_is_no_descriptor_is_lost_and_that_is_known(pair: tuple[ParcelStream, ParcelStream]):
+@pytest.mark.parametrize("free", [0, 1])
+def test_a_letter_for_whose_memory_there_is_no_descriptor_is_lost_and_that_is_known(
+    pair: tuple[ParcelStream, ParcelStream], free: int
+):
+    """It takes two: to map it, Python has one of its own."""
     sends, gets = pair
     parcel = Parcel((Cancel(1), {"x": np.zeros(1_000_000, np.uint8)}))
     assert sends.send(parcel)
     usual = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, usual[1]))
+    numbers = [os.dup(sends.stream.fileno()) for _ in range(free + 1)]
+    for number in numbers:
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (numbers[free], usual[1]))
     try:
         with pytest.raises(EOFError):
             gets.read()
