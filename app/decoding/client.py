@@ -136,18 +136,20 @@ class Decoders:
     def _idle_or_forked(self, fresh: bool) -> Decoder:
         if self._idle and not fresh:
             return self._idle.pop()  # the last one used: its memory is warm, and the others' may be swapped out
-        try:
-            decoder = self._fork()
-        except ConnectionError as error:  # the nursery died, and that was not heard of yet
-            self._on_nursery()
-            raise _no_nursery() from error
-        except OSError:
+        while True:
+            try:
+                decoder = self._fork()
+            except ConnectionError as error:  # the nursery died, and that was not heard of yet
+                self._on_nursery()
+                raise _no_nursery() from error
+            except OSError:
+                if not self._idle:
+                    raise
+                self._idle.pop(0).close()  # with what it had there may be enough: at once, or somebody else takes it
+                continue
             if self._idle:
-                self._idle.pop(0).close()  # with what it has there may be enough
-            raise
-        if self._idle:
-            self._idle.pop(0).close()  # there are never more of them than turns
-        return decoder
+                self._idle.pop(0).close()  # there are never more of them than turns
+            return decoder
 
     def _fork(self) -> Decoder:
         if self._again is not None:
@@ -169,7 +171,8 @@ class Decoders:
         self._turns.release()
 
     def _gone(self, number: int, status: int) -> None:
-        decoder = self._alive.pop(number)
+        if (decoder := self._alive.pop(number, None)) is None:  # it could not be listened to
+            return
         decoder.ended(status)
         if decoder in self._idle:
             self._idle.remove(decoder)

@@ -149,8 +149,8 @@ class Client:
         name, entry = known.card.name, known.entry
         if entry.state != "ready":
             return entry.why or entry.state
-        _, codec = await patiently(lambda: self._directory.find(name, known.card.task, exactly=True), time.monotonic() + within_s)
         now = time.monotonic()
+        _, codec = await patiently(lambda: self._directory.find(name, known.card.task, exactly=True), now + within_s / 2)
         ready = {worker.name: worker.device for worker in entry.workers if worker.state == "ready"}
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
         for worker in quiet:

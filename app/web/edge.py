@@ -103,9 +103,13 @@ class Edge:
                 await refusal(scope, receive, sending)
             else:
                 await self._answer(scope, self._intake.reading(receive, self._limit(scope), state), sending)
-        except Exception:
-            if not over:  # else it is what on_error has answered: Starlette raises it once more, and uvicorn would close
+        except Exception as error:
+            if not over:
                 raise
+            if (
+                "code" not in state
+            ):  # else it is what on_error has answered: Starlette raises it once more, and uvicorn would close
+                log.error("a mistake of ours, after the answer", exc_info=error)
         finally:
             tally().in_flight -= 1
             self._note(scope, status)

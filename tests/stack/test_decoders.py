@@ -134,11 +134,11 @@ async def test_where_none_can_be_forked_one_that_has_become_idle_will_do(decoder
 
 async def test_one_whose_decoder_was_killed_gets_what_an_idle_one_has(decoders: Decoders):
     """To fork another takes two descriptors, of which the dead one has left one."""
-    slow = [asyncio.create_task(read(decoders, f"slow {seconds}")) for seconds in (1, 0)]
+    slow = [asyncio.create_task(read(decoders, f"slow {seconds}")) for seconds in (2, 0)]
     await slow[1]
+    killed = await until(lambda: children().get("hearth decode 1"))
     pid = os.getpid()
     usual, free = resource.prlimit(pid, resource.RLIMIT_NOFILE), os.dup(0)
-    killed = children()["hearth decode 1"]
     os.close(free)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, usual[1]))
     try:
@@ -153,9 +153,11 @@ async def test_where_the_nursery_has_no_descriptor_an_idle_decoder_will_do(decod
     pid = processes[0].pid
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
-    first, second = await asyncio.gather(read(decoders, "slow 0.05"), read(decoders, "slow 0.05"))
+    try:
+        first, second = await asyncio.gather(read(decoders, "slow 0.05"), read(decoders, "slow 0.05"))
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
     assert first == second
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
 
 
 async def test_what_ended_its_decoder_is_gone_with_the_error(decoders: Decoders):

@@ -248,6 +248,18 @@ async def test_a_mistake_in_the_middle_of_an_answer_closes_the_connection(app, m
             await client.get("/models")
 
 
+async def test_a_mistake_after_an_answer_is_told_in_the_log(app, monkeypatch, caplog):
+    async def fails(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"whole"})
+        raise RuntimeError("here")
+
+    monkeypatch.setattr(app, "_app", fails)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        assert (await client.get("/models")).content == b"whole"
+    assert "after the answer" in caplog.text and "here" in caplog.text
+
+
 async def test_a_mistake_of_ours_is_not_shown(client, pool):
     pool.error = RuntimeError("secret path /x")  # type: ignore[assignment]
     body = told(await client.post("/predict/image", content=b"x", headers=JPEG), 500, "internal")
