@@ -106,9 +106,8 @@ class Edge:
         except Exception as error:
             if not over:
                 raise
-            if (
-                "code" not in state
-            ):  # else it is what on_error has answered: Starlette raises it once more, and uvicorn would close
+            # Starlette raises what on_error has answered once more, and uvicorn would close the connection.
+            if "code" not in state and status != LEFT:
                 log.error("a mistake of ours, after the answer", exc_info=error)
         finally:
             tally().in_flight -= 1
