@@ -34,7 +34,7 @@ from app.wire.messages import Adopt, Back, Change, Died, Hello, Leave, LoadFaile
 from app.wire.sockets import Endpoint, address
 
 _ADOPT_AGAIN_S = 1.0
-_WATCH_S = 0.5
+_WATCH_S = 0.25
 _ABSENT_S = 2.0  # more than so much later than it should: whatever held this process held the others, too
 _PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S)
 _FRONTEND_LOST_S = 5.0  # as many of a frontend (`web/process.py` _BEAT_S), whom its heir costs a tenth of a second

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tests.stack.conftest import picture
 
 STALL_S = 2.0
-LOOKS_S = 0.5  # app/pool/supervisor.py, _WATCH_S: it looks so often, so what stands still is noticed by so much later at most
+LOOKS_S = 0.25  # app/pool/supervisor.py, _WATCH_S: it looks so often, so what stands still is noticed by so much later at most
 SLOW_S = 1.0
 _SLOW = 100
 

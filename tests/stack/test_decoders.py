@@ -35,6 +35,7 @@ from app.decoding.nursery import KILL, ORDER
 from app.errors import BadInput, OutOfMemory, TooBusy, TooLarge
 from app.tasks.base import Recipe
 from app.tasks.image.input import ImageInput
+from app.wire import parcels
 from app.wire.messages import Cancel
 from app.wire.parcels import Parcel
 from tests.conftest import ROOT
@@ -118,6 +119,21 @@ async def test_an_answer_for_which_its_decoder_has_no_descriptor_is_no_mistake(
     with pytest.raises(TooBusy):
         await read(decoders, "starve 1000000")
     assert caplog.text.count("exit status 75") == 3
+
+
+async def test_memory_that_the_kernel_does_not_seal_just_now_is_sealed_later(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):
+    """It holds pages for a moment now and then: of 40,000 pictures, one was told that we had made a mistake."""
+    seal, busy = fcntl.fcntl, [True]
+
+    def fails_once(descriptor: int, what: int, *more: int) -> int:
+        if what == fcntl.F_ADD_SEALS and busy:
+            busy.clear()
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return seal(descriptor, what, *more)
+
+    monkeypatch.setattr(parcels.fcntl, "fcntl", fails_once)
+    assert await read(decoders, "size " + "x" * 1_000_000) == 1_000_000
+    assert not busy
 
 
 async def test_where_none_can_be_forked_one_that_has_become_idle_will_do(decoders: Decoders):
