@@ -25,6 +25,7 @@ from tests.stack.test_slow_senders import everything, head
 
 PNG = picture(1, 2, 3)
 CYAN = picture(0, 255, 255)  # takes four seconds
+YELLOW = picture(255, 255, 0)  # fifteen
 LARGE = 6 << 20
 HEAD = {"content-type": "image/png"}
 
@@ -239,7 +240,7 @@ def test_half_an_answer_is_followed_by_nothing(server: Server):
 
 
 def test_what_outlives_too_many_frontends_is_let_go(server: Server, caller: socket.socket):
-    caller.sendall(head(length=len(CYAN)) + CYAN)
+    caller.sendall(head(length=len(YELLOW)) + YELLOW)
     for _ in range(7):
         in_flight(server, 1)
         killed(server)
@@ -247,6 +248,9 @@ def test_what_outlives_too_many_frontends_is_let_go(server: Server, caller: sock
     assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "1", "close")
     assert b"worker_lost" in answer.body  # type: ignore[attr-defined]
     assert everything(caller) == b""
+    for worker in psutil.Process(server.process.pid).children(recursive=True):
+        if worker.name().startswith("hearth toy"):
+            worker.kill()  # it is still at it
 
 
 def test_a_caller_that_leaves_is_noticed_by_the_heir(server: Server, caller: socket.socket):
