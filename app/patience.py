@@ -15,10 +15,8 @@ from app.errors import TooBusy
 
 T = TypeVar("T")
 
-SCARCE = (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.EBUSY)
-"""Errors that say so. The third is of descriptors that are on their way to another process (unix(7)), the last of memory that
-cannot be sealed while the kernel holds one of its pages (F_ADD_SEALS in fcntl(2)): it moves them, when memory is short.
-"""
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS)
+"""Errors that say so. The third is of descriptors that are on their way to another process (unix(7))."""
 
 PAUSE_S = 0.1
 TIMES = 30  # three seconds: who is told sooner that nothing goes comes back sooner, and finds the same

@@ -142,8 +142,8 @@ class Decoders:
             except ConnectionError as error:  # the nursery died, and that was not heard of yet
                 self._on_nursery()
                 raise _no_nursery() from error
-            except OSError:
-                if not self._idle:
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._idle:
                     raise
                 self._idle.pop(0).close()  # with what it had there may be enough: at once, or somebody else takes it
                 continue

@@ -35,6 +35,7 @@ from app.wire.sockets import Endpoint, address
 
 _ADOPT_AGAIN_S = 1.0
 _WATCH_S = 0.25
+_REAP_S = 0.5
 _ABSENT_S = 2.0  # more than so much later than it should: whatever held this process held the others, too
 _PULSE_LOST_S = 10.0  # twenty missed beats of an idle worker (`engine/worker.py` _PULSE_S)
 _FRONTEND_LOST_S = 5.0  # as many of a frontend (`web/process.py` _BEAT_S), whom its heir costs a tenth of a second
@@ -266,7 +267,7 @@ class Supervisor:
         """Let go what killed processes had started: decoders, workers, spares."""
         dead: set[int] = set()
         while True:
-            await asyncio.sleep(_WATCH_S)
+            await asyncio.sleep(_REAP_S)
             dead = reaped(dead)
 
     def spawn(self, work: Coroutine[Any, Any, None], errand: str = "") -> None:

@@ -6,6 +6,7 @@ took a second longer on a busy machine. What is larger is written once, sealed, 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -42,7 +43,14 @@ class Parcel:
                 rest = memoryview(part)
                 while rest:
                     rest = rest[file.write(rest) :]
-        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+        try:
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError as error:
+            if (
+                error.errno == errno.EBUSY
+            ):  # the kernel holds a page of it just now: it moves them when memory is short (fcntl(2))
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+            raise
         self.parts = [bytes(memoryview(self.parts[0])[: PREFIX.size])]
 
     def close(self) -> None:

@@ -159,7 +159,7 @@ async def test_one_whose_decoder_was_killed_gets_what_an_idle_one_has(decoders: 
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, usual[1]))
     try:
         os.kill(killed, signal.SIGKILL)
-        assert await slow[0]
+        assert await slow[0] != killed
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
 
