@@ -58,7 +58,7 @@ class Toy(nn.Module):
         if bool(((red < 0.1) & (green > 0.9) & (blue > 0.9)).any()):
             time.sleep(4)
         if bool(((red > 0.9) & (green > 0.9) & (blue < 0.1)).any()):
-            time.sleep(15)
+            time.sleep(18)
         return self.head(flat)
 '''
 TOY_CARD = """
