@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
-from typing import Any, TypeVar, overload
+from typing import Any, TypeGuard, TypeVar, overload
 
 from app.errors import TooBusy
 
@@ -22,7 +22,7 @@ PAUSE_S = 0.1
 TIMES = 30  # three seconds: who is told sooner that nothing goes comes back sooner, and finds the same
 
 
-def is_scarce(error: BaseException) -> bool:
+def is_scarce(error: BaseException) -> TypeGuard[OSError]:
     """Whether it says that there is too little of something now."""
     return isinstance(error, OSError) and error.errno in SCARCE
 

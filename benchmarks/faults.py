@@ -58,6 +58,12 @@ def _oldest(server: int, name: str, *, running: bool = False) -> psutil.Process:
     raise LookupError(f"no process hearth {name} of {server}: nothing went wrong")
 
 
+def free_number(pid: int) -> int:
+    """The first that is no descriptor of this process."""
+    taken = {int(link.name) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    return next(number for number in count() if number not in taken)
+
+
 @contextlib.contextmanager
 def no_descriptors(server: int) -> Iterator[None]:
     """Meanwhile no process of the server can open anything; what they have open they keep."""
@@ -67,9 +73,8 @@ def no_descriptors(server: int) -> Iterator[None]:
     try:
         for process in [supervisor, *processes(server)]:
             with contextlib.suppress(psutil.Error, OSError):  # it may just have ended
-                have = {int(link.name) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
                 own[process.pid], hard = process.rlimit(psutil.RLIMIT_NOFILE)  # decoders have few, for good
-                process.rlimit(psutil.RLIMIT_NOFILE, (next(number for number in count() if number not in have), hard))
+                process.rlimit(psutil.RLIMIT_NOFILE, (free_number(process.pid), hard))
         yield
     finally:
         for process in [supervisor, *processes(server), *processes(server)]:  # one of them may just have been forked by another

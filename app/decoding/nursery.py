@@ -133,9 +133,10 @@ class Nursery:
                 return
             number = numbers.pop(pid)
             del self._pids[number]
-            if os.waitstatus_to_exitcode(status) == decoder.UNREAD:  # it may not have come so far as to tell
+            ended = os.waitstatus_to_exitcode(status)
+            if ended == decoder.UNREAD:  # it may not have come so far as to tell
                 self._told = False
-            self._tell(number, os.waitstatus_to_exitcode(status))
+            self._tell(number, ended)
 
     def _tell(self, number: int, status: int) -> None:
         with contextlib.suppress(OSError):

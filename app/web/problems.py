@@ -95,7 +95,7 @@ def _respond(error: Exception) -> Problem:
             "method_not_allowed": "use the method that /docs shows",
         }
         return problem(code, detail.get(code, str(error.detail)), headers=dict(error.headers or {}))
-    if isinstance(error, OSError) and is_scarce(error):
+    if is_scarce(error):
         log.error("there is too little to do this: %s", error)
         return from_error(too_little(os.strerror(error.errno or 0)))
     log.error("a mistake of ours", exc_info=error)

@@ -46,9 +46,7 @@ class Parcel:
         try:
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
         except OSError as error:
-            if (
-                error.errno == errno.EBUSY
-            ):  # the kernel holds a page of it just now: it moves them when memory is short (fcntl(2))
+            if error.errno == errno.EBUSY:  # the kernel holds one of its pages: it moves them when memory is short (fcntl(2))
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
             raise
         self.parts = [bytes(memoryview(self.parts[0])[: PREFIX.size])]

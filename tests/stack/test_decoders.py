@@ -16,13 +16,14 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
-from itertools import count, pairwise
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import faults
 import numpy as np
 import psutil
 import pytest
@@ -105,11 +106,11 @@ async def test_a_file_that_ends_its_decoder_costs_its_sender_alone(decoders: Dec
 async def test_a_file_that_makes_its_decoder_leave_or_cheat_is_convicted_and_leaves_nothing(decoders: Decoders, file: str):
     """What came beside the memory of an answer stayed open: a descriptor each time, and the memory behind it."""
     assert await read(decoders, "size x") == 1
-    before = descriptors()
+    before = psutil.Process().num_fds()
     with pytest.raises(BadInput, match="ends the process that reads it"):
         await read(decoders, file)
     assert await read(decoders, "size x") == 1
-    assert descriptors() == before
+    assert psutil.Process().num_fds() == before
 
 
 async def test_an_answer_for_which_its_decoder_has_no_descriptor_is_no_mistake(
@@ -136,15 +137,21 @@ async def test_memory_that_the_kernel_does_not_seal_just_now_is_sealed_later(dec
     assert not busy
 
 
-async def test_where_none_can_be_forked_one_that_has_become_idle_will_do(decoders: Decoders):
-    assert await read(decoders, "size x") == 1
-    pid = os.getpid()
+@contextmanager
+def descriptors_below(number: int, pid: int) -> Iterator[None]:
+    """Meanwhile this process can open none from `number` on; those that it has it keeps."""
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (number, usual[1]))
     try:
-        first, second = await asyncio.gather(read(decoders, "slow 0.05"), read(decoders, "slow 0.05"))
+        yield
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+
+
+async def test_where_none_can_be_forked_one_that_has_become_idle_will_do(decoders: Decoders):
+    assert await read(decoders, "size x") == 1
+    with descriptors_below(3, os.getpid()):
+        first, second = await asyncio.gather(read(decoders, "slow 0.05"), read(decoders, "slow 0.05"))
     assert first == second, "the same decoder"
 
 
@@ -153,26 +160,17 @@ async def test_one_whose_decoder_was_killed_gets_what_an_idle_one_has(decoders: 
     slow = [asyncio.create_task(read(decoders, f"slow {seconds}")) for seconds in (2, 0)]
     await slow[1]
     killed = await until(lambda: children().get("hearth decode 1"))
-    pid = os.getpid()
-    usual, free = resource.prlimit(pid, resource.RLIMIT_NOFILE), os.dup(0)
+    free = os.dup(0)
     os.close(free)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, usual[1]))
-    try:
+    with descriptors_below(free, os.getpid()):
         os.kill(killed, signal.SIGKILL)
         assert await slow[0] != killed
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
 
 
 async def test_where_the_nursery_has_no_descriptor_an_idle_decoder_will_do(decoders: Decoders):
     assert await read(decoders, "size x") == 1
-    pid = processes[0].pid
-    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
-    try:
+    with descriptors_below(3, processes[0].pid):
         first, second = await asyncio.gather(read(decoders, "slow 0.05"), read(decoders, "slow 0.05"))
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
     assert first == second
 
 
@@ -351,36 +349,24 @@ async def test_a_decoder_that_had_no_room_to_begin_costs_nobody(decoders: Decode
     os.kill(children()["hearth decode 1"], signal.SIGKILL)
     await until(lambda: not decoders._alive)
     pid = processes[0].pid
-    usual, free = resource.prlimit(pid, resource.RLIMIT_NOFILE), free_number(pid)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free + 1, usual[1]))  # for the decoder's end of its socket, and nothing else
-    reading = asyncio.create_task(read(decoders, "size xx"))
-    await until(lambda: caplog.text.count("exit status 75") > clients._MOST["crashed"])
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, usual[1]))  # nor for that
-    before = caplog.text.count("exit status 75")
-    await until(lambda: caplog.text.count("exit status 75") > before + clients._MOST["crashed"])
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+    free = faults.free_number(pid)
+    with descriptors_below(free + 1, pid):  # for the decoder's end of its socket, and nothing else
+        reading = asyncio.create_task(read(decoders, "size xx"))
+        await until(lambda: caplog.text.count("exit status 75") > clients._MOST["crashed"])
+        with descriptors_below(free, pid):  # nor for that
+            before = caplog.text.count("exit status 75")
+            await until(lambda: caplog.text.count("exit status 75") > before + clients._MOST["crashed"])
     assert await reading == 2
     assert len(processes) == 1, "the nursery lives"
-
-
-def free_number(pid: int) -> int:
-    """The first that is no descriptor of this process."""
-    taken = {int(link.name) for link in Path(f"/proc/{pid}/fd").iterdir()}
-    return next(number for number in count() if number not in taken)
 
 
 async def test_an_answer_for_which_there_is_no_descriptor_comes_later(decoders: Decoders, caplog: pytest.LogCaptureFixture):
     """And so does a large file, for which there was none either."""
     assert await read(decoders, "size x") == 1
-    pid = os.getpid()
-    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     waiting = asyncio.create_task(read(decoders, "large 1000000"))
     large = asyncio.create_task(read(decoders, "size " + "x" * 5_000_000))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
-    try:
+    with descriptors_below(3, os.getpid()):
         await until(lambda: "exit status 0" in caplog.text)
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
     assert np.array_equal(await waiting, np.arange(1_000_000))
     assert await large == 5_000_000
 
@@ -431,8 +417,3 @@ def landlock() -> bool:
     import ctypes
 
     return int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)) >= 6
-
-
-def descriptors() -> int:
-    """Those that this process has open."""
-    return len(list(Path("/proc/self/fd").iterdir()))
