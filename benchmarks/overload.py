@@ -1,6 +1,6 @@
 """More than there is room for: 1, 2 and 10 times the capacity, bursts, bulk beside interactive, one greedy caller among many.
 
-    python benchmarks/overload.py [--model all-minilm-l6-v2@128] [--seconds 20] [--rounds 8] [--timeout-ms 2000] [--patience 600]
+    python benchmarks/overload.py [--model bench-bert-base@128] [--seconds 20] [--rounds 8] [--timeout-ms 2000] [--patience 600]
                                   [--check]
 
 First the capacity, by a closed loop. Then open loops (Poisson) of twelve seconds, in turns that each begin with another one,
@@ -16,9 +16,10 @@ another must not feel it.
 
 The load comes from the same cores, and costs goodput, whoever refuses it: at ten times the capacity, goodput is held to that at
 once the capacity, and to that at twice the capacity while the eight others are refused elsewhere, by the smallest application
-that uvicorn can run. What it is of the better of those at one and two times is told beside it. Small requests, ten times as
-many as a small model answers, are more than two cores can read, whatever they answer: `--model all-minilm-l6-v2` sends 3,400 a
-second. With `--check`, a missed bar ends it with 1.
+that uvicorn can run. What it is of the better of those at one and two times is told beside it. A request that is refused takes
+0.17 ms of a core, 0.11 in the server and 0.06 in the generator: of BERT-base's 370 a second it is 3 % of two cores, of 1,000 to
+MiniLM (`all-minilm-l6-v2@256`) 9 %, of its 2,250 (`@128`) 19 %. Its 3,400 short ones are more than two cores can read, whatever
+they answer. With `--check`, a missed bar ends it with 1.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def bulk_of(call: Call) -> Call:
 
 
 def main() -> None:
-    wanted = options(__doc__, model="all-minilm-l6-v2@128", seconds=20.0, rounds=8, timeout_ms=2000, patience=600.0, check=False)
+    wanted = options(__doc__, model="bench-bert-base@128", seconds=20.0, rounds=8, timeout_ms=2000, patience=600.0, check=False)
     with home() as folder, tempfile.TemporaryDirectory() as private:
         name, size = named(wanted.model)
         with serving(home=str(folder), models=name) as url:
