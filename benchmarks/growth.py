@@ -1,9 +1,9 @@
 """What the lasting processes of a server hold, all together and each kind by itself, and whether it grows.
 
 What a process leaks goes with it when it is killed, and in the sum of all processes it is little. So each kind of process (the
-frontends, the workers of a model, …) is judged by itself, too, within lives: memory against time with each life's own means
-taken out. It is what is anonymous (RssAnon): PSS and USS move when a sibling comes or goes with whom pages are shared; those of
-a healthy worker by -92 and -24 % an hour, while this grew by 0.4.
+frontends, the workers of a model, …) is judged by itself, too, within lives: descriptors and threads from the first quarter to
+the last, memory against time with each life's own means taken out. It is what is anonymous (RssAnon): PSS and USS move when a
+sibling comes or goes with whom pages are shared; those of a healthy worker by -92 and -24 % an hour, while this grew by 0.4.
 """
 
 from __future__ import annotations
@@ -63,16 +63,36 @@ class Lives:
 
     def __init__(self) -> None:
         self._lives: dict[str, dict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+        self._counts: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
 
     def look(self, server: int, passing_names: tuple[str, ...], now_s: float) -> None:
         for one, name in [(psutil.Process(server), "supervisor"), *named(server)]:
             if not name.startswith(passing_names):
                 with contextlib.suppress(psutil.Error, OSError):
                     if size := _of_status(one.pid, "RssAnon:"):  # what has just died has none
-                        self.seen(name.removeprefix("hearth ").rstrip(" 0123456789"), one.pid, now_s, size / 2**20)
+                        kind = name.removeprefix("hearth ").rstrip(" 0123456789")
+                        self.seen(kind, one.pid, now_s, size / 2**20)
+                        self.counted("descriptors", kind, one.pid, now_s, one.num_fds())
+                        self.counted("threads", kind, one.pid, now_s, one.num_threads())
 
     def seen(self, kind: str, pid: int, now_s: float, mib: float) -> None:
         self._lives[kind][pid].append((now_s, mib))
+
+    def counted(self, what: str, kind: str, pid: int, now_s: float, number: int) -> None:
+        self._counts[what, kind, pid].append((now_s, number))
+
+    def gained(self, what: str) -> dict[str, float]:
+        """By how many there were more in the last quarter of a life than in the first, at the median, without its first minute:
+        the most of each kind that lived for long. A rate of what are some dozens would tell one more for a leak.
+        """
+        found: dict[str, float] = {}
+        for (counted, kind, _), life in self._counts.items():
+            settled = [one for one in life if one[0] - life[0][0] >= YOUNG_S]
+            if counted == what and _seconds(settled) >= LONG_S:
+                numbers, quarter = [number for _, number in settled], len(settled) // 4
+                more = statistics.median(numbers[-quarter:]) - statistics.median(numbers[:quarter])
+                found[kind] = max(more, found.get(kind, more))
+        return found
 
     def slopes(self) -> dict[str, float]:
         """Growth an hour as a share of the mean, of each kind that lived for long."""

@@ -45,6 +45,7 @@ _KILLING = 2 / 3  # of the time; nobody is killed in the rest
 _ENOUGH_MIN = 15.0  # a run, whose rest is a life that is long enough
 _NAMED = len("all-mini")  # what the kernel keeps of a model's name in its workers'
 _LASTING = {"supervisor", "nursery", "http", *(name[:_NAMED] for name in STARTERS.split(","))}
+_COUNTED = ("descriptors", "threads")  # within lives
 _MOVABLE, _TUNED = "digits", "soaked"  # loaded and unloaded; made by each job, and replaced by the next one's
 _PASSING = tuple(f"hearth {name}" for name in ("tune", "choosing", _MOVABLE, _TUNED))
 _MOST_TOLD = 3
@@ -180,9 +181,10 @@ def main() -> None:
     kinds = [kind for kind in asdict(samples[0]) if kind != "passing"]
     slopes = {kind: slope(times_s[counted], [getattr(one, kind) for one in samples[counted]]) for kind in kinds}
     grown = lives.slopes()
-    show(samples, slopes, grown, callers, trouble, wanted.minutes)
+    show(samples, slopes, lives, callers, trouble, wanted.minutes)
     figures = {f"{kind}, growth an hour": value for kind, value in slopes.items()}
     figures |= of_lives(grown, _LASTING if wanted.minutes >= _ENOUGH_MIN else ())
+    figures |= {f"{what} gained within a life": max(lives.gained(what).values(), default=0.0) for what in _COUNTED}
     figures |= {"processes left": len(trouble.left), "passing processes at a time": max(one.passing for one in samples)}
     figures |= {"requests failed": callers.counts.bad, "a fault was felt for, s": max(trouble.felt_s, default=math.inf)}
     figures |= {f"jobs {state}": trouble.jobs.count(state) for state in ("succeeded", "failed")}
@@ -194,24 +196,27 @@ def of_lives(grown: Slopes, lasting: Collection[str]) -> dict[str, float]:
     return {"within lives, growth an hour": max(grown.values(), default=0.0), "kinds not judged": len(set(lasting) - set(grown))}
 
 
-def show(samples: list[Held], slopes: Slopes, lives: Slopes, callers: Callers, trouble: Trouble, minutes: float) -> None:
+def show(samples: list[Held], slopes: Slopes, lives: Lives, callers: Callers, trouble: Trouble, minutes: float) -> None:
     rows = []
     for kind in asdict(samples[0]):
         values = [getattr(one, kind) for one in samples]
         growth = f"{slopes[kind]:+.1%}" if kind in slopes else ""
         rows.append([kind, *(f"{value:.0f}" for value in (values[0], values[-1], min(values), max(values))), growth])
     table(["of all lasting processes", "first", "last", "least", "most", "an hour"], rows)
-    table(["memory within lives", "an hour"], [[kind, f"{growth:+.1%}"] for kind, growth in sorted(lives.items())])
+    grown, gained = lives.slopes(), {what: lives.gained(what) for what in _COUNTED}
+    rows = [[kind, f"{grown[kind]:+.1%}", *(f"{one.get(kind, 0):+g}" for one in gained.values())] for kind in sorted(grown)]
+    table(["within lives", "memory, an hour", "descriptors", "threads"], rows)
     for told in callers.counts.told[:_MOST_TOLD]:
         print(told)
     counts = callers.counts
     worst_s = max(trouble.felt_s, default=0.0)
-    grown = ", ".join(f"{kind} {growth:+.1%}/h" for kind, growth in slopes.items())
-    most, kind = max(((growth, kind) for kind, growth in lives.items()), default=(math.nan, "none"))
+    flat = ", ".join(f"{kind} {growth:+.1%}/h" for kind, growth in slopes.items())
+    most, kind = max(((growth, kind) for kind, growth in grown.items()), default=(math.nan, "none"))
+    more = ", ".join(f"{max(one.values(), default=0):+g} {what}" for what, one in gained.items())
     print(
         f"soak: {minutes:g} min, {counts.right} right, {counts.bad} not, {len(trouble.felt_s)} faults (felt at most "
-        f"{worst_s:.2f} s), {trouble.jobs.count('succeeded')} jobs, {len(trouble.left)} processes left; {grown}; "
-        f"within lives at most {most:+.1%}/h ({kind})\n"
+        f"{worst_s:.2f} s), {trouble.jobs.count('succeeded')} jobs, {len(trouble.left)} processes left; {flat}; "
+        f"within lives at most {most:+.1%}/h ({kind}), {more}\n"
     )
     extra = {
         "minutes": minutes,
@@ -220,7 +225,8 @@ def show(samples: list[Held], slopes: Slopes, lives: Slopes, callers: Callers, t
         "felt_s": trouble.felt_s,
         "left": trouble.left,
         "growth_per_hour": slopes,
-        "growth_within_lives": lives,
+        "growth_within_lives": grown,
+        "gained_within_lives": gained,
     }
     report("soak", **extra, **counts.figures(), first=asdict(samples[0]), last=asdict(samples[-1]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ from tests.chaos.toys import CODES, LEVERS, wrong
 from tests.chaos.wreckers import Wreckers
 from tests.stack.conftest import Server, wait_for
 
-FRONTENDS, MODELS, DESCRIPTORS = 2, ("toy", "other"), 200
+FRONTENDS, MODELS, DESCRIPTORS = 2, ("toy", "toy@2", "other"), 200  # a version is called after its model
 TAKEN_S, NONE_S = 1.0, 0.5  # all connections that may be had; no descriptor at all
 DAYS = (400, -400, 0)
 HANGS = wrong("hangs")
+SHARES = tuple({"1": one, "2": 4 - one} for one in (1, 2, 3))  # of the traffic: two versions, whose answers are the same
 
 
 def used(server: Server) -> bool:
@@ -43,7 +45,7 @@ def used(server: Server) -> bool:
 
 
 def megabytes(server: Server) -> float:
-    """PSS of all processes, with both models loaded and at rest. A nursery of decoders that was begun from nothing shares less than
+    """PSS of all processes, with all models loaded and at rest. A nursery of decoders that was begun from nothing shares less than
     one that was forked: all are the former.
     """
     pid, names = server.process.pid, ("nursery", "spare", *MODELS)
@@ -53,7 +55,7 @@ def megabytes(server: Server) -> float:
     wait_for(lambda: used(server) and len(faults.processes(pid, "decoders")) == FRONTENDS, 60)
     assert all(used(server) for _ in range(20)), "both have begun"
     wait_for(lambda: server.http.post("/models/other/load").json().get("state") == "ready", 60)
-    wanted = dict.fromkeys(names, 1) | {"http": FRONTENDS}
+    wanted = dict.fromkeys(names, 1) | {"http": FRONTENDS, "toy": 2}
     found: dict[str, int] = {}
 
     def all_there() -> bool:
@@ -85,6 +87,18 @@ class Failing(Question):
         if found == "right":
             self.told.append(json.loads(body)["code"])
         return found
+
+
+def of_either(question: Question) -> Question:
+    """Whichever version answers it."""
+    return replace(question, known=[question.known[0] | {"version": version} for version in ("1", "2")])
+
+
+def with_two_versions(home: Path) -> Path:
+    first = toys.write(home) / "models" / "toy"
+    second = Path(shutil.copytree(first, first.with_name("toy@2"))) / "card.toml"
+    second.write_text(second.read_text().replace("default = true", "version = '2'"))
+    return home
 
 
 class Disk:
@@ -169,7 +183,7 @@ def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
             stopped_frontend=(30.0, lambda: faults.stop(pid, "http")),
             unload=(3.0, lambda: change("POST", "/models/other/unload")),
             load=(2.0, lambda: change("POST", "/models/other/load")),
-            traffic=(1.0, lambda: change("PUT", "/models/toy/traffic", json={"shares": {"1": 1}})),
+            traffic=(1.0, lambda: change("PUT", "/models/toy/traffic", json={"shares": SHARES[next(turns) % len(SHARES)]})),
             hangup=(2.0, reload),
             clock=(3.0, lambda: set_ahead(ahead, days.choice(DAYS))),
             disk=(2.0, disk.worse),
@@ -186,9 +200,11 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     ahead, believe = clock
     disk, limit = Disk(small_disk), ["prlimit", f"--nofile={DESCRIPTORS}"]
     settings = {"HEARTH_MODELS": ",".join(MODELS), "HEARTH_FRONTENDS": str(FRONTENDS), "HEARTH_TIMEOUT_S": "120", **believe}
-    with Server(toys.write(small_disk), under=limit, **settings) as server:
+    with Server(with_two_versions(small_disk), under=limit, **settings) as server:
+        server.http.put("/models/toy/traffic", json={"shares": SHARES[0]}).raise_for_status()
         known = questions(server)
         known += [asked(server.url, "/predict/image", jpeg(side), "image/jpeg") for side in (300, 1000)]  # others read those
+        known = [of_either(question) for question in known]
         wicked_ones = {lever: Failing.of(lever) for lever in LEVERS if lever != "hangs"}
         coming = refusable(questions(server, "other"), "loading: ", "worker_lost: other failed: ")
         for name in ("nursery", *MODELS):  # what takes the place of a dead one has less than the first, which would hide growth

@@ -174,6 +174,18 @@ async def test_where_the_nursery_has_no_descriptor_an_idle_decoder_will_do(decod
     assert first == second
 
 
+async def test_an_idle_decoder_is_kept_where_it_has_nothing_that_is_missing(decoders: Decoders, monkeypatch: pytest.MonkeyPatch):
+    def not_yet() -> Decoder:
+        raise clients._no_nursery()
+
+    idle = await read(decoders, "slow 0")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(decoders, "_fork", not_yet)
+        with pytest.raises(BlockingIOError, match="yet to come"):
+            decoders._idle_or_forked(fresh=True)
+    assert await read(decoders, "slow 0") == idle
+
+
 async def test_what_ended_its_decoder_is_gone_with_the_error(decoders: Decoders):
     """Waiting for the garbage collector, many would hold what was uploaded."""
     gc.collect()

@@ -253,7 +253,7 @@ def test_what_outlives_too_many_frontends_is_let_go(server: Server, caller: sock
     assert kills >= 7
     answer = next_answer(caller)
     assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "1", "close")
-    assert b"worker_lost" in answer.body  # type: ignore[attr-defined]
+    assert b"worker_lost" in answer.body and b"6 processes ended" in answer.body  # type: ignore[attr-defined]
     assert everything(caller) == b""
     for worker in psutil.Process(server.process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):

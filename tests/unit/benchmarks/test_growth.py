@@ -78,3 +78,18 @@ def test_what_two_lives_hold_at_first_is_no_growth():
     for now in range(0, 600, 5):
         lives.seen("http", now // 300, now, statistics.mean([100, 200]) if now < 300 else 300.0)
     assert lives.slopes()["http"] == pytest.approx(0)
+
+
+def test_descriptors_that_are_not_closed_are_seen_within_a_life_and_those_that_come_and_go_are_not():
+    chance, lives = random.Random(0), growth.Lives()
+    for now in range(0, RUN_S, 5):
+        pid = int(now // FAULTS_S) if now < RUN_S * soak._KILLING else RUN_S
+        lives.counted("descriptors", "http", pid, now, 25 + chance.randint(0, 3) + now // 20)
+        lives.counted("descriptors", "nursery", 1, now, 9 + chance.randint(0, 3))
+        lives.counted("descriptors", "young", now // 100, now, now)
+        lives.counted("threads", "nursery", 1, now, 3)
+    gained = lives.gained("descriptors")
+    assert bars.SOAK["descriptors gained within a life"].missed_by(gained["http"])
+    assert abs(gained["nursery"]) <= 1
+    assert "young" not in gained
+    assert lives.gained("threads") == {"nursery": 0}
