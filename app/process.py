@@ -23,7 +23,9 @@ import psutil
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _CLONE_FILES, _CLONE_PARENT = 0x400, 0x8000  # clone(2)
-_DESCRIPTORS = 1 << 16
+DESCRIPTORS = 1 << 16
+"""As many as a process of ours has at most."""
+
 _MODEST = 10  # nice
 _TURN_NS = 100_000  # the shortest that the kernel grants; a model's threads have 3 ms
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # prctl(2)
@@ -118,7 +120,7 @@ def take_descriptors() -> None:
     """As many as we are allowed: the usual 1024 are a thousand idle callers."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS allows fewer than it says
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS if most < 0 else min(most, _DESCRIPTORS), most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS if most < 0 else min(most, DESCRIPTORS), most))
 
 
 def die_with(address: str) -> int:

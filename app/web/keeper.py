@@ -12,12 +12,13 @@ import fcntl
 import gc
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from app.logs import log
-from app.process import can_fork_beside, die_with_parent, fork_beside, whole_life
+from app.process import DESCRIPTORS, can_fork_beside, die_with_parent, fork_beside, whole_life
 
 NO_MORE = 0
 """Instead of a frontend's number: nobody is accepted any more."""
@@ -68,7 +69,10 @@ def keep(supervisor: int, control: socket.socket, listening: socket.socket, live
 
 def _descriptors() -> set[int]:
     """Those that are open; not the one that lists them, whose number the next one gets."""
-    return set(filter(_is_open, [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]))
+    numbers: Iterable[int] = range(DESCRIPTORS)
+    with suppress(OSError):  # none is left to list them by: each is asked about, which takes some hundredths of a second
+        numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    return set(filter(_is_open, numbers))
 
 
 def _is_open(descriptor: int) -> bool:

@@ -111,6 +111,11 @@ def test_a_process_is_killed_when_none_has_a_descriptor_left(frail: Path, chaos:
     """
     felt = []
     with Server(frail, **ONE) as server, Callers(server.url, questions(server)) as callers, ThreadPoolExecutor(1) as asking:
+
+        def successors(dead: psutil.Process) -> list[psutil.Process]:
+            """That the supervisor could start: it had opened something just as its descriptors were counted."""
+            return [one for one in faults.processes(server.process.pid, "http") if one != dead]
+
         for _ in range(chaos.times(1, 10)):
             wait_for(lambda: all(faults.processes(server.process.pid, name) for name in ("toy", "http", "nursery", "spare")))
             callers.more()
@@ -121,12 +126,28 @@ def test_a_process_is_killed_when_none_has_a_descriptor_left(frail: Path, chaos:
                 callers.more(3)
                 assert server.http.get("/models/toy").status_code == 200
                 before = len(server.log)
-                faults.kill(server.process.pid, victim)
-                wait_for(lambda before=before: said in server.log[before:])
                 assert not newcomer.done()
+                dead = faults.kill(server.process.pid, victim)
+                wait_for(lambda before=before, dead=dead: said in server.log[before:] or (victim == "http" and successors(dead)))
                 felt.append(callers.felt(held.close))
             assert newcomer.result().status_code == 200
     chaos.note(f"no descriptor is left, and {victim} is killed", callers.counts, felt)
+
+
+def test_a_frontend_takes_over_when_none_is_left_to_look_for_connections_with(frail: Path):
+    """It did not begin, because it lists its descriptors. Now who has a connection is answered; who comes has to wait."""
+    with Server(frail, **ONE) as server, Callers(server.url, questions(server)) as callers, ThreadPoolExecutor(1) as asking:
+        callers.more()
+        supervisor = psutil.Process(server.process.pid)
+        with faults.no_descriptors(server.process.pid):
+            few, most = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+            supervisor.rlimit(psutil.RLIMIT_NOFILE, (few + 2, most))  # it can start one
+            callers.felt(lambda: faults.kill(server.process.pid, "http"))
+            newcomer = asking.submit(httpx.get, f"{server.url}/health/live", timeout=60)
+            callers.more(3)
+            assert not newcomer.done()
+        assert newcomer.result().status_code == 200
+    assert not callers.counts.bad, callers.counts.told
 
 
 def test_the_first_that_a_frontend_is_asked_comes_when_no_descriptor_is_left(tmp_path: Path):

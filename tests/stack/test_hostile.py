@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import lzma
 import random
 import socket
@@ -235,7 +236,13 @@ MODELS = [
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_of_another_kind_of_name_is_not_there(server: Server, name: str):
     url = urlsplit(server.url)
-    for line in (f"GET /models/{name}", f"POST /models/{name}/load", f"POST /predict/image?model={name}"):
+    lines = (
+        f"GET /models/{name}",
+        f"POST /models/{name}/load",
+        f"POST /predict/image?model={name}",
+        f"GET /docs/static/{name}/x",
+    )
+    for line in lines:
         with socket.create_connection((url.hostname, url.port), timeout=30) as sender:
             sender.sendall(
                 f"{line.replace(' b', '%20b')} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
@@ -255,9 +262,9 @@ def test_a_strange_request_id_is_replaced(server: Server, id: bytes):
 
 def test_a_job_with_a_name_of_another_kind_is_refused(server: Server):
     for name in ("../..", "a/b", "x\0", "@", "A"):
-        spec = f'{{"name": {name!r}, "base": "toy"}}'.replace("'", '"')
-        answer = server.http.post("/finetune", data={"spec": spec}, files={"dataset": ("../../x", b"x")})
-        assert clear(answer) in ("invalid", "bad_input")
+        for spec in ({"name": name, "base": "toy"}, {"name": "new", "base": name}):
+            answer = server.http.post("/finetune", data={"spec": json.dumps(spec)}, files={"dataset": ("../../x", b"x")})
+            assert clear(answer) in ("invalid", "bad_input", "unknown_model")
     assert not [path for path in server.home.glob("jobs/*") if path.is_dir()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import socket
 import struct
@@ -80,3 +81,13 @@ def test_callers_are_connections_to_where_we_listen():
         select.select([left], [], [], 10)
         found = (caller, left, listening, out, others, local)
         assert [keeper.is_caller(one, listening.getsockname()) for one in found] == [True, True, False, False, False, False]
+
+
+def test_descriptors_are_known_where_none_is_left_to_list_them_by():
+    before = keeper._descriptors()
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, usual[1]))
+    try:
+        assert keeper._descriptors() == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
