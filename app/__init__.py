@@ -8,8 +8,8 @@
                           connection.py: headers · problems.py: codes → statuses · process.py: a frontend; what outlives it:
                           keeper.py forks it → heirs.py take over; line.py → journal.py has what was asked
     pool/             5   base.py: the waist · client.py, directory.py, admission.py: the frontends' side · supervisor.py →
-                          loading.py, switching.py, renewal.py → roster.py, traffic.py; keyring.py; processes.py, frontends.py:
-                          the other
+                          (house.py) → loading.py, switching.py, renewal.py → leaving.py; roster.py, traffic.py; keyring.py;
+                          processes.py, frontends.py: the other
     tuning/           5   trainer.py: the loop → recipe.py, optimize.py, average.py, chance.py, pace.py, progress.py, device.py
                           (accelerate) · command.py: `hearth tune` · jobs: spec.py, store.py (database), foreman.py (who
                           runs when), gate.py, process.py (the tuner) → archive.py, image.py, text.py, speech.py, lora.py,

@@ -21,7 +21,7 @@ from app.logs import log
 from app.pool.roster import Roster, Served
 from app.pool.traffic import Traffic
 from app.private import private_folder
-from app.process import adopt_orphans, command, search_path, take_descriptors
+from app.process import adopt_orphans, leashed_command, search_path, take_descriptors
 from app.settings import Settings, traffic_file
 from app.tasks.base import Files
 from app.tuning.job import made_by, tuned, unannounced
@@ -135,12 +135,13 @@ async def _reload(supervisor: Supervisor, settings: Settings, turn: asyncio.Lock
             catalogue = await asyncio.to_thread(Catalogue.read, settings.home)
         except Invalid as error:
             log.error("THE CARDS STAY AS THEY WERE: %s", error.detail)
-            note(settings.home, "cards reload", "refused", why=error.detail)
+            await asyncio.to_thread(note, settings.home, "cards reload", "refused", why=error.detail)
             return
         # A person's own version waits for its traffic; of a job's the foreman tells.
         shares = {name: 0.0 for name, card in catalogue.cards.items() if not made_by(card.folder)}
         shares |= {card.name: share for card, share in unannounced(catalogue.cards.values(), settings.home)}
-        supervisor.renewal.take(catalogue, shares)
+        taken = supervisor.renewal.take(catalogue, shares)
+        await asyncio.to_thread(note, settings.home, "cards reload", "done", **taken)  # it waits for others that write there
 
 
 async def _choose(settings: Settings, catalogue: Catalogue) -> dict[str, str]:
@@ -190,7 +191,7 @@ async def _any_reachable(cards: list[Card], settings: Settings) -> bool:
 async def _pull(names: list[str], settings: Settings) -> None:
     """In a process of its own, whose progress bars the user sees."""
     environment = env.inherited_environment() | settings.to_environment() | {"PYTHONPATH": search_path()}
-    process = await asyncio.create_subprocess_exec(*command("app", "pull", *names), env=environment)
+    process = await asyncio.create_subprocess_exec(*leashed_command("app", "pull", *names), env=environment)
     try:
         await process.wait()
     finally:
@@ -222,7 +223,8 @@ async def _devices(settings: Settings) -> list[str]:
     if not _has_nvidia():  # no driver: saves the second that importing torch takes
         return ["cpu"]
     environment = env.inherited_environment() | {"PYTHONPATH": search_path()}
-    process = await asyncio.create_subprocess_exec(*command("app.engine.device"), env=environment, stdout=asyncio.subprocess.PIPE)
+    ask = leashed_command("app.engine.device")
+    process = await asyncio.create_subprocess_exec(*ask, env=environment, stdout=asyncio.subprocess.PIPE)
     try:
         out, _ = await process.communicate()
     finally:

@@ -8,13 +8,16 @@ import fcntl
 import os
 import platform
 import resource
+import runpy
 import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +33,7 @@ _MODEST = 10  # nice
 _TURN_NS = 100_000  # the shortest that the kernel grants; a model's threads have 3 ms
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # prctl(2)
 _F_SETSIG = 10  # fcntl(2)
+_FRESH_S = 1.0
 
 
 def ending(status: int) -> str:
@@ -226,6 +230,11 @@ def child_command(module: str, *arguments: str) -> list[str]:
     return command(module, str(os.getpid()), *arguments)
 
 
+def leashed_command(module: str, *arguments: str) -> list[str]:
+    """The same for a module that knows nothing of it."""
+    return child_command("app.process", module, *arguments)
+
+
 def search_path() -> str:
     """The folder that holds the package `app`, for PYTHONPATH: a checkout works without being installed."""
     return str(Path(__file__).resolve().parents[1])
@@ -234,10 +243,22 @@ def search_path() -> str:
 def resident_bytes(pid: int) -> int:
     """Memory of a process: its proportional share where the kernel tells it (forked workers share pages), else what is resident.
 
-    0 if the process is gone, or no descriptor is left to look by.
+    0 if the process is gone, or no descriptor is left to look by. To count pages takes ten
+    milliseconds: what is told is at most a second old.
     """
+    return _resident_bytes(pid, int(time.monotonic() / _FRESH_S))
+
+
+@lru_cache(maxsize=256)
+def _resident_bytes(pid: int, _: int) -> int:
     try:
         memory = psutil.Process(pid).memory_full_info()
     except (psutil.Error, OSError):
         return 0
     return int(getattr(memory, "pss", memory.rss))
+
+
+if __name__ == "__main__":  # PARENT MODULE ARGUMENT...: `leashed_command`
+    die_with_parent(int(sys.argv[1]))
+    del sys.argv[:2]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -80,7 +80,12 @@ class Settings(BaseModel):
     versions: Annotated[int, Field(ge=2)] = Field(5, description="newest versions of a tuned model that are kept on the disk")
     max_jobs: Annotated[int, Field(ge=1)] = Field(32, description="jobs that may be open at once")
     max_dataset_mb: Annotated[float, Field(gt=0)] = Field(4096.0, description="largest data set of a job, MiB")
-    max_body_mb: Annotated[float, Field(gt=0)] = Field(64.0, description="largest request body, MiB")
+    max_body_mb: Annotated[float, Field(gt=0)] = Field(
+        64.0, description="largest request body, MiB; of JSON 16, or a quarter if that is more"
+    )
+    max_bodies_mb: Annotated[float, Field(gt=0)] = Field(
+        1024.0, description="all request bodies that an HTTP process has at a time, MiB; more of them are refused"
+    )
     max_pixels_mp: Annotated[float, Field(gt=0)] = Field(50.0, description="largest picture, megapixels, read from its header")
     max_audio_min: Annotated[float, Field(gt=0)] = Field(30.0, description="longest recording, minutes")
     max_inputs: Annotated[int, Field(ge=1)] = Field(256, description="inputs or files in one request")

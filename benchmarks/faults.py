@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import psutil
@@ -58,10 +60,21 @@ def _oldest(server: int, name: str, *, running: bool = False) -> psutil.Process:
     raise LookupError(f"no process hearth {name} of {server}: nothing went wrong")
 
 
-def free_number(pid: int) -> int:
-    """The first that is no descriptor of this process."""
+def free_number(pid: int, after: int = 0) -> int:
+    """The first that is no descriptor of this process, after so many others."""
     taken = {int(link.name) for link in Path(f"/proc/{pid}/fd").iterdir()}
-    return next(number for number in count() if number not in taken)
+    return next(islice((number for number in count() if number not in taken), after, None))
+
+
+@contextlib.contextmanager
+def descriptors_below(number: int, pid: int = os.getpid()) -> Iterator[None]:
+    """Meanwhile this process (our own) can open none from `number` on; those that it has it keeps."""
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (number, usual[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
 
 
 @contextlib.contextmanager

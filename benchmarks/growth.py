@@ -78,18 +78,18 @@ class Lives:
     def seen(self, kind: str, pid: int, now_s: float, mib: float) -> None:
         self._lives[kind][pid].append((now_s, mib))
 
-    def counted(self, what: str, kind: str, pid: int, now_s: float, number: int) -> None:
+    def counted(self, what: str, kind: str, pid: int, now_s: float, number: float) -> None:
         self._counts[what, kind, pid].append((now_s, number))
 
     def gained(self, what: str) -> dict[str, float]:
-        """By how many there were more in the last quarter of a life than in the first, at the median, without its first minute:
+        """By how much there was more in the last quarter of a life than in the first, at the median, without its first minute:
         the most of each kind that lived for long. A rate of what are some dozens would tell one more for a leak.
         """
         found: dict[str, float] = {}
         for (counted, kind, _), life in self._counts.items():
             settled = [one for one in life if one[0] - life[0][0] >= YOUNG_S]
             if counted == what and _seconds(settled) >= LONG_S:
-                numbers, quarter = [number for _, number in settled], len(settled) // 4
+                numbers, quarter = [number for _, number in settled], max(1, len(settled) // 4)
                 more = statistics.median(numbers[-quarter:]) - statistics.median(numbers[:quarter])
                 found[kind] = max(more, found.get(kind, more))
         return found

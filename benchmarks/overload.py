@@ -6,7 +6,8 @@
 First the capacity, by a closed loop. Then open loops (Poisson) of twelve seconds, in turns that each begin with another one,
 each request with a deadline; latency counts from when a request was due, that of a refusal from when the generator came to send
 it: it sleeps too long by some milliseconds where others have the cores, which is told beside it. Goodput is answers 200 within
-the deadline, a second, while a flood goes on and after its first two seconds; of the rounds, the mean. One in twenty of the
+the deadline, a second, while a flood goes on and after its first two seconds, in three quarters of that time, which begin later
+with each round (answers come in batches, at much the same moments of each flood); of the rounds, the mean. One in twenty of the
 refused, in bursts one in ten, at twice the capacity one in five (of slow models more), asks again after just the time that it
 was told; of those whose time comes when the overload is over, twenty at least of each kind of flood, 95 % must get in. (At ten
 times the capacity they come half as fast as they are answered, once the flood has lasted longer than anyone may be told to
@@ -111,10 +112,10 @@ def told(floods: Sequence[load.Answers], rate: float, seconds: float, deadline_m
     """What came of floods of one kind, each of so many seconds.
 
     Accepted is what was not refused (503): one that timed out (504), failed or got no answer was never in time. Goodput counts
-    what was answered while the flood went on, and after its first deadline: neither the queue's filling nor its emptying.
+    what was answered in three quarters of the time in which the flood went on, after its first deadline: neither the queue's
+    filling nor its emptying. They begin later with each flood.
     """
     warm = min(deadline_ms / 1000, seconds / 2)
-    # Answers come in batches, at much the same moments of each flood: of each another three quarters are counted.
     counted, later = 0.75 * (seconds - warm), 0.25 * (seconds - warm) / len(floods)
     every = [one for answers in floods for one in answers.all]
     asked = [one for one in every if not one.retry]

@@ -9,7 +9,8 @@ is there when it is looked moves a slope by more than its bound. Of these there 
 versions of the tuned model, and when that is unloaded, none. What is out of bounds (bars.py) ends the program with 1.
 
 In the last third nobody is killed: what a frontend, a worker or the nursery leaks, and takes with it when it is killed, is seen
-in the slope of its kind within lives (growth.py), for which all samples count. It needs a run of a quarter of an hour or more.
+in the slope of its kind within lives (growth.py), for which all samples count, and in the descriptors and threads that it has
+more at the end; what is shared, in what all have more. It needs a run of a quarter of an hour or more.
 All memory together then shows nothing: a nursery that lives takes torch in, once, which is a third of it.
 """
 
@@ -46,6 +47,7 @@ _ENOUGH_MIN = 15.0  # a run, whose rest is a life that is long enough
 _NAMED = len("all-mini")  # what the kernel keeps of a model's name in its workers'
 _LASTING = {"supervisor", "nursery", "http", *(name[:_NAMED] for name in STARTERS.split(","))}
 _COUNTED = ("descriptors", "threads")  # within lives
+_SHARED = "shared MiB"  # of all together, as if they were a process
 _MOVABLE, _TUNED = "digits", "soaked"  # loaded and unloaded; made by each job, and replaced by the next one's
 _PASSING = tuple(f"hearth {name}" for name in ("tune", "choosing", _MOVABLE, _TUNED))
 _MOST_TOLD = 3
@@ -175,25 +177,31 @@ def main() -> None:
                 lives.look(process.pid, _PASSING, now)
                 if now > _KILLING * 60 * wanted.minutes:
                     trouble.kill_no_more()
+                    lives.counted(_SHARED, "all", process.pid, now, samples[-1].shared_mib)
                 trouble.wait(SAMPLE_S)
     killing = sum(at <= _KILLING * 60 * wanted.minutes for at in times_s)
     counted = slice(int(_SETTLING * killing), killing)
     kinds = [kind for kind in asdict(samples[0]) if kind != "passing"]
     slopes = {kind: slope(times_s[counted], [getattr(one, kind) for one in samples[counted]]) for kind in kinds}
-    grown = lives.slopes()
     show(samples, slopes, lives, callers, trouble, wanted.minutes)
     figures = {f"{kind}, growth an hour": value for kind, value in slopes.items()}
-    figures |= of_lives(grown, _LASTING if wanted.minutes >= _ENOUGH_MIN else ())
-    figures |= {f"{what} gained within a life": max(lives.gained(what).values(), default=0.0) for what in _COUNTED}
+    figures |= of_lives(lives, _LASTING if wanted.minutes >= _ENOUGH_MIN else ())
     figures |= {"processes left": len(trouble.left), "passing processes at a time": max(one.passing for one in samples)}
     figures |= {"requests failed": callers.counts.bad, "a fault was felt for, s": max(trouble.felt_s, default=math.inf)}
     figures |= {f"jobs {state}": trouble.jobs.count(state) for state in ("succeeded", "failed")}
     bars.hold(figures | {"faults a minute": len(trouble.felt_s) / wanted.minutes}, bars.SOAK)
 
 
-def of_lives(grown: Slopes, lasting: Collection[str]) -> dict[str, float]:
-    """What is held to a bar; `lasting`: the kinds that must have lived for long."""
-    return {"within lives, growth an hour": max(grown.values(), default=0.0), "kinds not judged": len(set(lasting) - set(grown))}
+def of_lives(lives: Lives, lasting: Collection[str]) -> dict[str, float]:
+    """What is held to a bar; `lasting`: the kinds that must have lived for long, of which none may be unknown in anything."""
+    grown, gained = lives.slopes(), {what: lives.gained(what) for what in _COUNTED}
+    unknown = math.nan if lasting else 0.0
+    return {
+        "within lives, growth an hour": max(grown.values(), default=unknown),
+        **{f"{what} gained within a life": max(one.values(), default=unknown) for what, one in gained.items()},
+        f"{_SHARED} gained while nobody is killed": lives.gained(_SHARED).get("all", unknown),
+        "kinds not judged": len(set(lasting) - set(grown).intersection(*gained.values())),
+    }
 
 
 def show(samples: list[Held], slopes: Slopes, lives: Lives, callers: Callers, trouble: Trouble, minutes: float) -> None:
@@ -203,8 +211,10 @@ def show(samples: list[Held], slopes: Slopes, lives: Lives, callers: Callers, tr
         growth = f"{slopes[kind]:+.1%}" if kind in slopes else ""
         rows.append([kind, *(f"{value:.0f}" for value in (values[0], values[-1], min(values), max(values))), growth])
     table(["of all lasting processes", "first", "last", "least", "most", "an hour"], rows)
-    grown, gained = lives.slopes(), {what: lives.gained(what) for what in _COUNTED}
-    rows = [[kind, f"{grown[kind]:+.1%}", *(f"{one.get(kind, 0):+g}" for one in gained.values())] for kind in sorted(grown)]
+    grown, gained, shared = lives.slopes(), {what: lives.gained(what) for what in _COUNTED}, {_SHARED: lives.gained(_SHARED)}
+    rows = [
+        [kind, f"{grown[kind]:+.1%}", *(f"{one.get(kind, math.nan):+g}" for one in gained.values())] for kind in sorted(grown)
+    ]
     table(["within lives", "memory, an hour", "descriptors", "threads"], rows)
     for told in callers.counts.told[:_MOST_TOLD]:
         print(told)
@@ -212,7 +222,7 @@ def show(samples: list[Held], slopes: Slopes, lives: Lives, callers: Callers, tr
     worst_s = max(trouble.felt_s, default=0.0)
     flat = ", ".join(f"{kind} {growth:+.1%}/h" for kind, growth in slopes.items())
     most, kind = max(((growth, kind) for kind, growth in grown.items()), default=(math.nan, "none"))
-    more = ", ".join(f"{max(one.values(), default=0):+g} {what}" for what, one in gained.items())
+    more = ", ".join(f"{max(one.values(), default=math.nan):+.3g} {what}" for what, one in (gained | shared).items())
     print(
         f"soak: {minutes:g} min, {counts.right} right, {counts.bad} not, {len(trouble.felt_s)} faults (felt at most "
         f"{worst_s:.2f} s), {trouble.jobs.count('succeeded')} jobs, {len(trouble.left)} processes left; {flat}; "
@@ -226,7 +236,7 @@ def show(samples: list[Held], slopes: Slopes, lives: Lives, callers: Callers, tr
         "left": trouble.left,
         "growth_per_hour": slopes,
         "growth_within_lives": grown,
-        "gained_within_lives": gained,
+        "gained_within_lives": gained | shared,
     }
     report("soak", **extra, **counts.figures(), first=asdict(samples[0]), last=asdict(samples[-1]))
 

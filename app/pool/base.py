@@ -61,6 +61,8 @@ class Model:
 class Past(Protocol):
     """What of a request outlives the process that answers it: the next one goes on from there."""
 
+    lives: int
+    """How many processes ended while they had it."""
     inherited: int
     """How often one of its samples was blamed in the processes before (`flights.Flight`)."""
     before: int
@@ -81,14 +83,19 @@ PAST: ContextVar[Past | None] = ContextVar("past", default=None)
 """Of the request that this task answers."""
 
 
+def is_let_in(past: Past | None) -> bool:
+    """Whether a process before this one had the request: it is refused no more, neither for want of room nor for a rate."""
+    return past is not None and past.lives > 0
+
+
 class Pool(Protocol):
     """How a frontend reaches the workers."""
 
-    def models(self) -> list[Model]:
-        """Every card of the catalogue with its present state, by name."""
+    def models(self, *, memory: bool = True) -> list[Model]:
+        """Every card of the catalogue with its present state, by name. What its workers' memory is takes milliseconds to tell."""
         ...
 
-    def versions(self, name: str) -> list[Model]:
+    def versions(self, name: str, *, memory: bool = True) -> list[Model]:
         """The versions of a model, the most asked one first; of `name@2` that one alone. Raises UnknownModel."""
         ...
 

@@ -74,13 +74,14 @@ class Client:
 
     # What the web asks (pool/base.py)
 
-    def models(self) -> list[Model]:
+    def models(self, *, memory: bool = True) -> list[Model]:
         """Every card with its present state, by name."""
-        return sorted((self._describe(known.card.name) for known in self._directory), key=lambda model: model.card.name)
+        found = (self._describe(known.card.name, memory=memory) for known in self._directory)
+        return sorted(found, key=lambda model: model.card.name)
 
-    def versions(self, name: str) -> list[Model]:
+    def versions(self, name: str, *, memory: bool = True) -> list[Model]:
         """The versions of a model, the most asked one first."""
-        return [self._describe(key) for key in self._directory.keys(name)]
+        return [self._describe(key, memory=memory) for key in self._directory.keys(name)]
 
     def _describe(self, key: str, *, memory: bool = True) -> Model:
         return describe(self._directory[key], self._directory.route(key), memory=memory)
@@ -199,7 +200,7 @@ class Client:
         if worker in ready:
             ready = [worker]
         if not ready:
-            if known.entry.state in ("unloaded", "failed"):
+            if known.entry.state in ("unloaded", "failed") and not known.entry.workers:
                 self._fail(flight, known.not_ready())
             return
         flight.worker = chosen = min(ready, key=lambda name: self._load[name])

@@ -15,12 +15,14 @@ from app.catalogue import number_of, versions_of
 from app.errors import Conflict, HearthError, Loading, UnknownModel, WorkerLost
 from app.keys import Key
 from app.pool.admission import PLACE, Admission, Place
-from app.pool.base import Model, Replica
+from app.pool.base import PAST, Model, Replica, is_let_in
 from app.process import resident_bytes
 from app.settings import Settings
 from app.tasks import make_codec
 from app.tasks.base import Codec
 from app.wire.messages import Entry, Route, Table
+
+_TOLD = 100  # characters of a name that nobody has
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ class Directory:
             return self._known[name]
         except KeyError:
             there = ", ".join(sorted({known.card.model for known in self}))
-            raise UnknownModel(f"no model is called {name!r}; there are: {there}") from None
+            raise UnknownModel(f"no model is called {name[:_TOLD]!r}; there are: {there}") from None
 
     def __iter__(self) -> Iterator[Known]:
         return iter(self._known.values())
@@ -116,11 +118,15 @@ class Directory:
         queue = known.queue
         room = max(1, known.card.limits.max_queue // self._frontends)
         workers = max(1, len(known.entry.workers)) / self._frontends
-        now, place = time.monotonic(), None
+        now = time.monotonic()
+        place: Place | None = None
         allowed_s = deadline - now
-        if key and key.share < 1:
-            place = queue.place(key, inputs, room=room, allowed_s=allowed_s, workers=workers)
-        queue.check(inputs, room=room, allowed_s=allowed_s, workers=workers, now=now)
+        if is_let_in(PAST.get()):
+            place = queue.places.get(key.id) or Place() if key and key.share < 1 else None
+        else:
+            if key and key.share < 1:
+                place = queue.place(key, inputs, room=room, allowed_s=allowed_s, workers=workers)
+            queue.check(inputs, room=room, allowed_s=allowed_s, workers=workers, now=now)
         queue.held += inputs
         try:
             if place is None or key is None:

@@ -13,7 +13,7 @@ from app.audit import note
 from app.errors import Invalid
 from app.keys import Keys, read
 from app.logs import log
-from app.pool.loading import House
+from app.pool.house import House
 from app.settings import Settings
 
 _LOOK_S = 1.0
@@ -33,6 +33,7 @@ class Keyring:
         self._stamp: tuple[int, ...] = ()  # of the file as it was last read
         self._unread = False  # it is there, and could not be read: whoever was revoked in it must not stay
         self._complaint = ""
+        self._looking = asyncio.Lock()  # of two that look at once, the one that began first could be the last to tell
 
     async def run(self) -> None:
         """Look about once a second. Ends at once where no keys are wanted."""
@@ -42,15 +43,16 @@ class Keyring:
 
     async def reload(self) -> None:
         """Look now, and complain once more if it is still broken."""
-        self._stamp = ()
         if self._path is not None:
-            await self._renew(self._path)
+            await self._renew(self._path, anew=True)
 
-    async def _renew(self, path: Path) -> None:
-        try:
-            await asyncio.to_thread(self._look, path)  # whatever the disk does, the supervisor goes on
-        except RuntimeError as error:  # no thread can be started; one that is busy may still do it
-            log.error("the keys cannot be looked at for now: %s", error)
+    async def _renew(self, path: Path, *, anew: bool = False) -> None:
+        async with self._looking:
+            self._stamp = () if anew else self._stamp
+            try:
+                await asyncio.to_thread(self._look, path)  # whatever the disk does, the supervisor goes on
+            except RuntimeError as error:  # no thread can be started; one that is busy may still do it
+                log.error("the keys cannot be looked at for now: %s", error)
         if self.text != self._published:
             self._published = self.text
             self._house.publish()

@@ -3,50 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from app.card import Card
 from app.errors import HearthError, UnknownModel
 from app.logs import log
+from app.pool.house import House
+from app.pool.leaving import Leaving
 from app.pool.processes import Nursery
 from app.pool.roster import Birth, Roster, Served
 from app.private import discard
 from app.settings import Settings
 from app.tasks.base import Files
 from app.wire.blackbox import BlackBox
-from app.wire.messages import Change, Changed, Message, Stop
+from app.wire.messages import Change, Changed, Stop
 from app.wire.sockets import address
 
 _AGAIN_S = 1.0
 
 Fetch = Callable[[Card], Awaitable[Files]]
 """Find a model's files, downloading them if they are not here. Raises HearthError."""
-
-
-class House(Protocol):
-    """What the supervisor does for its hands."""
-
-    frontends: set[str]
-    """Those that live."""
-
-    def publish(self) -> None:
-        """Tell every frontend what there is now."""
-        ...
-
-    def tell(self, message: Message, to: str) -> None:
-        """Send a message to a frontend or worker."""
-        ...
-
-    def spawn(self, work: Coroutine[Any, Any, None], errand: str = "") -> None:
-        """Run it; that it fails ends the server."""
-        ...
-
-    def settled(self, model: str) -> None:
-        """A model is ready, has failed, or is unloaded and its processes are gone."""
-        ...
 
 
 class Loading:
@@ -61,11 +39,15 @@ class Loading:
         self._fetch = fetch
         self._nursery = nursery
         self._house = house
+        self.leaving = Leaving(house)
+        """What was unloaded, and is still being answered by."""
         self._waiting: dict[str, list[tuple[str, int]]] = {}  # model → frontends that wait for it to settle
 
     def load(self, model: str) -> None:
         """Start its workers, once its files are here."""
         served = self._roster.models[model]
+        if served.slots:  # it was unloaded a moment ago; who still waits for it waits for the new ones
+            self._free(model)
         served.renew()
         served.wanted, served.why, served.loads = True, "", served.loads + 1
         self._house.spawn(self._start_workers(model, served, served.loads))
@@ -88,8 +70,15 @@ class Loading:
             why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             self.give_up(model, f"it cannot be started ({why}); the server's log has more")
 
-    def unload(self, model: str, why: str = "") -> None:
-        """Frontends hear first, so that the workers' last word is an answer."""
+    def unload(self, model: str) -> None:
+        """Nobody finds it any more; its workers end when what found it is answered, which may take no longer than a drain."""
+        self._roster.leave(model)
+        self._house.publish()
+        self.leaving.ask(model, lambda: self._free(model), self._settings.drain_s)
+
+    def _free(self, model: str, why: str = "") -> None:
+        """Frontends hear first, so that the workers' last word is an answer. With a `why` it counts as failed."""
+        self.leaving.forget(model)
         workers = self._roster.unwant(model, why)
         self._house.publish()
         for worker in workers:
@@ -101,7 +90,7 @@ class Loading:
         log.error("%s failed: %s", model, why)
         if model not in self._roster.models:  # removed, while its files were still looked for
             return
-        self.unload(model, why)
+        self._free(model, why)
         self.settle(model)
 
     def fork(self, birth: Birth) -> None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from app.audit import note
 from app.card import Card
 from app.catalogue import Catalogue
 from app.logs import log
-from app.pool.loading import House, Loading
+from app.pool.house import House
+from app.pool.loading import Loading
 from app.pool.roster import Roster, Served
 from app.pool.switching import Switching
-from app.settings import Settings
 
 _FAREWELL_S = 1.0
 
@@ -25,15 +25,15 @@ _FAREWELL_S = 1.0
 class Renewal:
     """What came of the last look at the cards."""
 
-    def __init__(self, settings: Settings, roster: Roster, loading: Loading, switching: Switching, house: House) -> None:
-        self._home = settings.home
+    def __init__(self, roster: Roster, loading: Loading, switching: Switching, house: House) -> None:
         self._roster = roster
         self._loading = loading
         self._switching = switching
         self._house = house
 
-    def take(self, catalogue: Catalogue, shares: Mapping[str, float]) -> None:
-        """Make the roster what the catalogue is. `shares`: of its versions that are new, and go into service now; others wait.
+    def take(self, catalogue: Catalogue, shares: Mapping[str, float]) -> dict[str, Any]:
+        """Make the roster what the catalogue is; told is what that changed. `shares`: of its versions that are new, and go into
+        service now; others wait.
 
         A card that cannot be read changes nothing of what it was before.
         """
@@ -51,7 +51,7 @@ class Renewal:
             self.settled(name)
         self._house.publish()
         log.info("cards: %s new, %s changed, %s removed, %s broken", *map(_listed, (added, changed, gone, sorted(broken))))
-        note(self._home, "cards reload", "done", added=added, changed=changed, removed=gone, broken=sorted(broken))
+        return {"added": added, "changed": changed, "removed": gone, "broken": sorted(broken)}
 
     def settled(self, model: str) -> None:
         """It stands still. If its card is gone, so is it, a little later: whoever unloaded it is shown what it was."""

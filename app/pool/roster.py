@@ -109,6 +109,11 @@ class Roster:
         served.slots = [Slot(device) for device in place(served.card.serving.replicas, self._devices, taken)]
         return [self._birth(model, served, slot) for slot in served.slots]
 
+    def leave(self, model: str) -> None:
+        """Nobody new shall find a model; what found it is still answered."""
+        served = self.models[model]
+        served.wanted, served.why, served.meta = False, "", {}
+
     def unwant(self, model: str, why: str = "") -> list[str]:
         """Stop using a model; returns its workers, which may finish. With a `why` it counts as failed."""
         served = self.models[model]
@@ -128,7 +133,8 @@ class Roster:
         if found is None:
             return False
         served, slot = found
-        served.meta, served.why = meta, ""
+        if served.wanted:
+            served.meta, served.why = meta, ""
         slot.state, slot.why, slot.deaths, slot.unborn = "ready", "", 0, 0
         return True
 
@@ -153,9 +159,9 @@ class Roster:
         )
         why = slot.why or f"{what} ({reason})"
         if slot.deaths >= _TRIES and not served.meta:
-            self.unwant(served.card.name, why)
+            self.unwant(served.card.name, why if served.wanted else "")
             return None
-        if all(one.doubted(now, _DOUBT_S if served.meta else 0.0) for one in served.slots):
+        if served.wanted and all(one.doubted(now, _DOUBT_S if served.meta else 0.0) for one in served.slots):
             served.why = f"{why}; it is tried again"
         again = self._birth(served.card.name, served, slot)
         late = slot.failures - _TRIES

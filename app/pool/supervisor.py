@@ -67,7 +67,7 @@ class Supervisor:
         self._nursery = Nursery(environment, str(folder), self._on_forked, self._on_exited)
         self._loading = Loading(settings, roster, folder, fetch, self._nursery, self)
         self._switching = Switching(roster, traffic, self._loading, self, kept=settings.versions, grace_s=settings.timeout_s)
-        self.renewal = Renewal(settings, roster, self._loading, self._switching, self)
+        self.renewal = Renewal(roster, self._loading, self._switching, self)
         self.keyring = Keyring(settings, self)
         self._foreman = Foreman(environment, str(folder))
         self._http = Frontends(environment, listening, str(folder))
@@ -150,7 +150,8 @@ class Supervisor:
             case Switch() | Back():
                 self._switching.asked(peer, message)
             case Leave():
-                self._switching.left(peer, message)
+                for leaving in (self._loading.leaving, self._switching.leaving):
+                    leaving.left(peer, message)
             case Tune():
                 self.spawn(self._foreman.run())
             case Adopt(key=key, share=share):
@@ -205,7 +206,8 @@ class Supervisor:
     def _on_frontend_exit(self, name: str, pid: int, status: int) -> None:
         log.warning("%s died (status %d); replacing it", name, status)
         self.frontends.discard(name)
-        self._switching.gone(name)
+        for leaving in (self._loading.leaving, self._switching.leaving):
+            leaving.gone(name)
         self._seen.frontend_restarted()
         self._seen.process_gone(pid)
 

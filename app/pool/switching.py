@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 
 from app.card import Card
 from app.catalogue import name_of, number_of, versions_of
 from app.errors import Conflict, HearthError, Unavailable, UnknownModel
 from app.logs import log
-from app.pool.loading import House, Loading
+from app.pool.house import House
+from app.pool.leaving import Leaving
+from app.pool.loading import Loading
 from app.pool.roster import Roster, Served
 from app.pool.traffic import Traffic
-from app.wire.messages import Back, Changed, Leave, Route, Switch
+from app.wire.messages import Back, Changed, Route, Switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class Switching:
         self._changes: list[_Change] = []
         self._successors: dict[str, tuple[Card, float]] = {}  # of versions that were removed and are still here
         self._retiring: dict[str, asyncio.TimerHandle] = {}
-        self._leaving: dict[str, tuple[int, set[str]]] = {}  # version → the question, and the frontends that have yet to answer
-        self._questions = count(1)
+        self.leaving = Leaving(house)
+        """Versions without traffic."""
 
     def routes(self) -> dict[str, Route]:
         """What frontends are told."""
@@ -145,8 +147,8 @@ class Switching:
         if change.asker:
             self._house.tell(Changed(change.asker[1]), to=change.asker[0])
         # Most requests that found the old versions are answered by then. A later change begins anew.
-        for key in versions_of(change.model, self._leaving):
-            del self._leaving[key]
+        for key in versions_of(change.model, self._roster.models):
+            self.leaving.forget(key)
         self._retire_later(change.model)
 
     def _retire_later(self, model: str) -> None:
@@ -171,7 +173,7 @@ class Switching:
         versions = sorted(versions_of(model, self._roster.models), key=number_of)
         for key in versions:
             if key not in needed and self._roster.models[key].wanted:
-                self._leave(key)
+                self.leaving.ask(key, partial(self._free, key))  # requests may take longer than the grace
         for key in versions[: -self._kept]:
             served = self._roster.models[key]
             folder, loaded = served.card.folder, served.wanted or self._loading.lives(key)  # wanted: its files may just be coming
@@ -195,33 +197,12 @@ class Switching:
         """Whether a change of traffic under way is about this version."""
         return any(key in change.keys or key == change.adopted for change in self._changes)
 
-    def _leave(self, key: str) -> None:
-        """Requests may take longer than the grace: ask who still holds one. All have heard of the change, so no new one comes."""
-        leave = Leave(next(self._questions), key)
-        self._leaving[key] = (leave.id, set(self._house.frontends))
-        for frontend in sorted(self._house.frontends):
-            self._house.tell(leave, to=frontend)
-
-    def left(self, frontend: str, leave: Leave) -> None:
-        """It holds no request any more for the version that it was asked about."""
-        if leave.id == self._leaving.get(leave.key, (0,))[0]:
-            self._without(frontend, leave.key)
-
-    def gone(self, frontend: str) -> None:
-        """It has ended, and so have its requests."""
-        for key in list(self._leaving):
-            if key in self._leaving:  # what is freed may be waited for by a change, which ends such questions
-                self._without(frontend, key)
-
-    def _without(self, frontend: str, key: str) -> None:
-        _, frontends = self._leaving[key]
-        frontends.discard(frontend)
-        if not frontends:
-            del self._leaving[key]
-            served = self._roster.models.get(key)
-            if served and served.wanted and key not in self._needed(name_of(key)):
-                self._loading.unload(key)
-                self._loading.settle(key)  # there may be no process whose end would do so
+    def _free(self, key: str) -> None:
+        """Its last request is answered."""
+        served = self._roster.models.get(key)
+        if served and served.wanted and key not in self._needed(name_of(key)):
+            self._loading.unload(key)
+            self._loading.settle(key)  # there may be no process whose end would do so
 
 
 def _lost(served: Served, change: _Change) -> bool:

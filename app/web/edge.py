@@ -28,7 +28,7 @@ from app.audit import note
 from app.errors import HearthError, TooBusy
 from app.logs import log, request_id
 from app.metrics import tally
-from app.pool.base import PAST
+from app.pool.base import PAST, is_let_in
 from app.settings import Settings
 from app.web.intake import Intake, too_large
 from app.web.origins import Origins
@@ -56,19 +56,19 @@ class Edge:
         app: FastAPI,
         direct: Mapping[str, Endpoint],
         settings: Settings,
-        larger: Mapping[str, int] | None = None,
+        limits: Mapping[str, int] | None = None,
         sketched: Mapping[str, str] | None = None,
     ) -> None:
-        """`larger`: paths whose bodies have a limit of their own, in bytes. `sketched`: those of `sketch.py`, and their tasks."""
+        """`limits`: paths whose bodies have one of their own, in bytes. `sketched`: those of `sketch.py`, and their tasks."""
         self.guard = Guard(settings, direct)
         self._app = app
         self._direct = direct
         self._home = settings.home
         self._origins = Origins(settings.cors_origins) if settings.cors_origins else None
         self._max_body_bytes = int(settings.max_body_mb * 2**20)
-        self._larger = larger or {}
+        self._limits = limits or {}
         self._sketched = sketched or {}
-        self._intake = Intake(settings.silence_s)
+        self._intake = Intake(settings.silence_s, int(max(settings.max_bodies_mb, settings.max_body_mb) * 2**20))
         self._overrun = Overrun()
         self._ids = _ids()
         self._refused = -math.inf  # when somebody last was, for want of room or of a rate
@@ -102,7 +102,8 @@ class Edge:
             if refusal is not None:
                 await refusal(scope, receive, sending)
             else:
-                await self._answer(scope, self._intake.reading(receive, self._limit(scope), state), sending)
+                kept = self._endpoint(scope) is not None
+                await self._answer(scope, self._intake.reading(receive, self._limit(scope), state, kept=kept), sending)
         except Exception as error:
             if not over:
                 raise
@@ -110,6 +111,7 @@ class Edge:
             if "code" not in state and status != LEFT:
                 log.error("a mistake of ours, after the answer", exc_info=error)
         finally:
+            self._intake.over(state)
             tally().in_flight -= 1
             self._note(scope, status)
             request_id.reset(before)
@@ -138,6 +140,8 @@ class Edge:
             request_id.reset(before)
 
     def _sketch(self, scope: Scope, body: bytearray) -> Problem | None:
+        if is_let_in(scope["state"].get("past")):
+            return None
         try:
             sketch(self._app.state.kitchen, self._sketched[scope["path"]], body, scope["state"])
         except HearthError as error:
@@ -177,7 +181,7 @@ class Edge:
         if self._origins and (answer := self._origins.preflight(scope, headers)):
             return answer
         try:
-            if overrun and scope["path"] in self._direct:  # health, metrics and changes are few
+            if overrun and self._is_open(scope) and not is_let_in(scope["state"].get("past")):
                 raise TooBusy("more is asked than this server can read; come back in 1 s", retry_after_s=1)
             self.guard.check(scope, headers)
             if size > limit:
@@ -214,6 +218,11 @@ class Edge:
     def _endpoint(self, scope: Scope) -> Endpoint | None:
         return self._direct.get(scope["path"]) if scope["method"] == "POST" else None
 
+    def _is_open(self, scope: Scope) -> bool:
+        """Whether anybody may ask it as often as he wants; health, metrics and changes are few."""
+        path = scope["path"]
+        return path in self._direct or (scope["method"] in ("GET", "HEAD") and (path == "/models" or path.startswith("/models/")))
+
     def _write_soon(self) -> None:
         """Metrics go to the shared files a few times a second, while there is anything to write."""
         if not self._writing:
@@ -227,7 +236,7 @@ class Edge:
             self._write_soon()
 
     def _limit(self, scope: Scope) -> int:
-        return self._larger.get(scope["path"], self._max_body_bytes)
+        return self._limits.get(scope["path"], self._max_body_bytes)
 
     def _note(self, scope: Scope, status: int) -> None:
         state, now = scope["state"], time.monotonic()

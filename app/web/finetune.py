@@ -229,7 +229,9 @@ def _base(kitchen: Kitchen, spec: Spec) -> Card:
     if spec.start == "fresh" and not described(card.source):
         raise Invalid(f"spec: start: {spec.base!r} has no network of its own to begin afresh; use weights")
     if TASKS[card.task].check is None:
-        tunable = ", ".join(sorted({model.card.model for model in kitchen.pool.models() if TASKS[model.card.task].check}))
+        tunable = ", ".join(
+            sorted({model.card.model for model in kitchen.pool.models(memory=False) if TASKS[model.card.task].check})
+        )
         raise Invalid(f"spec: base: models for {card.task} cannot be tuned over HTTP yet; one of: {tunable}")
     return card
 
@@ -237,7 +239,7 @@ def _base(kitchen: Kitchen, spec: Spec) -> Card:
 def _free(kitchen: Kitchen, spec: Spec) -> None:
     """Raise Conflict if the name belongs to a model for something else, as far as it is known what the new one is for."""
     if spec.task:
-        one_task(spec.name, spec.task, [model.card for model in kitchen.pool.models()])
+        one_task(spec.name, spec.task, [model.card for model in kitchen.pool.models(memory=False)])
 
 
 def _accept(kitchen: Kitchen, spec: Spec, base: Card, dataset: UploadFile) -> Job:

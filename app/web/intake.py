@@ -1,59 +1,122 @@
-"""A request's body on its way in: no larger than its limit, and nobody waits for ever for the rest of it."""
+"""A request's body on its way in: no larger than its limit, nobody waits for ever for the rest of it, and all that are here at a
+time have a limit together: who sends without end, or never ends, takes no memory from others.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Message, Receive
 
-from app.errors import RequestTimeout, TooLarge
+from app.errors import HearthError, RequestTimeout, TooBusy, TooLarge
 
 _LOOK_S = 0.2
+_SLOW = 1 << 16  # bytes a second: where room is short, who sends fewer goes first
+_BEGINS_S, _ANEW_S = 1.0, 5.0  # for which nobody is slow; and after which it is counted anew, whatever came before
+
+
+@dataclass(slots=True, eq=False)
+class _Body:
+    """One request's, as far as it is here."""
+
+    task: asyncio.Task[Any]
+    began: float
+    since: float
+    before: int = 0
+    """What was here then: how fast it comes is counted from there."""
+    read: int = 0
+    held: int = 0
+    """What of that is kept until the request is answered."""
+    until: float = math.inf
+    """When more of it must be here (time.monotonic())."""
+    deadline: float = math.inf
+    """When all of it must, if the caller says so."""
+    whole: bool = False
+    error: HearthError | None = None
+    """Why it is not read on."""
 
 
 class Intake:
     """The bodies that this process is reading. One timer looks after all: one each would cost the many that are here at once."""
 
-    def __init__(self, silence_s: float) -> None:
+    def __init__(self, silence_s: float, most_bytes: int) -> None:
+        """`most_bytes`: of all bodies that are kept in memory, together."""
         self._silence_s = silence_s
-        self._waits: dict[asyncio.Task[Any], float] = {}  # who waits for more of a body, until when (time.monotonic())
-        self._late: set[asyncio.Task[Any]] = set()
+        self._most_bytes = most_bytes
+        self._held = 0
+        self._waits: set[_Body] = set()  # for more of it
         self._looking = False
 
-    def reading(self, receive: Receive, limit: int, state: dict[str, Any]) -> Receive:
-        """`receive` within bounds: `limit` bytes, so many seconds of silence, and the time `state["until"]`.
+    def reading(self, receive: Receive, limit: int, state: dict[str, Any], *, kept: bool = True) -> Receive:
+        """`receive` within bounds: `limit` bytes, so many seconds of silence, and the time `state["until"]`. `kept`: what is read
+        stays in memory, until the request is `over`.
 
-        What it gives raises TooLarge and RequestTimeout.
+        What it gives raises TooLarge, RequestTimeout, TooBusy.
         """
-        read, whole = 0, False
+        body: _Body | None = None
 
         async def receiving() -> Message:
-            nonlocal read, whole
-            if whole:  # what is waited for now is that the caller leaves
+            nonlocal body
+            now = time.monotonic()
+            if body is None:
+                task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # each request has one
+                body = state["body"] = _Body(task, now, now)
+            if body.whole:  # what is waited for now is that the caller leaves
                 return await receive()
-            task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # each request has one
-            until = self._waits[task] = min(time.monotonic() + self._silence_s, state["until"])
+            if now - body.since > _ANEW_S:
+                body.since, body.before = now, body.read
+            body.deadline = state["until"]
+            body.until = min(now + self._silence_s, body.deadline)
+            self._waits.add(body)
             if not self._looking:
                 self._look_soon()
             try:
                 message = await receive()
             except asyncio.CancelledError:
-                if task not in self._late or task.uncancel():
+                if body.error is None or body.task.uncancel():
                     raise
-                raise self._too_slow(until >= state["until"]) from None
+                raise body.error from None
             finally:
-                del self._waits[task]
-                if self._late:
-                    self._late.discard(task)
-            read += len(message.get("body", b""))
-            if read > limit:
+                self._waits.discard(body)
+            size = len(message.get("body", b""))
+            body.read += size
+            if body.read > limit:
                 raise too_large(limit)
-            whole = not message.get("more_body", False)
+            body.whole = not message.get("more_body", False)
+            if kept:
+                self._keep(body, size)
             return message
 
         return receiving
+
+    def over(self, state: dict[str, Any]) -> None:
+        """This request is answered: nothing of its body is kept any more."""
+        if body := state.get("body"):
+            self._let_go(body)
+
+    def _keep(self, body: _Body, size: int) -> None:
+        body.held += size
+        self._held += size
+        while self._held > self._most_bytes:
+            last = _last([*self._waits, body])
+            told = f"bodies of {self._most_bytes / 2**20:g} MiB are here, the limit (HEARTH_MAX_BODIES_MB)"
+            if _speed(last) < _SLOW:
+                last.error = RequestTimeout(f"{told}, and this one came slowest; send it faster, or less at once")
+            else:
+                last.error = TooBusy(f"{told}; come back in 1 s, or send less at once", retry_after_s=1)
+            self._let_go(last)
+            if last is body:
+                raise last.error
+            last.task.cancel()
+
+    def _let_go(self, body: _Body) -> None:
+        self._held -= body.held
+        body.held = 0
 
     def _look_soon(self) -> None:
         self._looking = True
@@ -62,17 +125,26 @@ class Intake:
     def _look(self) -> None:
         self._looking = False
         now = time.monotonic()
-        for task, until in self._waits.items():
-            if now >= until and task not in self._late:
-                self._late.add(task)
-                task.cancel()
+        for body in self._waits:
+            if now >= body.until and body.error is None:
+                why = "the body was not here before the deadline; allow more time with timeout_ms, or send less"
+                body.error = RequestTimeout(why) if body.until >= body.deadline else silent("the body", self._silence_s)
+                body.task.cancel()
         if self._waits:
             self._look_soon()
 
-    def _too_slow(self, deadline: bool) -> RequestTimeout:
-        if deadline:
-            return RequestTimeout("the body was not here before the deadline; allow more time with timeout_ms, or send less")
-        return silent("the body", self._silence_s)
+
+def _last(bodies: Iterable[_Body]) -> _Body:
+    """Whom there is no room for: of those that hold any, the slowest, if it is slow; else the youngest, of whom least is lost."""
+    held = [body for body in bodies if body.held]
+    slowest = min(held, key=_speed)
+    return slowest if _speed(slowest) < _SLOW else max(held, key=lambda body: body.began)
+
+
+def _speed(body: _Body) -> float:
+    """Bytes a second of late; infinite for what is here, and for what has just begun."""
+    seconds = time.monotonic() - body.since
+    return (body.read - body.before) / seconds if seconds > _BEGINS_S and not body.whole else math.inf
 
 
 def silent(part: str, limit_s: float) -> RequestTimeout:

@@ -15,7 +15,7 @@ from app.web.connection import Connection
 from app.web.journal import Journal, Slot
 
 _BULK_BYTES = 1 << 16  # whoever answers more waits until this is on its way
-_LIVES = 6  # of heirs that a request gets: more would try one that kills them all for longer than its neighbours should bear
+_HEIRS = 6  # that a request gets: more would try one that kills them all for longer than its neighbours should bear
 
 
 class Noted(Connection):
@@ -63,9 +63,10 @@ class Line(asyncio.BufferedProtocol):
         connection.connection_made(cast("asyncio.Transport", self))
         if self._slot.unsent:
             self._transport.write(bytes(self._slot.rest()))
-        elif self._slot.lives > _LIVES:
-            why = f"{_LIVES} processes ended while they answered this; send it again later, and if that repeats itself, report it"
-            connection.give_up(WorkerLost(why, retry_after_s=1))
+        elif self._slot.lives > _HEIRS:
+            why = f"{_HEIRS + 1} processes ended while they answered this"
+            remedy = "send it again later, and if that repeats itself, report it"
+            connection.give_up(WorkerLost(f"{why}; {remedy}", retry_after_s=1))
         elif self._slot.length:
             self._take(self._slot.waiting())
 

@@ -23,7 +23,7 @@ _TURNS = 10  # in which a model may be loaded anew by others
 @router.get("/models", response_model=ModelsAnswer, summary="All models and their states")
 async def models(request: Request) -> Response:
     """Every card of the catalogue."""
-    return reply({"models": [_told(request, model) for model in _pool(request).models()]})
+    return reply({"models": [_told(request, model) for model in _pool(request).models(memory=not _outside(request))]})
 
 
 @router.get("/models/{name}", response_model=ModelAnswer, responses=problems(404), summary="One model")
@@ -81,7 +81,7 @@ async def rollback(request: Request, name: str) -> Response:
 
 
 def _whole(request: Request, name: str) -> dict[str, Any]:
-    first, *others = _pool(request).versions(name)
+    first, *others = _pool(request).versions(name, memory=not _outside(request))
     return _told(request, first) | {"meta": first.meta, "versions": [_version(request, model) for model in (first, *others)]}
 
 

@@ -11,6 +11,8 @@ from app.web.problems import MEDIA_TYPE, STATUS
 
 Texts = str | Annotated[list[str], Field(fail_fast=True)]  # a million wrong ones are one mistake, and not a million errors
 
+Name = Annotated[str, Field(max_length=200)]  # of a model; longer ones would be told to whoever sent them
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -19,7 +21,7 @@ class _Strict(BaseModel):
 class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, description="which model; without it, the task's default")
+    model: Name | None = Field(None, description="which model; without it, the task's default")
     timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = Field(None, description="deadline for the answer")
 
 
@@ -48,7 +50,7 @@ class EmbedText(_Strict):
     model_config = ConfigDict(json_schema_extra={"example": {"inputs": ["a warm hearth", "an open fire"]}})
 
     inputs: Texts = Field(description="one text, or several")
-    model: str | None = None
+    model: Name | None = None
     normalize: bool = True
     truncate: bool = Field(False, description="cut texts that have too many tokens instead of refusing them")
     dimensions: Annotated[int, Field(ge=1)] | None = Field(None, description="keep only the first ones")
@@ -62,7 +64,7 @@ class PredictText(_Strict):
     model_config = ConfigDict(json_schema_extra={"example": {"inputs": ["a charming journey", "bleak and desperate"]}})
 
     inputs: Texts = Field(description="one text, or several")
-    model: str | None = None
+    model: Name | None = None
     top_k: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="labels per text, best first")
     truncate: bool = Field(False, description="cut texts that have too many tokens instead of refusing them")
     timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None

@@ -13,12 +13,13 @@ import ipaddress
 import math
 import time
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.types import Scope
 
 from app.errors import Forbidden, Loading, RateLimited, Unauthorised
 from app.keys import Key, Keys, Role
+from app.pool.base import is_let_in
 from app.rates import Bucket, Buckets, Rate
 from app.settings import Settings
 from app.web.origins import Headers, Pairs, stranger
@@ -77,13 +78,13 @@ class Guard:
         need = self._needed(scope["method"], path)
         state, now = scope["state"], time.monotonic()
         if self._addresses is not None and not path.startswith("/health/"):  # probes are never refused
-            self._spend("address", self._addresses.of(_network(scope), now), now, state["heads"])
+            self._spend("address", self._addresses.of(_network(scope), now), now, state)
         if need is None:
             return
         if self._with_keys:
             key = state["key"] = self._known(headers)
             if bucket := self._buckets.get(key.id):
-                self._spend("key", bucket, now, state["heads"])
+                self._spend("key", bucket, now, state)
             if not key.may(need.role):
                 raise Forbidden(f"this takes a key of the role {need.role}, or one that may more; {key.name} has {key.role}")
         elif path not in self._inference and (why := stranger(scope, headers, self._hosts)):  # models answer whoever asks
@@ -120,14 +121,15 @@ class Guard:
             raise Unauthorised(f"{why}; send Authorization: Bearer KEY (hearth's own commands send HEARTH_KEY)")
         return key
 
-    def _spend(self, name: str, bucket: Bucket, now: float, heads: Pairs) -> None:
+    def _spend(self, name: str, bucket: Bucket, now: float, state: dict[str, Any]) -> None:
         """Take a token, and say so as draft-ietf-httpapi-ratelimit-headers-11 has it: what holds is this frontend's part."""
         wait_s = bucket.take(now)
         left, more_s = bucket.left()
         count, window_s = bucket.rate.part(self._parts)
+        heads: Pairs = state["heads"]
         heads.append((b"ratelimit-policy", f'"{name}";q={count};w={window_s}'.encode()))
         heads.append((b"ratelimit", f'"{name}";r={left};t={math.ceil(more_s)}'.encode()))
-        if wait_s:
+        if wait_s and not is_let_in(state.get("past")):
             often = f"{count} request{'s' * (count > 1)} in {window_s} s"
             where = f" on each of {self._parts} frontends" if self._parts > 1 else ""
             why = f"more than {often}, the limit for this {name}{where}; come back in {wait_s:.1f} s"

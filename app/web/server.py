@@ -29,6 +29,9 @@ from app.web.schemas import ProblemAnswer, problems
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
+_JSON_MB = 16.0  # it becomes several times as much when it is read, while nobody else is heard
+
+
 def make_app(
     pool: Pool,
     settings: Settings,
@@ -52,9 +55,10 @@ def make_app(
         app.include_router(part.router, responses=problems(413, 422, 503))  # of any call: too much, not understood, no room
     direct = {route.path: route.endpoint for part in (predict, embed, transcribe) for route in part.router.routes}
     _document(app)
-    larger = {"/finetune": int(settings.max_dataset_mb * 2**20)}
     sketched = {"/predict/text": "text-classification", "/embed/text": "text-embedding"}
-    return Edge(app, direct, settings, larger, sketched)
+    limits = dict.fromkeys(sketched, int(min(settings.max_body_mb, max(_JSON_MB, settings.max_body_mb / 4)) * 2**20))
+    limits["/finetune"] = int(settings.max_dataset_mb * 2**20)
+    return Edge(app, direct, settings, limits, sketched)
 
 
 def _document(app: FastAPI) -> None:

@@ -15,7 +15,7 @@ class Asked(msgspec.Struct):
     """How much a body of JSON asks of whom. What else stands in it, and whether that is right, shows the usual way."""
 
     inputs: str | list[str]
-    model: str | None = None
+    model: Annotated[str, msgspec.Meta(max_length=200)] | None = None
     timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=3_600_000)] | None = None
 
 

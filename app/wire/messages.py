@@ -182,7 +182,7 @@ class Changed(Struct, tag="changed", frozen=True, array_like=True):
 
 
 class Leave(Struct, tag="leave", frozen=True, array_like=True):
-    """A version without traffic is to be freed: a frontend sends this back as soon as it holds no request for it."""
+    """A model is to be freed, or a version without traffic: a frontend sends this back as soon as it holds no request for it."""
 
     id: int
     key: str

@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from itertools import count
+from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ FRONTENDS, MODELS, DESCRIPTORS = 2, ("toy", "toy@2", "other"), 200  # a version 
 TAKEN_S, NONE_S = 1.0, 0.5  # all connections that may be had; no descriptor at all
 DAYS = (400, -400, 0)
 HANGS = wrong("hangs")
+VERSIONS = ("1", "2")
 SHARES = tuple({"1": one, "2": 4 - one} for one in (1, 2, 3))  # of the traffic: two versions, whose answers are the same
 
 
@@ -89,9 +90,23 @@ class Failing(Question):
         return found
 
 
-def of_either(question: Question) -> Question:
+@dataclass(frozen=True, slots=True)
+class OfEither(Question):
     """Whichever version answers it."""
-    return replace(question, known=[question.known[0] | {"version": version} for version in ("1", "2")])
+
+    by: list[str] = field(default_factory=list)
+    """Which version, each time."""
+
+    @classmethod
+    def of(cls, question: Question, by: list[str]) -> OfEither:
+        known = [question.known[0] | {"version": version} for version in VERSIONS]
+        return cls(question.path, question.body, question.media, known, by=by)
+
+    def outcome(self, status: int, body: bytes) -> Outcome:
+        found = Question.outcome(self, status, body)
+        if found == "right":
+            self.by.append(json.loads(body)["version"])
+        return found
 
 
 def with_two_versions(home: Path) -> Path:
@@ -136,8 +151,9 @@ def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
     limit; nobody kills it before that.
     """
     pid, days, hanging = server.process.pid, random.Random(1), threading.Lock()
-    card, turns = disk.folder / "models" / "other" / "card.toml", count()
-    cards, fresh = [card.read_text().replace("max_queue = 256", "max_queue = 200"), card.read_text()], card.with_suffix(".new")
+    card = disk.folder / "models" / "other" / "card.toml"
+    fresh, usual = card.with_suffix(".new"), card.read_text()
+    other, shares = usual.replace("max_queue = 256", "max_queue = 200"), cycle(SHARES)
 
     def worker() -> None:
         if hanging.locked():
@@ -166,7 +182,7 @@ def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
 
     def reload() -> None:
         with contextlib.suppress(OSError):  # the disk is full, or read-only
-            fresh.write_text(cards[next(turns) % 2])
+            fresh.write_text(other if card.read_text() == usual else usual)
             fresh.replace(card)
         server.process.send_signal(signal.SIGHUP)
 
@@ -183,7 +199,7 @@ def wreckers(server: Server, disk: Disk, ahead: Path) -> Iterator[Wreckers]:
             stopped_frontend=(30.0, lambda: faults.stop(pid, "http")),
             unload=(3.0, lambda: change("POST", "/models/other/unload")),
             load=(2.0, lambda: change("POST", "/models/other/load")),
-            traffic=(1.0, lambda: change("PUT", "/models/toy/traffic", json={"shares": SHARES[next(turns) % len(SHARES)]})),
+            traffic=(1.0, lambda: change("PUT", "/models/toy/traffic", json={"shares": next(shares)})),
             hangup=(2.0, reload),
             clock=(3.0, lambda: set_ahead(ahead, days.choice(DAYS))),
             disk=(2.0, disk.worse),
@@ -204,7 +220,8 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
         server.http.put("/models/toy/traffic", json={"shares": SHARES[0]}).raise_for_status()
         known = questions(server)
         known += [asked(server.url, "/predict/image", jpeg(side), "image/jpeg") for side in (300, 1000)]  # others read those
-        known = [of_either(question) for question in known]
+        by: list[str] = []
+        known = [OfEither.of(question, by) for question in known]
         wicked_ones = {lever: Failing.of(lever) for lever in LEVERS if lever != "hangs"}
         coming = refusable(questions(server, "other"), "loading: ", "worker_lost: other failed: ")
         for name in ("nursery", *MODELS):  # what takes the place of a dead one has less than the first, which would hide growth
@@ -230,6 +247,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
         assert server.process.wait(40) == 0
     growth = after / before - 1
     chaos.figure("all together: done", **done.done)
+    chaos.figure("all together: right answers by version", **{version: by.count(version) for version in VERSIONS})
     chaos.figure("all together: MiB", before=before, after=after, growth=growth)
     chaos.figure("all together: inputs that fail", **wicked.counts.figures())
     own = [code == CODES[lever] for lever, one in wicked_ones.items() if CODES[lever] != "poisoned" for code in one.told]
@@ -247,6 +265,7 @@ def test_all_together(small_disk: Path, clock: tuple[Path, dict[str, str]], chao
     assert others.counts.right and not others.counts.wrong and not others.counts.lost, others.counts.told
     assert wicked.counts.right and not wicked.counts.wrong and not wicked.counts.lost, wicked.counts.told
     assert not done.strange, done.strange
+    assert min(map(by.count, VERSIONS)) > len(by) / 10, "one version has hardly been asked"
     assert own, "none of those that do not kill was answered"
     assert sum(own) >= len(own) / 2, "mostly they are taken for the reason of a kill"
     if chaos.long:

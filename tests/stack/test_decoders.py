@@ -7,7 +7,6 @@ import errno
 import fcntl
 import gc
 import os
-import resource
 import select
 import signal
 import socket
@@ -16,8 +15,8 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,20 +136,9 @@ async def test_memory_that_the_kernel_does_not_seal_just_now_is_sealed_later(dec
     assert not busy
 
 
-@contextmanager
-def descriptors_below(number: int, pid: int) -> Iterator[None]:
-    """Meanwhile this process can open none from `number` on; those that it has it keeps."""
-    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (number, usual[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
-
-
 async def test_where_none_can_be_forked_one_that_has_become_idle_will_do(decoders: Decoders):
     assert await read(decoders, "size x") == 1
-    with descriptors_below(3, os.getpid()):
+    with faults.descriptors_below(3, os.getpid()):
         first, second = await asyncio.gather(read(decoders, "slow 0.05"), read(decoders, "slow 0.05"))
     assert first == second, "the same decoder"
 
@@ -162,14 +150,14 @@ async def test_one_whose_decoder_was_killed_gets_what_an_idle_one_has(decoders: 
     killed = await until(lambda: children().get("hearth decode 1"))
     free = os.dup(0)
     os.close(free)
-    with descriptors_below(free, os.getpid()):
+    with faults.descriptors_below(free, os.getpid()):
         os.kill(killed, signal.SIGKILL)
         assert await slow[0] != killed
 
 
 async def test_where_the_nursery_has_no_descriptor_an_idle_decoder_will_do(decoders: Decoders):
     assert await read(decoders, "size x") == 1
-    with descriptors_below(3, processes[0].pid):
+    with faults.descriptors_below(3, processes[0].pid):
         first, second = await asyncio.gather(read(decoders, "slow 0.05"), read(decoders, "slow 0.05"))
     assert first == second
 
@@ -362,10 +350,10 @@ async def test_a_decoder_that_had_no_room_to_begin_costs_nobody(decoders: Decode
     await until(lambda: not decoders._alive)
     pid = processes[0].pid
     free = faults.free_number(pid)
-    with descriptors_below(free + 1, pid):  # for the decoder's end of its socket, and nothing else
+    with faults.descriptors_below(free + 1, pid):  # for the decoder's end of its socket, and nothing else
         reading = asyncio.create_task(read(decoders, "size xx"))
         await until(lambda: caplog.text.count("exit status 75") > clients._MOST["crashed"])
-        with descriptors_below(free, pid):  # nor for that
+        with faults.descriptors_below(free, pid):  # nor for that
             before = caplog.text.count("exit status 75")
             await until(lambda: caplog.text.count("exit status 75") > before + clients._MOST["crashed"])
     assert await reading == 2
@@ -377,7 +365,7 @@ async def test_an_answer_for_which_there_is_no_descriptor_comes_later(decoders: 
     assert await read(decoders, "size x") == 1
     waiting = asyncio.create_task(read(decoders, "large 1000000"))
     large = asyncio.create_task(read(decoders, "size " + "x" * 5_000_000))
-    with descriptors_below(3, os.getpid()):
+    with faults.descriptors_below(3, os.getpid()):
         await until(lambda: "exit status 0" in caplog.text)
     assert np.array_equal(await waiting, np.arange(1_000_000))
     assert await large == 5_000_000

@@ -10,7 +10,7 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 
@@ -18,8 +18,9 @@ import httpx
 import psutil
 import pytest
 
+from app import keys
 from app.web.connection import most_connections
-from tests.stack.conftest import Clients, Server, picture, wait_for
+from tests.stack.conftest import Clients, Server, picture, wait_for, write_toy
 from tests.stack.test_lives import close
 from tests.stack.test_slow_senders import everything, head
 
@@ -253,7 +254,7 @@ def test_what_outlives_too_many_frontends_is_let_go(server: Server, caller: sock
     assert kills >= 7
     answer = next_answer(caller)
     assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "1", "close")
-    assert b"worker_lost" in answer.body and b"6 processes ended" in answer.body  # type: ignore[attr-defined]
+    assert b"worker_lost" in answer.body and b"7 processes ended" in answer.body  # type: ignore[attr-defined]
     assert everything(caller) == b""
     for worker in psutil.Process(server.process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -331,3 +332,67 @@ def test_nothing_leaks(server: Server):
         killed(server)
     wait_for(lambda: all(now <= then for now, then in zip(measured(), before, strict=True)))
     wait_for(lambda: not server.dead(), 5)  # the decoders of those that were killed are let go at the second look
+
+
+class Asking(HTTPConnection):
+    """One who asks once, over a connection that is there already, and reads the answer later."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.url.removeprefix("http://"), timeout=60)
+        self.connect()
+        self.auto_open = 0  # the first connection is the last
+
+    def asks(self, raw: bytes, **heads: str) -> None:
+        self.request("POST", "/predict/image", raw, HEAD | heads)
+
+    @property
+    def is_answered(self) -> bool:
+        return bool(select.select([self.sock], [], [], 0)[0])
+
+
+def test_what_was_let_in_finds_room_with_the_heir_whatever_that_takes_first(tmp_path: Path):
+    """A request of more inputs than fit beside others is let in when half of the queue is empty. Its connection is the older one,
+    and its heir let it in first: the queue was full, and the others had 503.
+    """
+    write_toy(tmp_path / "models" / "toy", "true")
+    card = tmp_path / "models" / "toy" / "card.toml"
+    card.write_text(card.read_text().replace("max_queue = 256", "max_queue = 4"))
+    several = httpx.Request("POST", "http://x", files=[("file", ("a.png", PNG, "image/png"))] * 4)
+    with Server(tmp_path, HEARTH_MODELS="toy", HEARTH_FRONTENDS="1") as server, ExitStack() as callers:
+        older, *others = (callers.enter_context(closing(Asking(server))) for _ in range(3))
+        for other in others:
+            other.asks(CYAN)
+        in_flight(server, 2)
+        older.asks(several.read(), **{"content-type": several.headers["content-type"]})
+        in_flight(server, 3)
+        killed(server)
+        assert [caller.getresponse().status for caller in (older, *others)] == [200] * 3
+
+
+def test_what_was_let_in_is_not_refused_for_a_rate_by_the_heir(tmp_path: Path):
+    """The bucket had filled again and again while they waited; that of the heir is full once."""
+    write_toy(tmp_path / "models" / "toy", "true")
+    file = tmp_path / "keys.jsonl"
+    (_, admin), (_, slow) = keys.add(file, "admin", "admin"), keys.add(file, "slow", "infer", "300/min", 1)
+    with (
+        Server(tmp_path, HEARTH_MODELS="toy", HEARTH_FRONTENDS="1", HEARTH_KEYS_FILE=str(file)) as server,
+        ExitStack() as callers,
+    ):
+        server.http.headers["authorization"] = f"Bearer {admin}"
+        waiting: list[Asking] = []
+
+        def is_let_in() -> bool:
+            """Another one; who comes too early is refused at once."""
+            caller = callers.enter_context(closing(Asking(server)))
+            caller.asks(CYAN, authorization=f"Bearer {slow}")
+            many = len(waiting) + 1
+            wait_for(lambda: caller.is_answered or server.metric("hearth_requests_in_flight") > many)
+            if not caller.is_answered:
+                waiting.append(caller)
+            return len(waiting) == many
+
+        for _ in range(3):
+            wait_for(is_let_in)
+        (old,) = named(server, "hearth http")
+        old.kill()
+        assert [caller.getresponse().status for caller in waiting] == [200] * 3

@@ -103,8 +103,9 @@ def test_a_broken_file_keeps_the_keys_even_for_a_frontend_that_is_new(server: Se
     whole = locked.file.read_text()
     locked.file.write_text("{broken")
     wait_for(lambda: "THE KEYS STAY AS THEY WERE" in server.log)
+    said = server.log.count("THE KEYS STAY AS THEY WERE")
     hang_up(server)
-    wait_for(lambda: server.log.count("THE KEYS STAY AS THEY WERE") == 2)  # each look by itself complains of a file once
+    wait_for(lambda: server.log.count("THE KEYS STAY AS THEY WERE") > said)  # each look by itself complains of a file once
     frontend = next(child for name, child in server.children().items() if "http" in name)
     frontend.kill()
     psutil.wait_procs([frontend], 30)

@@ -9,11 +9,13 @@ import wave as wave_module
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
-from tests.stack.conftest import Server, picture, wait_for, wave
+from tests.stack.conftest import Server, picture, saved, wait_for, wave
 
 
 def maps(process: psutil.Process) -> str:
@@ -83,6 +85,21 @@ def test_unload_ends_the_process_and_load_brings_it_back(server: Server):
         answer = server.predict(picture(1, 2, 3), model="other")
         assert (answer.status_code, answer.json()["code"]) == (503, "loading")
         assert "POST /models/other/load" in answer.json()["detail"]
+
+
+def test_what_is_still_being_read_when_its_model_is_unloaded_is_answered(server: Server):
+    """The workers were told to end at once, and what came to them a moment later had 503."""
+    assert server.http.post("/models/other/load").json()["state"] == "ready"
+    large = saved(Image.new("RGB", (5000, 5000)))  # a tenth of a second each
+    files = [("file", ("large.png", large, "image/png"))] * 24
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{server.url}/predict/image?model=other", files=files, timeout=60)
+        wait_for(lambda: server.metric("hearth_requests_in_flight") >= 2)  # and the one that asks
+        assert server.http.post("/models/other/unload").json()["state"] == "unloaded"
+        answer = asked.result()
+    assert answer.status_code == 200, answer.text
+    assert not [result["error"] for result in answer.json()["results"] if "error" in result]
+    assert not [name for name in server.children() if name.startswith("hearth other")]
 
 
 def test_loading_twice_is_loading_once(server: Server):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.client import HTTPResponse
 from pathlib import Path
 
@@ -31,10 +31,13 @@ def server(toys: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def caller(server: Server) -> Iterator[socket.socket]:
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as caller:
-        caller.settimeout(20)
+    with called(server) as caller:
         yield caller
+
+
+def called(server: Server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
 
 
 def head(call: str = "POST /predict/image", length: int = len(PNG)) -> bytes:
@@ -123,6 +126,23 @@ def test_a_slow_but_steady_body_is_read_to_its_end(caller: socket.socket, call: 
         nothing_comes(caller, 0.3)
     caller.sendall(body[50:])
     assert status_of(caller) == status
+
+
+def test_bodies_have_a_limit_together_and_the_first_are_read_on(toys: Path):
+    half, whole = 4_000_000, PNG + bytes(7_000_000)  # what follows a picture's end is not looked at
+    request = head(length=len(whole)) + whole
+    limits = {"HEARTH_MAX_BODY_MB": "8", "HEARTH_MAX_BODIES_MB": "10"}
+    with Server(toys, HEARTH_MODELS="toy", HEARTH_FRONTENDS="1", **limits) as server, ExitStack() as callers:
+        first, second, third = (callers.enter_context(called(server)) for _ in range(3))
+        for number, caller in enumerate((first, second), 1):
+            caller.sendall(request[:half])
+            wait_for(lambda number=number: server.metric("hearth_requests_in_flight") == number + 1)  # and the one that asks
+        third.sendall(request[:half])
+        assert status_of(third) == 503
+        first.sendall(request[half:])
+        assert [status_of(second), status_of(first)] == [503, 200]
+        first.sendall(request)
+        assert status_of(first) == 200, "there is room again"
 
 
 def test_an_answer_may_take_longer_than_the_silence(caller: socket.socket):

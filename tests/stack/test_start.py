@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +30,9 @@ except BaseException:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_the_first_download_ends_the_start_and_keeps_what_came(tmp_path: Path, number: signal.Signals):
-    home, temporary = tmp_path / "home", tmp_path / "temporary"
+@contextmanager
+def downloading(home: Path, temporary: Path) -> Iterator[tuple[Server, list[psutil.Process], Path]]:
+    """A first start, its processes, and what it has of a file whose rest does not come."""
     temporary.mkdir()
     with running() as mirror:
         file = mirror.put_torchvision("resnet18", bytes(3_000_000))
@@ -46,16 +48,30 @@ def test_a_signal_during_the_first_download_ends_the_start_and_keeps_what_came(t
         try:
             part = home / "weights" / f".{file}.part"
             wait_for(lambda: part.exists() and part.stat().st_size > 900_000)
-            children = list(server.children().values())
-            os.killpg(server.process.pid, number)  # as a terminal does
-            assert server.process.wait(20) == 0
+            yield server, list(server.children().values()), part
         finally:
             server.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_first_download_ends_the_start_and_keeps_what_came(tmp_path: Path, number: signal.Signals):
+    temporary = tmp_path / "temporary"
+    with downloading(tmp_path / "home", temporary) as (server, children, part):
+        os.killpg(server.process.pid, number)  # as a terminal does
+        assert server.process.wait(20) == 0
     assert part.stat().st_size > 900_000
     assert "stopped while starting" in server.log
     assert "Traceback" not in server.log
     assert not list(temporary.glob("hearth-*"))
     assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_a_download_ends_with_the_start_that_wanted_it(tmp_path: Path):
+    """It went on, and the next start waited for it."""
+    with downloading(tmp_path / "home", tmp_path / "temporary") as (server, children, _):
+        assert children
+        server.process.kill()
+        assert not psutil.wait_procs(children, timeout=10)[1]
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])

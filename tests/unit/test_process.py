@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from app import process
@@ -18,6 +19,7 @@ CHILDREN = (
     "app.decoding.nursery",
     "app.engine.choosing",
     "app.engine.nursery",
+    "app.process",
     "app.tuning.foreman",
     "app.tuning.process",
     "app.web.process",
@@ -216,3 +218,23 @@ def test_a_process_dies_with_whom_it_is_tied_to_even_if_it_never_looks(tmp_path:
             assert child.poll() is None
             master.close()
             assert child.wait(30) == -signal.SIGKILL
+
+
+LEASHED = """
+import subprocess, sys
+from app.process import leashed_command
+child = subprocess.Popen(leashed_command("http.server", "0"), stdout=subprocess.PIPE, env={"PYTHONUNBUFFERED": "1"})
+print(child.pid, child.stdout.readline(), flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's prctl")
+def test_a_module_that_knows_nothing_of_it_ends_with_its_parent():
+    with subprocess.Popen([sys.executable, "-c", LEASHED], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid, told = parent.stdout.readline().split(maxsplit=1)
+        assert "Serving HTTP" in told
+        child = psutil.Process(int(pid))
+        parent.kill()
+    assert child.wait(30) is None

@@ -21,16 +21,24 @@ def lived(leak_mib_s: float, *, faults_s: float = RUN_S * soak._KILLING) -> tupl
         pid, age = divmod(now, FAULTS_S) if now < faults_s else (faults_s // FAULTS_S, now - faults_s)
         held = BASE_MIB + leak_mib_s * age + chance.uniform(-1, 1)
         others = OTHERS_MIB + chance.uniform(-5, 5)
-        lives.seen("http", int(pid), now, held)
+        seen(lives, "http", int(pid), now, held)
         for kind in soak._LASTING - {"http"}:
-            lives.seen(kind, 1000, now, others / 5)
+            seen(lives, kind, 1000, now, others / 5)
+        lives.counted(soak._SHARED, "all", 1000, now, 5 + chance.uniform(0, 1))
         sums.append((now, held + others))
     return lives, sums[len(sums) // 5 :]
 
 
+def seen(lives: growth.Lives, kind: str, pid: int, now_s: float, mib: float) -> None:
+    """At one look, with descriptors and threads as always."""
+    lives.seen(kind, pid, now_s, mib)
+    lives.counted("descriptors", kind, pid, now_s, 25)
+    lives.counted("threads", kind, pid, now_s, 3)
+
+
 def missed(lives: growth.Lives) -> list[str]:
     """The bars of the growth within lives that are."""
-    figures = soak.of_lives(lives.slopes(), soak._LASTING)
+    figures = soak.of_lives(lives, soak._LASTING)
     return bars.missed(figures, {name: bars.SOAK[name] for name in figures})
 
 
@@ -84,7 +92,7 @@ def test_descriptors_that_are_not_closed_are_seen_within_a_life_and_those_that_c
     chance, lives = random.Random(0), growth.Lives()
     for now in range(0, RUN_S, 5):
         pid = int(now // FAULTS_S) if now < RUN_S * soak._KILLING else RUN_S
-        lives.counted("descriptors", "http", pid, now, 25 + chance.randint(0, 3) + now // 20)
+        lives.counted("descriptors", "http", pid, now, 25 + chance.randint(0, 3) + now // 60)
         lives.counted("descriptors", "nursery", 1, now, 9 + chance.randint(0, 3))
         lives.counted("descriptors", "young", now // 100, now, now)
         lives.counted("threads", "nursery", 1, now, 3)
@@ -93,3 +101,17 @@ def test_descriptors_that_are_not_closed_are_seen_within_a_life_and_those_that_c
     assert abs(gained["nursery"]) <= 1
     assert "young" not in gained
     assert lives.gained("threads") == {"nursery": 0}
+
+
+def test_what_was_not_counted_is_not_taken_for_flat():
+    lives, uncounted = lived(0.0)[0], growth.Lives()
+    lives._counts = {found: life for found, life in lives._counts.items() if found[:2] != ("threads", "http")}
+    assert missed(lives) == ["kinds not judged: 1, must be at most 0"]
+    assert [said.partition(":")[0] for said in missed(uncounted)] == list(soak.of_lives(uncounted, soak._LASTING))
+
+
+def test_a_life_of_few_looks_is_judged_too():
+    lives = growth.Lives()
+    for now in (0, 70, 200, 300):
+        lives.counted("threads", "http", 1, now, now)
+    assert lives.gained("threads") == {"http": 230}

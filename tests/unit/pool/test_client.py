@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from app.card import Card
-from app.errors import Deadline, Loading, Poisoned, UnknownModel
+from app.errors import Deadline, Loading, Poisoned, RateLimited, TooBusy, UnknownModel
+from app.keys import Key
 from app.pool.base import PAST
 from app.pool.cargo import Cargo
 from app.pool.client import Client
@@ -218,7 +220,7 @@ def test_a_version_that_may_never_answer_again_is_not_drawn_while_another_one_ca
 class Blamed:
     """What outlives the process."""
 
-    blamed = inherited = before = 0
+    blamed = inherited = before = lives = 0
     several = False
 
     def sent(self, id: int) -> None: ...
@@ -273,3 +275,25 @@ async def test_a_request_whose_model_is_removed_while_it_is_decoded_leaves_nothi
     with pytest.raises(UnknownModel):
         await client.submit("m", Sample(arrays={"x": np.ones(1)}, cost=1.0), outputs=("y",), deadline=time.monotonic() + 30)
     assert not len(client._flights)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_what_a_process_let_in_that_has_ended_finds_room_whatever_waits(share: float):
+    """A request of many inputs had been let in beside others, and their heir took it first: for those there was no room."""
+    directory, key = Directory(Settings()), Key(id="k", name="k", role="infer", sha256="", created=date(2026, 1, 1), share=share)
+    directory.update(Table({"m": table("ready").models["m"]}, 1, {}))
+    deadline = time.monotonic() + 3600
+    room = directory["m"].card.limits.max_queue
+    past = Blamed()
+    token = PAST.set(past)
+    try:
+        with directory.admit("m", room // 4, deadline, key), directory.admit("m", room - room // 4, deadline):
+            with pytest.raises(RateLimited if share < 1 else TooBusy), directory.admit("m", 1, deadline, key):
+                pass
+            past.lives = 1
+            with directory.admit("m", 1, deadline, key), directory.admit("m", 1, deadline):
+                assert directory["m"].queue.held == room + 2
+                assert [place.held for place in directory["m"].queue.places.values()] == ([room // 4 + 1] if share < 1 else [])
+    finally:
+        PAST.reset(token)
+    assert directory["m"].queue.held == 0 and not directory["m"].queue.places

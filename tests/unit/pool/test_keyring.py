@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,26 @@ async def test_a_file_that_lets_nobody_or_everybody_in_is_warned_of(file: Path, 
     with caplog.at_level(logging.WARNING, "hearth"):
         await ring.reload()
     assert "nobody gets in" in caplog.text and "chmod 600" in caplog.text
+
+
+async def test_of_two_looks_at_once_the_later_one_is_believed(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A look that had read the file before a key was revoked in it told of it last, and the key held again."""
+    ring, _ = ring_of(file, tmp_path)
+    has_read, may_tell = threading.Event(), threading.Event()
+
+    def read(path: Path) -> str:
+        text = keys.read(path)
+        if not has_read.is_set():
+            has_read.set()
+            assert may_tell.wait(30)
+        return text
+
+    monkeypatch.setattr(keyring, "read", read)
+    first = asyncio.create_task(ring._renew(file))
+    await asyncio.to_thread(has_read.wait, 30)
+    keys.revoke(file, "first")
+    second = asyncio.create_task(ring.reload())
+    await asyncio.wait([second], timeout=0.3)
+    may_tell.set()
+    await asyncio.gather(first, second)
+    assert ring.text == file.read_text()

@@ -14,16 +14,20 @@ from app.pool.loading import Loading
 from app.pool.roster import Roster, Served
 from app.settings import Settings
 from app.tasks.base import Files
+from app.wire.messages import Leave, Message, Stop
 
 
 class Stage:
     """House, nursery and fetch in one: files come, or do not, when the test says so."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: Any) -> None:
         card = Card(name="m", folder=folder, task="text-embedding", source={"kind": "file"}, about={"licence": "x"})
         self.roster = Roster({"m": Served(card, default=False, preload=False)}, ["cpu"])
         hand: Any = self
-        self.loading = Loading(Settings(home=folder), self.roster, folder, self.fetch, hand, hand)
+        self.loading = Loading(Settings(home=folder, **settings), self.roster, folder, self.fetch, hand, hand)
+        self.frontends: set[str] = set()
+        self.told: list[tuple[str, Message]] = []
+        self.killed: list[str] = []
         self.fetches: list[asyncio.Future[Files]] = []
         self.forked: list[dict[str, str]] = []
         self.work: list[asyncio.Task[None]] = []
@@ -39,6 +43,12 @@ class Stage:
         self.forked.append(spec["files"])
 
     def publish(self) -> None: ...
+
+    def tell(self, message: Message, to: str) -> None:
+        self.told.append((to, message))
+
+    def kill(self, worker: str) -> None:
+        self.killed.append(worker)
 
     def settled(self, model: str) -> None: ...
 
@@ -83,3 +93,65 @@ async def test_that_they_cannot_be_found_is_one(stage: Stage, error: Exception):
     stage.fetches[1].set_exception(error)
     await stage.work[1]
     assert stage.roster.models["m"].state == "failed" and not stage.forked
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> Stage:
+    """One whose worker is ready, and which two frontends know."""
+    stage = Stage(tmp_path)
+    (birth,) = stage.roster.want("m", {})
+    stage.roster.ready(birth.name, {"labels": 2})
+    stage.frontends = {"http 1", "http 2"}
+    stage.loading.unload("m")
+    return stage
+
+
+async def test_workers_end_when_no_frontend_holds_a_request_any_more(served: Stage):
+    """A recording that is still being decoded had 503, because its model's workers were told to stop at once."""
+    entry = served.roster.table(2, {}).models["m"]
+    assert (entry.state, entry.meta, [worker.state for worker in entry.workers]) == ("unloaded", {}, ["ready"])
+    (first, question), (second, _) = served.told
+    assert isinstance(question, Leave)
+    served.loading.leaving.left(first, question)
+    assert len(served.told) == 2
+    served.loading.leaving.left(second, question)
+    assert served.told[2:] == [("m.1", Stop())]
+    assert served.roster.table(2, {}).models["m"].workers == ()
+
+
+async def test_a_worker_that_dies_while_its_model_leaves_is_replaced_and_its_model_stays_unloaded(served: Stage):
+    birth = served.roster.died("m.1", "SIGKILL", 0.0)
+    assert birth is not None
+    assert served.roster.ready(birth.name, {"labels": 2})
+    entry = served.roster.table(2, {}).models["m"]
+    assert (entry.state, entry.meta, [worker.name for worker in entry.workers]) == ("unloaded", {}, ["m.2"])
+    for name in ("m.2", "m.3", "m.4"):
+        served.roster.forked(name, 7)
+        served.roster.died(name, "SIGKILL", 1.0)
+    served.roster.forked("m.5", 7)
+    assert served.roster.died("m.5", "SIGKILL", 1.0) is None
+    assert served.roster.models["m"].state == "unloaded"
+
+
+async def test_a_model_that_is_loaded_again_while_it_leaves_has_new_workers_and_the_old_ones_end(served: Stage):
+    question = served.told[0][1]
+    assert isinstance(question, Leave)
+    served.loading.load("m")
+    assert served.told[2:] == [("m.1", Stop())]
+    served.loading.leaving.left("http 1", question)
+    served.loading.leaving.left("http 2", question)
+    assert len(served.told) == 3
+    assert served.roster.models["m"].wanted
+
+
+async def test_who_never_answers_keeps_no_worker_for_longer_than_a_drain(tmp_path: Path):
+    stage = Stage(tmp_path, drain_s=0.01)
+    stage.roster.want("m", {})
+    stage.frontends = {"http 1"}
+    stage.loading.unload("m")
+    assert stage.told[1:] == []
+    async with asyncio.timeout(5):
+        while not stage.killed:  # noqa: ASYNC110  a task of ours
+            await asyncio.sleep(0)
+    assert stage.told[1:] == [("m.1", Stop())]
+    assert stage.killed == ["m.1"]

@@ -55,7 +55,7 @@ class Stage:
         traffic = Traffic(home / "traffic.json")
         traffic.begin(self.roster.models, ())
         self.switching = Switching(self.roster, traffic, self.loading, house, kept=5, grace_s=1)
-        self.renewal = house.hears = Renewal(settings, self.roster, self.loading, self.switching, house)
+        self.renewal = house.hears = Renewal(self.roster, self.loading, self.switching, house)
         self.house = house
         for name in loaded:
             self.roster.models[name].wanted = True

@@ -75,7 +75,7 @@ class Stage:
         self.traffic.begin(keys, ())
         hand: Any = self.house
         self.switching = Switching(self.roster, self.traffic, hand, hand, kept=kept, grace_s=grace_s)
-        self.house.left = self.switching.left
+        self.house.left = self.switching.leaving.left
         for key in ready:
             self.ready(key)
 
@@ -404,9 +404,9 @@ async def test_a_version_is_freed_when_no_frontend_holds_a_request_for_it(tmp_pa
         stage.switching.asked("web.1", Switch(1, "m", {number: 1}, ""))
     await until(lambda: len(stage.house.asked) == 2)
     assert {(to, leave.key) for to, leave in stage.house.asked} == {("web.1", "m@1"), ("web.2", "m@1")}
-    stage.switching.left("web.1", stage.house.asked[0][1])
+    stage.switching.leaving.left("web.1", stage.house.asked[0][1])
     assert stage.house.unloaded == [], "the other one still holds some"
-    stage.switching.gone("web.2")  # and its requests with it
+    stage.switching.leaving.gone("web.2")  # and its requests with it
     assert stage.house.unloaded == ["m@1"]
 
 
@@ -418,10 +418,10 @@ async def test_a_version_that_got_its_traffic_back_is_not_freed_by_an_answer_to_
     await until(lambda: len(stage.house.asked) == 1)
     for number in ("1", "2", "3"):
         stage.switching.asked("web", Switch(2, "m", {number: 1}, ""))
-    stage.switching.left("web", stage.house.asked[0][1])
+    stage.switching.leaving.left("web", stage.house.asked[0][1])
     assert stage.house.unloaded == []
     await until(lambda: len(stage.house.asked) == 2)
-    stage.switching.left("web", stage.house.asked[1][1])
+    stage.switching.leaving.left("web", stage.house.asked[1][1])
     assert stage.house.unloaded == ["m@1"]
 
 
@@ -472,4 +472,4 @@ async def test_an_old_version_whose_files_are_just_coming_stays(tmp_path: Path):
     assert "m@1" in stage.roster.models and (tmp_path / "m@1").exists()
     del stage.roster.models["m@1"]  # it may go before the frontend answers
     for frontend, leave in stage.house.asked:
-        stage.switching.left(frontend, leave)
+        stage.switching.leaving.left(frontend, leave)

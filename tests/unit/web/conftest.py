@@ -57,16 +57,19 @@ class ToyPool:
         self.state = "ready"
         self.woken = False
         self.shadowed = ""
+        self.told_memory: list[bool] = []
 
     def _model(self, task: str = "image-classification") -> Model:
         card = Card(name="toy", folder=Path("/x"), task=task, source={"kind": "file"}, about={"licence": "x"})
         replica = Replica(worker="toy.1", pid=1, device="cpu", state="ready", memory_bytes=5, restarts=0)
         return Model(card=card, state=self.state, default=True, replicas=(replica,), meta={"classes": 1})
 
-    def models(self) -> list[Model]:
+    def models(self, *, memory: bool = True) -> list[Model]:
+        self.told_memory.append(memory)
         return [self._model()]
 
-    def versions(self, name: str) -> list[Model]:
+    def versions(self, name: str, *, memory: bool = True) -> list[Model]:
+        self.told_memory.append(memory)
         if name != "toy":
             raise UnknownModel(f"no model is called {name!r}; there are: toy")
         return [self._model()]

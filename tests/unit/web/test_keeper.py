@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import select
 import socket
 import struct
 
+import faults
 import pytest
 
 from app.web import keeper
@@ -85,9 +85,5 @@ def test_callers_are_connections_to_where_we_listen():
 
 def test_descriptors_are_known_where_none_is_left_to_list_them_by():
     before = keeper._descriptors()
-    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, usual[1]))
-    try:
+    with faults.descriptors_below(3):
         assert keeper._descriptors() == before
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, usual)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -44,3 +45,13 @@ async def test_but_not_for_ever(client: httpx.AsyncClient, pool: ToyPool, monkey
     monkeypatch.setattr(pool, "change", change)
     answer = await client.post("/models/toy/load")
     assert answer.status_code == 503 and "others load and unload it" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/models", "/models/toy"])
+async def test_memory_is_counted_for_those_alone_who_are_shown_it(app: Any, pool: ToyPool, path: str):
+    """It takes ten milliseconds of each worker, in which nobody else is heard."""
+    for address in ("127.0.0.1", "10.1.2.3"):
+        transport = httpx.ASGITransport(app, client=(address, 9))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            assert (await client.get(path)).status_code == 200
+    assert pool.told_memory == [True, False]

@@ -317,3 +317,27 @@ async def test_an_audit_log_that_cannot_be_written_does_not_fail_the_change(pool
     app = make_app(pool, Settings(home=tmp_path / "file"))
     async with client_of(app, ("127.0.0.1", 9), "localhost") as client:
         assert (await client.post("/models/toy/load")).status_code == 200
+
+
+class Inherited:
+    """A request that the process before this one had."""
+
+    lives, inherited, before, several = 1, 0, 0, False
+
+    def sent(self, id: int) -> None: ...
+
+    def blame(self, times: int) -> None: ...
+
+
+async def test_what_a_process_let_in_that_has_ended_is_not_refused_for_a_rate(pool: Any, tmp_path: Path):
+    """A bucket had filled a hundred times while they waited; whoever took them over had it full once, and refused the rest."""
+    app = make_app(pool, Settings(home=tmp_path, address_rate="2/h", frontends=1))
+    picture = {"content": b"xyz", "headers": {"content-type": "image/png"}}
+
+    async def heir(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope | {"state": {"past": Inherited()}}, receive, send)
+
+    hands_on: Any = heir
+    async with client_of(hands_on) as inherited, client_of(app) as new:
+        assert [(await inherited.post("/predict/image", **picture)).status_code for _ in range(4)] == [200] * 4
+        assert (await new.post("/predict/image", **picture)).status_code == 429, "they count"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 
+import faults
 import numpy as np
 import psutil
 import pytest
@@ -88,17 +89,11 @@ def test_a_letter_for_whose_memory_there_is_no_descriptor_is_lost_and_that_is_kn
     sends, gets = pair
     parcel = Parcel((Cancel(1), {"x": np.zeros(1_000_000, np.uint8)}))
     assert sends.send(parcel)
-    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
     numbers = [os.dup(sends.stream.fileno()) for _ in range(free + 1)]
     for number in numbers:
         os.close(number)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (numbers[free], usual[1]))
-    try:
-        with pytest.raises(EOFError):
-            gets.read()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
-        parcel.close()
+    with closing(parcel), faults.descriptors_below(numbers[free]), pytest.raises(EOFError):
+        gets.read()
     assert gets.scarce
 
 
