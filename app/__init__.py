@@ -6,7 +6,7 @@
     web/              6   speaks HTTP: a route → read.py → answer.py → kitchen.py, and shadow.py afterwards; edge.py around all;
                           security.py → origins.py: who may; sketch.py: who would find no room, in a flood; intake.py: bodies ·
                           connection.py: headers · problems.py: codes → statuses · process.py: a frontend; what outlives it:
-                          keeper.py forks it → heirs.py take over; line.py → journal.py has what was asked
+                          keeper.py forks it → heirs.py take over; line.py → journal.py, seen.py: what was asked
     pool/             5   base.py: the waist · client.py, directory.py, admission.py: the frontends' side · supervisor.py →
                           (house.py) → loading.py, switching.py, renewal.py → leaving.py; roster.py, traffic.py; keyring.py;
                           processes.py, frontends.py: the other

@@ -61,14 +61,18 @@ class Model:
 class Past(Protocol):
     """What of a request outlives the process that answers it: the next one goes on from there."""
 
-    lives: int
-    """How many processes ended while they had it."""
+    let_in: bool
+    """Whether a process before this one found room for it: it is refused no more, neither for want of that nor for a rate."""
     inherited: int
     """How often one of its samples was blamed in the processes before (`flights.Flight`)."""
     before: int
     """The id of its first sample in the process before; 0: there was none."""
     several: bool
     """Whether more than one of its samples was sent in this process."""
+
+    def admitted(self) -> None:
+        """There is room for it."""
+        ...
 
     def sent(self, id: int) -> None:
         """A sample of it is under way."""
@@ -84,8 +88,8 @@ PAST: ContextVar[Past | None] = ContextVar("past", default=None)
 
 
 def is_let_in(past: Past | None) -> bool:
-    """Whether a process before this one had the request: it is refused no more, neither for want of room nor for a rate."""
-    return past is not None and past.lives > 0
+    """Whether a process before this one let the request in."""
+    return past is not None and past.let_in
 
 
 class Pool(Protocol):

@@ -30,11 +30,9 @@ from app.tasks.base import Codec, Sample
 from app.wire.messages import Back, Cancel, Change, Changed, Died, Done, Failed, Hello, Leave, Message, Run, Switch, Table, Tune
 from app.wire.sockets import Endpoint, address
 
-_AGAIN_S = 1.0  # after which a worker that could not be reached is tried again
-_LEAVE_S = 0.2  # a version that is to be freed is looked at so often
+_AGAIN_S, _LEAVE_S = 1.0, 0.2  # after which a worker that could not be reached is tried again; a model that leaves is looked at
 _PROVEN_S = 0.5  # an answer to a real request proves a worker for so long
-# Of its longest batches a worker may take so many until it is proven: what runs (on CUDA two), what the sample is in, and a half.
-_BUSY, _BUSY_CUDA = 2.5, 3.5
+_BUSY, _BUSY_CUDA = 2.5, 3.5  # of its longest batches until it is proven: what runs (or two), what the sample is in, a half
 _ID_BITS = 40  # a frontend's number stands above its counter: ids are unique among frontends
 
 
@@ -51,6 +49,7 @@ class Client:
         self._answered: dict[str, float] = {}  # worker → its last answer
         self._longest: dict[str, float] = {}  # worker → seconds of its longest batch, slowly forgotten
         self._table: Table | None = None
+        self._leaves: dict[str, asyncio.TimerHandle] = {}  # by model
         self._changes: dict[int, asyncio.Future[None]] = {}
         self._change_ids = count(1)
         self._probe = Probe()
@@ -76,8 +75,7 @@ class Client:
 
     def models(self, *, memory: bool = True) -> list[Model]:
         """Every card with its present state, by name."""
-        found = (self._describe(known.card.name, memory=memory) for known in self._directory)
-        return sorted(found, key=lambda model: model.card.name)
+        return [self._describe(name, memory=memory) for name in sorted(known.card.name for known in self._directory)]
 
     def versions(self, name: str, *, memory: bool = True) -> list[Model]:
         """The versions of a model, the most asked one first."""
@@ -205,8 +203,7 @@ class Client:
             return
         flight.worker = chosen = min(ready, key=lambda name: self._load[name])
         self._load[chosen] += 1
-        cargo = flight.cargo
-        run = Run(flight.id, cargo.sample.cost, cargo.deadline, cargo.outputs, flight.alone, cargo.before)
+        run = Run(flight.id, (cargo := flight.cargo).sample.cost, cargo.deadline, cargo.outputs, flight.alone, cargo.before)
         self._links[chosen].send(run, cargo.sample.arrays)
 
     def _fail(self, flight: Flight[Cargo], error: Exception) -> None:
@@ -229,8 +226,10 @@ class Client:
                 future.set_result(None)
 
     def _leave(self, leave: Leave) -> None:
+        if before := self._leaves.pop(leave.key, None):
+            before.cancel()  # that question is over
         if self._directory.holds(leave.key):
-            asyncio.get_running_loop().call_later(_LEAVE_S, self._leave, leave)
+            self._leaves[leave.key] = asyncio.get_running_loop().call_later(_LEAVE_S, self._leave, leave)
         else:
             self._control.send(leave)
 

@@ -41,7 +41,11 @@ class Known:
 
     @property
     def able(self) -> bool:
-        """It was ready. While it is replaced, samples wait for the new worker, unless nobody knows whether that will be."""
+        """It was ready. While it is replaced, samples wait for the new worker, unless nobody knows whether that will be. One that
+        was unloaded answers until its workers end, those alone that it had let in.
+        """
+        if self.entry.state == "unloaded":
+            return bool(self.entry.meta) and is_let_in(PAST.get())
         return bool(self.entry.meta) and not (self.entry.state == "loading" and self.entry.why)
 
     def not_ready(self) -> HearthError:
@@ -127,6 +131,8 @@ class Directory:
             if key and key.share < 1:
                 place = queue.place(key, inputs, room=room, allowed_s=allowed_s, workers=workers)
             queue.check(inputs, room=room, allowed_s=allowed_s, workers=workers, now=now)
+        if past := PAST.get():
+            past.admitted()
         queue.held += inputs
         try:
             if place is None or key is None:

@@ -6,6 +6,7 @@ One reader, so that all frontends have the same keys, and one that was just star
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Keyring:
         self._stamp: tuple[int, ...] = ()  # of the file as it was last read
         self._unread = False  # it is there, and could not be read: whoever was revoked in it must not stay
         self._complaint = ""
-        self._looking = asyncio.Lock()  # of two that look at once, the one that began first could be the last to tell
+        self._looking = threading.Lock()  # of two that look at once, the one that read first could be the last to tell
 
     async def run(self) -> None:
         """Look about once a second. Ends at once where no keys are wanted."""
@@ -47,18 +48,21 @@ class Keyring:
             await self._renew(self._path, anew=True)
 
     async def _renew(self, path: Path, *, anew: bool = False) -> None:
-        async with self._looking:
-            self._stamp = () if anew else self._stamp
-            try:
-                await asyncio.to_thread(self._look, path)  # whatever the disk does, the supervisor goes on
-            except RuntimeError as error:  # no thread can be started; one that is busy may still do it
-                log.error("the keys cannot be looked at for now: %s", error)
+        try:
+            await asyncio.to_thread(self._look, path, anew=anew)  # whatever the disk does, the supervisor goes on
+        except RuntimeError as error:  # no thread can be started; one that is busy may still do it
+            log.error("the keys cannot be looked at for now: %s", error)
         if self.text != self._published:
             self._published = self.text
             self._house.publish()
 
-    def _look(self, path: Path) -> bool:
+    def _look(self, path: Path, *, anew: bool = False) -> bool:
         """Whether other keys hold now."""
+        with self._looking:
+            self._stamp = () if anew else self._stamp
+            return self._read(path)
+
+    def _read(self, path: Path) -> bool:
         stamp = _stamp(path)
         if stamp == self._stamp and not self._unread:
             return False

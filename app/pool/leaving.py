@@ -14,6 +14,9 @@ from itertools import count
 from app.pool.house import House
 from app.wire.messages import Leave
 
+_HEIR = ""  # whoever takes over what a frontend held that has ended
+_TAKEN_S = 1.0  # by then it has; a tenth is usual
+
 _ids = count(1)  # two that ask about the same model do not take each other's answers
 
 
@@ -21,7 +24,7 @@ _ids = count(1)  # two that ask about the same model do not take each other's an
 class _Question:
     id: int
     waits_for: set[str]
-    """Frontends that have yet to answer."""
+    """Frontends that have yet to answer, and `_HEIR`."""
     then: Callable[[], None]
     timer: asyncio.TimerHandle | None
 
@@ -34,8 +37,8 @@ class Leaving:
         self._open: dict[str, _Question] = {}
 
     def ask(self, key: str, then: Callable[[], None], within_s: float | None = None) -> None:
-        """Do `then` when no frontend holds a request for `key` any more, or after so many seconds. All have heard already that
-        nothing new goes there.
+        """Do `then` when no frontend holds a request for `key` any more, or after so many seconds; without a limit, what a
+        killed frontend held is not waited for. All have heard already that nothing new goes there.
         """
         self.forget(key)
         frontends = set(self._house.frontends)
@@ -59,10 +62,25 @@ class Leaving:
             self._without(frontend, leave.key)
 
     def gone(self, frontend: str) -> None:
-        """It has ended, and so have its requests."""
+        """It has ended; its requests have an heir."""
         for key in list(self._open):
-            if key in self._open:  # what is freed may be waited for by a change, which ends such questions
+            question = self._open.get(key)  # what is freed may be waited for by a change, which ends such questions
+            if question and question.timer and frontend in question.waits_for:
+                question.waits_for.add(_HEIR)
+            if question:
                 self._without(frontend, key)
+
+    def came(self, frontend: str) -> None:
+        """A new one, which may be an heir."""
+        for key, question in self._open.items():
+            if _HEIR in question.waits_for:
+                asyncio.get_running_loop().call_later(_TAKEN_S, self._ask_heir, key, question, frontend)
+
+    def _ask_heir(self, key: str, question: _Question, frontend: str) -> None:
+        if self._open.get(key) is question and frontend in self._house.frontends:
+            question.waits_for.discard(_HEIR)
+            question.waits_for.add(frontend)
+            self._house.tell(Leave(question.id, key), to=frontend)
 
     def _without(self, frontend: str, key: str) -> None:
         question = self._open[key]

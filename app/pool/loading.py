@@ -46,6 +46,7 @@ class Loading:
     def load(self, model: str) -> None:
         """Start its workers, once its files are here."""
         served = self._roster.models[model]
+        self.leaving.forget(model)
         if served.slots:  # it was unloaded a moment ago; who still waits for it waits for the new ones
             self._free(model)
         served.renew()
@@ -79,6 +80,8 @@ class Loading:
     def _free(self, model: str, why: str = "") -> None:
         """Frontends hear first, so that the workers' last word is an answer. With a `why` it counts as failed."""
         self.leaving.forget(model)
+        if model not in self._roster.models:  # its card is gone, and it had no process
+            return
         workers = self._roster.unwant(model, why)
         self._house.publish()
         for worker in workers:
@@ -86,8 +89,9 @@ class Loading:
             asyncio.get_running_loop().call_later(self._settings.drain_s, self._nursery.kill, worker)
 
     def give_up(self, model: str, why: str) -> None:
-        """It counts as failed."""
-        log.error("%s failed: %s", model, why)
+        """It counts as failed; without a `why` as unloaded, as it was to be."""
+        if why:
+            log.error("%s failed: %s", model, why)
         if model not in self._roster.models:  # removed, while its files were still looked for
             return
         self._free(model, why)

@@ -111,8 +111,7 @@ class Roster:
 
     def leave(self, model: str) -> None:
         """Nobody new shall find a model; what found it is still answered."""
-        served = self.models[model]
-        served.wanted, served.why, served.meta = False, "", {}
+        self.models[model].wanted, self.models[model].why = False, ""
 
     def unwant(self, model: str, why: str = "") -> list[str]:
         """Stop using a model; returns its workers, which may finish. With a `why` it counts as failed."""
@@ -133,8 +132,7 @@ class Roster:
         if found is None:
             return False
         served, slot = found
-        if served.wanted:
-            served.meta, served.why = meta, ""
+        served.meta, served.why = meta, ""
         slot.state, slot.why, slot.deaths, slot.unborn = "ready", "", 0, 0
         return True
 

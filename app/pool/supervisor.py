@@ -128,6 +128,7 @@ class Supervisor:
             case Hello(role="frontend"):
                 self.frontends.add(peer)
                 self.tell(self._table(), to=peer)
+                self._loading.leaving.came(peer)
                 self._check_settled()
             case Hello(role="worker", pid=pid):
                 if self._roster.find(peer):

@@ -102,8 +102,7 @@ class Edge:
             if refusal is not None:
                 await refusal(scope, receive, sending)
             else:
-                kept = self._endpoint(scope) is not None
-                await self._answer(scope, self._intake.reading(receive, self._limit(scope), state, kept=kept), sending)
+                await self._answer(scope, self._read(scope, receive), sending)
         except Exception as error:
             if not over:
                 raise
@@ -217,6 +216,12 @@ class Edge:
 
     def _endpoint(self, scope: Scope) -> Endpoint | None:
         return self._direct.get(scope["path"]) if scope["method"] == "POST" else None
+
+    def _read(self, scope: Scope, receive: Receive) -> Receive:
+        state, client = scope["state"], scope.get("client")
+        sender = state["key"].id if state["key"] else client[0] if client else ""
+        kept = self._endpoint(scope) is not None and not is_let_in(state.get("past"))
+        return self._intake.reading(receive, self._limit(scope), state, sender=sender, kept=kept)
 
     def _is_open(self, scope: Scope) -> bool:
         """Whether anybody may ask it as often as he wants; health, metrics and changes are few."""

@@ -15,8 +15,9 @@ from contextlib import suppress
 from functools import partial
 
 from app.logs import log
-from app.web.journal import Journal, Seen, Slot, judge
+from app.web.journal import Journal, Slot, judge
 from app.web.line import Line
+from app.web.seen import Seen
 
 _HEADER_BYTES = 1 << 16
 _TWICE = re.compile(  # what may be done twice: it changes nothing, or the second time nothing more

@@ -16,8 +16,8 @@ from starlette.types import Message, Receive
 from app.errors import HearthError, RequestTimeout, TooBusy, TooLarge
 
 _LOOK_S = 0.2
-_SLOW = 1 << 16  # bytes a second: where room is short, who sends fewer goes first
-_BEGINS_S, _ANEW_S = 1.0, 5.0  # for which nobody is slow; and after which it is counted anew, whatever came before
+_SLOW = 1 << 16  # bytes a second: where room is short, what comes more slowly goes first
+_BEGINS_S, _ANEW_S = 1.0, 5.0  # for which nobody is slow; and after which what came before does not count
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +25,7 @@ class _Body:
     """One request's, as far as it is here."""
 
     task: asyncio.Task[Any]
+    sender: str
     began: float
     since: float
     before: int = 0
@@ -32,6 +33,8 @@ class _Body:
     read: int = 0
     held: int = 0
     """What of that is kept until the request is answered."""
+    waits: float = 0.0
+    """Since when for more."""
     until: float = math.inf
     """When more of it must be here (time.monotonic())."""
     deadline: float = math.inf
@@ -52,9 +55,9 @@ class Intake:
         self._waits: set[_Body] = set()  # for more of it
         self._looking = False
 
-    def reading(self, receive: Receive, limit: int, state: dict[str, Any], *, kept: bool = True) -> Receive:
-        """`receive` within bounds: `limit` bytes, so many seconds of silence, and the time `state["until"]`. `kept`: what is read
-        stays in memory, until the request is `over`.
+    def reading(self, receive: Receive, limit: int, state: dict[str, Any], *, sender: str = "", kept: bool = True) -> Receive:
+        """`receive` within bounds: `limit` bytes, so many seconds of silence, and the time `state["until"]`. `sender`: whose it
+        is. `kept`: what is read stays in memory, until the request is `over`.
 
         What it gives raises TooLarge, RequestTimeout, TooBusy.
         """
@@ -65,12 +68,12 @@ class Intake:
             now = time.monotonic()
             if body is None:
                 task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # each request has one
-                body = state["body"] = _Body(task, now, now)
+                body = state["body"] = _Body(task, sender, now, now)
             if body.whole:  # what is waited for now is that the caller leaves
                 return await receive()
             if now - body.since > _ANEW_S:
                 body.since, body.before = now, body.read
-            body.deadline = state["until"]
+            body.waits, body.deadline = now, state["until"]
             body.until = min(now + self._silence_s, body.deadline)
             self._waits.add(body)
             if not self._looking:
@@ -103,16 +106,32 @@ class Intake:
         body.held += size
         self._held += size
         while self._held > self._most_bytes:
-            last = _last([*self._waits, body])
+            body.waits = time.monotonic()
+            last = self._last([*self._waits, body])
+            self._let_go(last)
+            if last.error is not None:  # it is ended already, and has yet to hear of it
+                continue
             told = f"bodies of {self._most_bytes / 2**20:g} MiB are here, the limit (HEARTH_MAX_BODIES_MB)"
             if _speed(last) < _SLOW:
                 last.error = RequestTimeout(f"{told}, and this one came slowest; send it faster, or less at once")
             else:
                 last.error = TooBusy(f"{told}; come back in 1 s, or send less at once", retry_after_s=1)
-            self._let_go(last)
             if last is body:
                 raise last.error
             last.task.cancel()
+
+    def _last(self, bodies: Iterable[_Body]) -> _Body:
+        """For which there is no room: of those that hold any, the slowest, if it is slow; else the youngest, of which the
+        least is lost: of one sender, if he has more than a quarter of all.
+        """
+        held = [body for body in bodies if body.held]
+        slowest = min(held, key=_speed)
+        if _speed(slowest) < _SLOW:
+            return slowest
+        of = dict.fromkeys((body.sender for body in held), 0)
+        for body in held:
+            of[body.sender] += body.held
+        return max(held, key=lambda body: (max(of[body.sender], self._most_bytes / 4), body.began))
 
     def _let_go(self, body: _Body) -> None:
         self._held -= body.held
@@ -134,17 +153,13 @@ class Intake:
             self._look_soon()
 
 
-def _last(bodies: Iterable[_Body]) -> _Body:
-    """Whom there is no room for: of those that hold any, the slowest, if it is slow; else the youngest, of whom least is lost."""
-    held = [body for body in bodies if body.held]
-    slowest = min(held, key=_speed)
-    return slowest if _speed(slowest) < _SLOW else max(held, key=lambda body: body.began)
-
-
 def _speed(body: _Body) -> float:
     """Bytes a second of late; infinite for what is here, and for what has just begun."""
-    seconds = time.monotonic() - body.since
-    return (body.read - body.before) / seconds if seconds > _BEGINS_S and not body.whole else math.inf
+    now = time.monotonic()
+    seconds = now - body.since
+    if body.whole or seconds < _BEGINS_S:
+        return math.inf
+    return (body.read - body.before) / seconds if now - body.waits < _ANEW_S else 0.0
 
 
 def silent(part: str, limit_s: float) -> RequestTimeout:

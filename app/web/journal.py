@@ -7,15 +7,13 @@ connection and written to it (tcp(7), TCP_INFO), a slot tells what is to be done
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import resource
-import socket
 import struct
-import sys
-import termios
 from typing import NamedTuple
+
+from app.web.seen import Seen
 
 _NOTE = struct.Struct("<QQQQQIIIIQ")
 # Two notes in turn, and which of them counts: one that is half written when a frontend is killed does not.
@@ -25,10 +23,7 @@ _ROOM_BYTES = 1 << 16  # read at once
 _KEPT = 256  # slots of a page or two that stay ours when their connections end: giving one back and taking it again costs 26 µs
 _SPARSE_BYTES = 1 << 42  # of addresses, not of memory; processes have 2 ** 47
 
-_INFO = struct.Struct("=B119xQQ")  # of struct tcp_info: tcpi_state, tcpi_bytes_acked, tcpi_bytes_received
-_ESTABLISHED = 1
-
-GONE, EARLY = 1, 2
+GONE, EARLY, LET_IN = 1, 2, 4
 
 
 class Note(NamedTuple):
@@ -46,40 +41,15 @@ class Note(NamedTuple):
     """Bytes of the answer that stand behind the request."""
     lives: int = 0
     """How many heirs got it since its last byte came."""
-    broken: int = 0
-    """GONE: it cannot be asked again; a part of it is not here, or another one follows. EARLY: it was answered before its end."""
+    marks: int = 0
+    """GONE: it cannot be asked again; a part of it is not here, or another one follows. EARLY: it was answered before its end.
+    LET_IN: it found room, and is not to be refused by those who have it next."""
     interim: int = 0
     """Of the bytes before, those of a 100 Continue, which may not have been written."""
     blamed: int = 0
     """How often it was blamed for a worker's death (`pool/flights.py`)."""
     flight: int = 0
     """The id of its first sample there."""
-
-
-class Seen(NamedTuple):
-    """What the kernel says of a connection."""
-
-    alive: bool
-    read: int
-    written: int
-
-    @classmethod
-    def of(cls, connection: socket.socket) -> Seen:
-        """Look. Raises OSError where there is no connection."""
-        state, acked, received = _info(connection)
-        while True:
-            queued, unread = (_ask(connection, what) for what in (termios.TIOCOUTQ, termios.FIONREAD))
-            before, (state, acked, received) = (state, acked, received), _info(connection)
-            if before == (state, acked, received):  # nothing moved meanwhile
-                return cls(state == _ESTABLISHED, received - unread, acked + queued)
-
-
-def _info(connection: socket.socket) -> tuple[int, int, int]:
-    return _INFO.unpack(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
-
-
-def _ask(connection: socket.socket, what: int) -> int:
-    return int.from_bytes(fcntl.ioctl(connection, what, bytes(4)), sys.byteorder)
 
 
 class Pending(NamedTuple):
@@ -92,6 +62,7 @@ class Pending(NamedTuple):
     blamed: int = 0
     before: int = 0
     """What was noted as its flight."""
+    let_in: bool = False
 
 
 def judge(note: Note, seen: Seen) -> Pending | None:
@@ -101,15 +72,15 @@ def judge(note: Note, seen: Seen) -> Pending | None:
         return None
     answered = note.after != note.before
     if answered and seen.written == note.after:
-        return None if note.broken & EARLY else Pending(unnoted, 0)
+        return None if note.marks & EARLY else Pending(unnoted, 0)
     if note.kept and note.before <= seen.written < note.after and not unnoted:
         return Pending(note.length, 0, note.after - seen.written)
     silent = seen.written in (note.before, note.before - note.interim)
-    if not silent or note.broken & GONE or (answered and unnoted):
+    if not silent or note.marks & GONE or (answered and unnoted):
         return None
     if unnoted:
         return Pending(note.length + unnoted, 0)
-    return Pending(note.length, note.lives, blamed=note.blamed, before=note.flight)
+    return Pending(note.length, note.lives, blamed=note.blamed, before=note.flight, let_in=bool(note.marks & LET_IN))
 
 
 class Journal:
@@ -144,9 +115,9 @@ class Slot:
     """The place of one connection. Its state is here as well as there; what changes is written at once."""
 
     __slots__ = (
-        *("_after", "_before", "_broken", "_cleared", "_first", "_interim"),
+        *("_after", "_before", "_marks", "_cleared", "_first", "_interim"),
         *("_journal", "_kept", "_read", "_spilling", "_start", "_which"),
-        *("before", "blamed", "flight", "inherited", "length", "lives", "several", "unsent", "written"),
+        *("before", "blamed", "flight", "inherited", "length", "let_in", "lives", "several", "unsent", "written"),
     )
 
     def __init__(self, journal: Journal, descriptor: int, seen: Seen | None = None, pending: Pending | None = None) -> None:
@@ -157,13 +128,14 @@ class Slot:
         self._first = self._part(0, _ROOM_BYTES)
         self._read, self.written = (seen.read, seen.written) if seen else (0, 0)
         self.length, self.lives, self.unsent = (pending.length, pending.lives + 1, pending.unsent) if pending else (0, 0, 0)
-        self.blamed, self.before = (pending.blamed, pending.before) if pending else (0, 0)
+        self.blamed, self.before, self.let_in = (pending.blamed, pending.before, pending.let_in) if pending else (0, 0, False)
         self.inherited = self.blamed
         self.flight, self.several = self.before, False  # until it is sent again
         if not self.length:  # nobody can have died of it
             self._begin()
         self._before = self._after = self.written
-        self._kept = self._broken = self._interim = 0
+        self._marks = LET_IN if self.let_in else 0
+        self._kept = self._interim = 0
         self._spilling = self._cleared = False
         if self.unsent:  # the note stays as it is
             note = journal.note(descriptor)
@@ -177,7 +149,7 @@ class Slot:
 
     def _write(self) -> None:
         sizes = (self._read, self.length, self._before, self._after, self._kept)
-        rest = (self.lives, self._broken, self._interim, self.blamed, self.flight)
+        rest = (self.lives, self._marks, self._interim, self.blamed, self.flight)
         self._which ^= 1
         _NOTE.pack_into(self._journal.map, self._start + self._which * _NOTE.size, *sizes, *rest)
         self._journal.map[self._start + _WHICH] = self._which
@@ -209,6 +181,7 @@ class Slot:
         """So many bytes were read into the room; they are returned."""
         self._read += size
         self._begin()
+        self._marks &= ~LET_IN
         if self._spilling:
             self._spilling = False
             came = self._journal.spill[:size]
@@ -220,7 +193,13 @@ class Slot:
 
     def _begin(self) -> None:
         self.lives = self.blamed = self.inherited = self.before = self.flight = 0
-        self.several = False
+        self.several = self.let_in = False
+
+    def admitted(self) -> None:
+        """What stands here was let in (`pool/base.py: Past`)."""
+        if self._asked() and not self._marks & LET_IN:
+            self._marks |= LET_IN
+            self._write()
 
     def blame(self, times: int) -> None:
         """What stands here was blamed so often (`pool/base.py: Past`)."""
@@ -244,8 +223,8 @@ class Slot:
 
     def spoil(self) -> None:
         """What stands here cannot be asked again."""
-        if not self._broken & GONE:
-            self._broken |= GONE
+        if not self._marks & GONE:
+            self._marks |= GONE
             self._write()
 
     def going(self, size: int, *, last: bool, early: bool = False, interim: bool = False) -> None:
@@ -253,7 +232,7 @@ class Slot:
         self.written += size
         if last:
             self._after = self.written
-            self._broken |= EARLY if early else 0
+            self._marks |= EARLY if early else 0
         elif interim:
             self._before = self._after = self.written
             self._interim = size
@@ -270,7 +249,7 @@ class Slot:
     def settle(self) -> None:
         """The answer is the kernel's: nothing here is needed any more."""
         large = self.length + self._kept > _ROOM_BYTES
-        self._broken = GONE if self._broken & EARLY else 0  # the rest of it comes: no request can be told from that
+        self._marks = GONE if self._marks & EARLY else 0  # the rest of it comes: no request can be told from that
         self.length = self._kept = self._interim = 0
         self._before = self._after
         if large:
@@ -279,7 +258,7 @@ class Slot:
 
     def forget(self) -> None:
         """What stands here was the end of a request that was answered before it was whole."""
-        self._broken = 0
+        self._marks = 0
         self.settle()
         self._write()
 

@@ -67,7 +67,7 @@ async def unload(request: Request, name: str) -> Response:
 )
 async def traffic(request: Request, name: str) -> Response:
     """Returns when every version that shall answer is ready and does so; until then all is as before."""
-    body = await read_json(request, Traffic)
+    body = await read_json(request, Traffic, flat=False)
     request.state.audit |= {"shares": body.shares, "shadow": body.shadow}
     await _pool(request).switch(name, body.shares, body.shadow or "")
     return reply(_whole(request, name))

@@ -140,8 +140,10 @@ def _defaults(model: type[BaseModel]) -> Any:
     return model()
 
 
-async def read_json(request: Request, model: type[M]) -> M:
-    """The body as `model`. Raises UnsupportedMedia, BadInput, RequestTimeout, Invalid naming the first field that is wrong."""
+async def read_json(request: Request, model: type[M], *, flat: bool = True) -> M:
+    """The body as `model`, which is `flat` if it has values and lists of texts alone. Raises UnsupportedMedia, BadInput,
+    RequestTimeout, Invalid naming the first field that is wrong.
+    """
     await no_query(request)
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media not in ("", "application/json", "application/x-www-form-urlencoded"):
@@ -149,7 +151,7 @@ async def read_json(request: Request, model: type[M]) -> M:
     raw = await request.body()
     if not raw:
         raise BadInput('the body is empty; send JSON such as {"inputs": "a text"}')
-    values = _parsed(raw) if len(raw) <= _SMALL else _flat(raw, model)
+    values = _flat(raw, model) if flat and len(raw) > _SMALL else _parsed(raw)
     if isinstance(values, dict) and (wide := [one for one in (values, *values.values()) if _is_wide(one)]):
         known = ", ".join(model.model_fields)
         raise Invalid(f"the body has an object of {len(wide[0])} fields; the limit is {_MOST_FIELDS}; known: {known}")

@@ -142,9 +142,9 @@ CASES: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = {
     "so much of another field": (
         "/embed/text",
         {"content": b'{"x": ' + b'{"x":' * 50_000 + b"1" + b"}" * 50_000 + b"}"},
-        400,
-        "bad_input",
-        ("JSON",),
+        422,
+        "invalid",
+        ("unknown field `x`", "known: inputs, model"),
     ),
     "20,000 small parts": (
         "/predict/image",

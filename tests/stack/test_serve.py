@@ -92,9 +92,10 @@ def test_what_is_still_being_read_when_its_model_is_unloaded_is_answered(server:
     assert server.http.post("/models/other/load").json()["state"] == "ready"
     large = saved(Image.new("RGB", (5000, 5000)))  # a tenth of a second each
     files = [("file", ("large.png", large, "image/png"))] * 24
+    before = server.metric('hearth_batch_size_count{model="other"}')
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{server.url}/predict/image?model=other", files=files, timeout=60)
-        wait_for(lambda: server.metric("hearth_requests_in_flight") >= 2)  # and the one that asks
+        wait_for(lambda: server.metric('hearth_batch_size_count{model="other"}') > before)  # the first is read
         assert server.http.post("/models/other/unload").json()["state"] == "unloaded"
         answer = asked.result()
     assert answer.status_code == 200, answer.text

@@ -8,7 +8,7 @@ import time
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -220,8 +220,11 @@ def test_a_version_that_may_never_answer_again_is_not_drawn_while_another_one_ca
 class Blamed:
     """What outlives the process."""
 
-    blamed = inherited = before = lives = 0
-    several = False
+    blamed = inherited = before = admissions = 0
+    several = let_in = False
+
+    def admitted(self) -> None:
+        self.admissions += 1
 
     def sent(self, id: int) -> None: ...
 
@@ -290,10 +293,25 @@ def test_what_a_process_let_in_that_has_ended_finds_room_whatever_waits(share: f
         with directory.admit("m", room // 4, deadline, key), directory.admit("m", room - room // 4, deadline):
             with pytest.raises(RateLimited if share < 1 else TooBusy), directory.admit("m", 1, deadline, key):
                 pass
-            past.lives = 1
+            past.let_in = True
             with directory.admit("m", 1, deadline, key), directory.admit("m", 1, deadline):
-                assert directory["m"].queue.held == room + 2
+                assert directory["m"].queue.held == room + 2 and past.admissions == 4
                 assert [place.held for place in directory["m"].queue.places.values()] == ([room // 4 + 1] if share < 1 else [])
     finally:
         PAST.reset(token)
     assert directory["m"].queue.held == 0 and not directory["m"].queue.places
+
+
+def test_a_model_that_leaves_is_found_by_those_alone_whom_it_had_let_in():
+    """An heir takes them over when nobody new finds it any more."""
+    directory, past = Directory(Settings()), Blamed()
+    directory.update(Table({"m": msgspec.structs.replace(table("ready").models["m"], state="unloaded")}, 1, {}))
+    directory["m"].codec = cast("Any", "it was made when it was let in")
+    token = PAST.set(past)
+    try:
+        with pytest.raises(Loading):
+            directory.find("m", "text-embedding")
+        past.let_in = True
+        assert directory.find("m", "text-embedding")[0] is directory["m"]
+    finally:
+        PAST.reset(token)

@@ -125,7 +125,7 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(
 async def test_keys_that_are_read_later_than_it_waited_are_told(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where no thread can be started, one that is busy may still do it."""
 
-    async def none_left(look: Any, path: Path) -> None:
+    async def none_left(look: Any, path: Path, **_: Any) -> None:
         look(path)
         raise RuntimeError("can't start new thread")
 

@@ -10,6 +10,7 @@ import pytest
 
 from app.card import Card
 from app.errors import Unavailable
+from app.pool import leaving
 from app.pool.loading import Loading
 from app.pool.roster import Roster, Served
 from app.settings import Settings
@@ -109,7 +110,7 @@ async def served(tmp_path: Path) -> Stage:
 async def test_workers_end_when_no_frontend_holds_a_request_any_more(served: Stage):
     """A recording that is still being decoded had 503, because its model's workers were told to stop at once."""
     entry = served.roster.table(2, {}).models["m"]
-    assert (entry.state, entry.meta, [worker.state for worker in entry.workers]) == ("unloaded", {}, ["ready"])
+    assert (entry.state, [worker.state for worker in entry.workers]) == ("unloaded", ["ready"])
     (first, question), (second, _) = served.told
     assert isinstance(question, Leave)
     served.loading.leaving.left(first, question)
@@ -124,13 +125,11 @@ async def test_a_worker_that_dies_while_its_model_leaves_is_replaced_and_its_mod
     assert birth is not None
     assert served.roster.ready(birth.name, {"labels": 2})
     entry = served.roster.table(2, {}).models["m"]
-    assert (entry.state, entry.meta, [worker.name for worker in entry.workers]) == ("unloaded", {}, ["m.2"])
-    for name in ("m.2", "m.3", "m.4"):
-        served.roster.forked(name, 7)
-        served.roster.died(name, "SIGKILL", 1.0)
-    served.roster.forked("m.5", 7)
-    assert served.roster.died("m.5", "SIGKILL", 1.0) is None
-    assert served.roster.models["m"].state == "unloaded"
+    assert (entry.state, entry.why, [worker.name for worker in entry.workers]) == ("unloaded", "", ["m.2"])
+    for number in range(2, 9):
+        served.roster.forked(f"m.{number}", 7)
+        assert served.roster.died(f"m.{number}", "SIGKILL", number), "it is tried for as long as somebody waits"
+        assert served.roster.models["m"].state == "unloaded"
 
 
 async def test_a_model_that_is_loaded_again_while_it_leaves_has_new_workers_and_the_old_ones_end(served: Stage):
@@ -155,3 +154,49 @@ async def test_who_never_answers_keeps_no_worker_for_longer_than_a_drain(tmp_pat
             await asyncio.sleep(0)
     assert stage.told[1:] == [("m.1", Stop())]
     assert stage.killed == ["m.1"]
+
+
+async def test_a_question_of_before_ends_nothing_that_was_loaded_after_it(tmp_path: Path):
+    """It was asked while the files of the first load were coming, and there was no worker."""
+    stage = Stage(tmp_path)
+    stage.frontends = {"http 1"}
+    await stage.load_again_while_files_come()
+    question = stage.told[0][1]
+    assert isinstance(question, Leave)
+    stage.fetches[1].set_result({})
+    await asyncio.gather(*stage.work[1:])
+    stage.roster.ready("m.1", {"labels": 2})
+    stage.loading.leaving.left("http 1", question)
+    stage.loading.leaving.gone("http 1")
+    assert stage.roster.models["m"].state == "ready" and stage.told == [("http 1", question)]
+    stage.work[0].cancel()
+
+
+async def test_a_model_whose_card_goes_before_the_answer_comes_is_let_go(tmp_path: Path):
+    stage = Stage(tmp_path)
+    stage.frontends = {"http 1"}
+    stage.loading.unload("m")
+    question = stage.told[0][1]
+    assert isinstance(question, Leave)
+    del stage.roster.models["m"]
+    stage.loading.leaving.left("http 1", question)
+    assert len(stage.told) == 1
+
+
+async def test_what_a_killed_frontend_held_is_waited_for_by_its_heir(served: Stage, monkeypatch: pytest.MonkeyPatch):
+    """Its heir takes over what was let in a moment later, and there was no worker for it."""
+    monkeypatch.setattr(leaving, "_TAKEN_S", 0.0)
+    question = served.told[0][1]
+    assert isinstance(question, Leave)
+    served.frontends = {"http 2"}
+    served.loading.leaving.gone("http 1")
+    served.loading.leaving.left("http 2", question)
+    assert len(served.told) == 2, "nobody knows what its heir has"
+    served.frontends = {"http 2", "http 3"}
+    served.loading.leaving.came("http 3")
+    async with asyncio.timeout(5):
+        while len(served.told) < 3:  # noqa: ASYNC110  a task of ours
+            await asyncio.sleep(0)
+    assert served.told[2] == ("http 3", question)
+    served.loading.leaving.left("http 3", question)
+    assert served.told[3:] == [("m.1", Stop())]

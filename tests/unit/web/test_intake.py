@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,12 @@ MIB = 2**20
 class Sender:
     """One request, whose body comes when the test says so."""
 
-    def __init__(self, house: Intake, *, kept: bool = True) -> None:
+    def __init__(self, house: Intake, sender: str = "", *, kept: bool = True) -> None:
         self.state: dict[str, Any] = {"until": math.inf}
         self._parts: asyncio.Queue[Message] = asyncio.Queue()
-        self._receive = house.reading(self._parts.get, 64 * MIB, self.state, kept=kept)
+        self._receive = house.reading(self._parts.get, 64 * MIB, self.state, sender=sender, kept=kept)
         self._reads = asyncio.create_task(self._all())
+        self._reads.add_done_callback(lambda done: done.cancelled() or done.exception())  # not every test asks
 
     async def _all(self) -> int:
         size = 0
@@ -54,7 +56,7 @@ class Sender:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(intake.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(intake, "time", SimpleNamespace(monotonic=lambda: now[0]))  # not the loop's
     return now
 
 
@@ -105,6 +107,38 @@ async def test_whoever_hardly_sends_makes_room_first(clock: list[float]):
     (kept,) = (one for one in slow if one.is_reading)
     (other,) = (one for one in slow if one not in (kept, refused))
     assert isinstance(await other.result(), RequestTimeout)
+
+
+async def test_who_has_most_under_way_makes_room_for_others(clock: list[float]):
+    """Whoever keeps seventeen bodies of 60 MB under way would keep out all who come after him."""
+    house = Intake(math.inf, 10 * MIB)
+    many = []
+    for _ in range(3):
+        clock[0] += 0.1
+        many.append(Sender(house, "greedy"))
+        await many[-1].sends(3)
+    clock[0] += 0.1
+    modest = Sender(house, "modest")
+    await modest.sends(2, last=True)
+    assert await modest.result() == 2 * MIB
+    assert [one.is_reading for one in many] == [True, True, False], "the youngest of them"
+    assert isinstance(await many[-1].result(), TooBusy)
+
+
+async def test_who_is_ended_already_is_ended_once(clock: list[float]):
+    """Cancelled twice, he had no answer: his time was over, and before he heard of that there was no room."""
+    house = Intake(30, 10 * MIB)
+    silent = Sender(house)
+    await silent.sends(6)
+    clock[0] += 15
+    other = Sender(house)
+    await other.sends(1)
+    clock[0] += 16
+    other._parts.put_nowait({"type": "http.request", "body": bytes(5 * MIB), "more_body": False})
+    house._look()
+    assert await other.result() == 6 * MIB
+    error = await silent.result()
+    assert isinstance(error, RequestTimeout) and "HEARTH_SILENCE_S" in error.detail
 
 
 async def test_what_is_here_keeps_its_room_until_it_is_answered(clock: list[float]):

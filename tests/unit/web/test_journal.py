@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from app.web import journal as journal_module
-from app.web.journal import EARLY, GONE, Journal, Note, Pending, Seen, Slot, judge
+from app.web.journal import EARLY, GONE, LET_IN, Journal, Note, Pending, Slot, judge
+from app.web.seen import Seen
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the journal is Linux's")
 ASKED = Note(read=500, length=100, before=900, after=900, lives=2)
@@ -26,23 +27,26 @@ LARGE = 1 << 20
         (ASKED, 530, 900, Pending(130, 0)),
         (ASKED._replace(blamed=3, flight=9), 500, 900, Pending(100, 2, blamed=3, before=9)),
         (ASKED._replace(blamed=3, flight=9), 530, 900, Pending(130, 0)),
+        (ASKED._replace(marks=LET_IN), 500, 900, Pending(100, 2, let_in=True)),
+        (ASKED._replace(marks=LET_IN), 530, 900, Pending(130, 0)),
+        (ANSWERED._replace(marks=LET_IN), 500, 1200, Pending(0, 0)),
         (ASKED, 500, 901, None),
         (ASKED, 499, 900, None),
-        (ASKED._replace(broken=1), 500, 900, None),
+        (ASKED._replace(marks=1), 500, 900, None),
         (ANSWERED, 500, 1200, Pending(0, 0)),
         (ANSWERED, 540, 1200, Pending(40, 0)),
         (ANSWERED, 500, 900, Pending(100, 2)),
         (ANSWERED, 500, 1100, None),
-        (ANSWERED._replace(broken=1), 500, 1200, Pending(0, 0)),
+        (ANSWERED._replace(marks=1), 500, 1200, Pending(0, 0)),
         (ANSWERED, 540, 900, None),
         (ANSWERED._replace(kept=300), 500, 1100, Pending(100, 0, 100)),
         (ANSWERED._replace(kept=300), 500, 1200, Pending(0, 0)),
         (ANSWERED._replace(kept=300), 540, 1100, None),
         (ASKED._replace(interim=25), 500, 875, Pending(100, 2)),
         (ASKED._replace(interim=25), 500, 880, None),
-        (ANSWERED._replace(broken=EARLY), 500, 1200, None),
-        (ANSWERED._replace(broken=EARLY), 500, 900, Pending(100, 2)),
-        (ANSWERED._replace(broken=EARLY | GONE), 500, 900, None),
+        (ANSWERED._replace(marks=EARLY), 500, 1200, None),
+        (ANSWERED._replace(marks=EARLY), 500, 900, Pending(100, 2)),
+        (ANSWERED._replace(marks=EARLY | GONE), 500, 900, None),
     ],
     ids=[
         *(
@@ -52,6 +56,9 @@ LARGE = 1 << 20
             "asked, more came",
             "blamed",
             "blamed, more came",
+            "let in",
+            "let in, more came",
+            "let in and answered",
             "half an answer",
             "less than was noted",
         ),
@@ -204,3 +211,26 @@ def test_what_does_not_fit_is_served_but_not_asked_again(journal: Journal):
     slot.going(10, last=True)
     read(slot, 50)
     assert judge(journal.note(3), Seen(True, 4 * LARGE + 50, 10)) == Pending(50, 0)
+
+
+def test_what_was_let_in_is_let_in_for_every_heir_until_its_next_byte_comes():
+    journal = Journal(LARGE)
+    first = Slot(journal, 5)
+    first.admitted()
+    assert not journal.note(5).marks, "nothing was asked yet"
+    first.room()[:3] = b"abc"
+    first.came(3)
+    first.admitted()
+    assert journal.note(5).marks == LET_IN
+    for _ in range(2):
+        pending = judge(journal.note(5), Seen(True, 3, 0))
+        assert pending and pending.let_in
+        heir = Slot(journal, 5, Seen(True, 3, 0), pending)
+        assert heir.let_in
+    heir.room()[:3] = b"def"
+    heir.came(3)
+    assert not heir.let_in and not journal.note(5).marks
+    heir.admitted()
+    heir.going(9, last=True)
+    heir.settle()
+    assert not journal.note(5).marks & LET_IN or judge(journal.note(5), Seen(True, 6, 9)) == Pending(0, 0)

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from starlette.responses import Response
 from uvicorn.server import ServerState
 
-from app.web.journal import Journal, Note, Pending, Seen, Slot, judge
+from app.web.journal import Journal, Note, Pending, Slot, judge
 from app.web.line import Line, Noted
+from app.web.seen import Seen
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the journal is Linux's")
 DESCRIPTOR = 7
