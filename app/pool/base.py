@@ -61,8 +61,10 @@ class Model:
 class Past(Protocol):
     """What of a request outlives the process that answers it: the next one goes on from there."""
 
+    lives: int
+    """How many processes ended while they had it, or its beginning: it has paid its part of a rate."""
     let_in: bool
-    """Whether a process before this one found room for it: it is refused no more, neither for want of that nor for a rate."""
+    """Whether one of them found room for it: it is not refused for want of that."""
     inherited: int
     """How often one of its samples was blamed in the processes before (`flights.Flight`)."""
     before: int
@@ -85,6 +87,11 @@ class Past(Protocol):
 
 PAST: ContextVar[Past | None] = ContextVar("past", default=None)
 """Of the request that this task answers."""
+
+
+def is_inherited(past: Past | None) -> bool:
+    """Whether a process before this one had the request, or its beginning."""
+    return past is not None and past.lives > 0
 
 
 def is_let_in(past: Past | None) -> bool:

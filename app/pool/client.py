@@ -23,6 +23,7 @@ from app.pool.base import Answer, Model
 from app.pool.cargo import Cargo
 from app.pool.directory import Directory, Known, describe
 from app.pool.flights import SUSPECT, Flight, Flights
+from app.pool.leaving import Held
 from app.pool.probe import Probe
 from app.settings import Settings
 from app.tasks import card_samples
@@ -30,7 +31,7 @@ from app.tasks.base import Codec, Sample
 from app.wire.messages import Back, Cancel, Change, Changed, Died, Done, Failed, Hello, Leave, Message, Run, Switch, Table, Tune
 from app.wire.sockets import Endpoint, address
 
-_AGAIN_S, _LEAVE_S = 1.0, 0.2  # after which a worker that could not be reached is tried again; a model that leaves is looked at
+_AGAIN_S = 1.0  # after which a worker that could not be reached is tried again
 _PROVEN_S = 0.5  # an answer to a real request proves a worker for so long
 _BUSY, _BUSY_CUDA = 2.5, 3.5  # of its longest batches until it is proven: what runs (or two), what the sample is in, a half
 _ID_BITS = 40  # a frontend's number stands above its counter: ids are unique among frontends
@@ -49,7 +50,6 @@ class Client:
         self._answered: dict[str, float] = {}  # worker → its last answer
         self._longest: dict[str, float] = {}  # worker → seconds of its longest batch, slowly forgotten
         self._table: Table | None = None
-        self._leaves: dict[str, asyncio.TimerHandle] = {}  # by model
         self._changes: dict[int, asyncio.Future[None]] = {}
         self._change_ids = count(1)
         self._probe = Probe()
@@ -59,6 +59,7 @@ class Client:
     def start(self) -> None:
         """Connect to the supervisor, who answers with the table. Needs the running loop."""
         self._control = Endpoint.connect(address(self._folder, "supervisor"), self._name)
+        self._held = Held(self._directory.holds, self._control.send)
         self._control.attach(self._on_control)
         self._control.send(Hello(role="frontend", pid=os.getpid()))
 
@@ -218,20 +219,12 @@ class Client:
         elif isinstance(message, Died):
             self._on_died(message)
         elif isinstance(message, Leave):
-            self._leave(message)
+            self._held.asked(message)
         elif isinstance(message, Changed) and (future := self._changes.get(message.id)) and not future.done():  # who asked waits
             if message.code:
                 future.set_exception(from_code(message.code, message.detail))
             else:
                 future.set_result(None)
-
-    def _leave(self, leave: Leave) -> None:
-        if before := self._leaves.pop(leave.key, None):
-            before.cancel()  # that question is over
-        if self._directory.holds(leave.key):
-            self._leaves[leave.key] = asyncio.get_running_loop().call_later(_LEAVE_S, self._leave, leave)
-        else:
-            self._control.send(leave)
 
     def _on_table(self, table: Table) -> None:
         self._table = table

@@ -41,12 +41,12 @@ class Known:
 
     @property
     def able(self) -> bool:
-        """It was ready. While it is replaced, samples wait for the new worker, unless nobody knows whether that will be. One that
-        was unloaded answers until its workers end, those alone that it had let in.
+        """It was ready. While it is replaced, samples wait for the new worker, unless nobody knows whether that will be; who was
+        let in before that, or before it was unloaded, waits all the same.
         """
-        if self.entry.state == "unloaded":
-            return bool(self.entry.meta) and is_let_in(PAST.get())
-        return bool(self.entry.meta) and not (self.entry.state == "loading" and self.entry.why)
+        entry = self.entry
+        refuses = entry.state == "unloaded" or (entry.state == "loading" and entry.why)
+        return bool(entry.meta) and (not refuses or is_let_in(PAST.get()))
 
     def not_ready(self) -> HearthError:
         """Why it cannot answer now, and what to do."""

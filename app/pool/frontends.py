@@ -73,7 +73,7 @@ class Frontends:
         self._runs: set[asyncio.Task[Any] | None] = set()
 
     async def run_one(self, exited: Exited) -> None:
-        """Keep one frontend alive; `exited` hears of each end that was not asked for."""
+        """Keep one frontend alive; `exited` hears of each end."""
         failures = status = 0
         self._runs.add(asyncio.current_task())
         while not self._closing:
@@ -147,8 +147,7 @@ class Frontends:
         frontend = self._living.pop(name)
         frontend.box.close()
         discard(self._box(name))
-        if not self._closing:
-            exited(name, frontend.pid, frontend.end.result())
+        exited(name, frontend.pid, frontend.end.result())
 
     def _box(self, name: str) -> Path:
         return Path(self._folder) / f"{name}.blackbox"

@@ -47,10 +47,11 @@ class Loading:
         """Start its workers, once its files are here."""
         served = self._roster.models[model]
         self.leaving.forget(model)
-        if served.slots:  # it was unloaded a moment ago; who still waits for it waits for the new ones
-            self._free(model)
+        old = self._roster.unwant(model)  # it was unloaded a moment ago; who still waits for them waits for the new ones
         served.renew()
         served.wanted, served.why, served.loads = True, "", served.loads + 1
+        if old:
+            self._end(old)
         self._house.spawn(self._start_workers(model, served, served.loads))
 
     async def _start_workers(self, model: str, served: Served, load: int) -> None:
@@ -78,11 +79,14 @@ class Loading:
         self.leaving.ask(model, lambda: self._free(model), self._settings.drain_s)
 
     def _free(self, model: str, why: str = "") -> None:
-        """Frontends hear first, so that the workers' last word is an answer. With a `why` it counts as failed."""
+        """Its workers end. With a `why` it counts as failed."""
         self.leaving.forget(model)
         if model not in self._roster.models:  # its card is gone, and it had no process
             return
-        workers = self._roster.unwant(model, why)
+        self._end(self._roster.unwant(model, why))
+
+    def _end(self, workers: list[str]) -> None:
+        """Frontends hear first, so that the workers' last word is an answer."""
         self._house.publish()
         for worker in workers:
             self._house.tell(Stop(), to=worker)
@@ -155,8 +159,9 @@ class Loading:
         return running
 
     def lives(self, model: str) -> bool:
-        """Whether a process of its is there, wanted or not."""
-        return any(worker.rpartition(".")[0] == model for worker in self.boxes)
+        """Whether a process of its is there, wanted or not, or is still to come."""
+        served = self._roster.models.get(model)
+        return bool(served and served.slots) or any(worker.rpartition(".")[0] == model for worker in self.boxes)
 
     def settle(self, model: str) -> None:
         """Answer those who wait for `model`, if it stands still: ready, failed, or unloaded and its processes gone; or if

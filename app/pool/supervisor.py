@@ -128,7 +128,8 @@ class Supervisor:
             case Hello(role="frontend"):
                 self.frontends.add(peer)
                 self.tell(self._table(), to=peer)
-                self._loading.leaving.came(peer)
+                for leaving in (self._loading.leaving, self._switching.leaving):
+                    leaving.came()
                 self._check_settled()
             case Hello(role="worker", pid=pid):
                 if self._roster.find(peer):
@@ -142,7 +143,7 @@ class Supervisor:
                 else:  # nobody wants it any more
                     self.tell(Stop(), to=peer)
             case LoadFailed(why=why):
-                if (found := self._roster.find(peer)) and found[0].meta:  # it can be loaded; its worker ends, and is replaced
+                if (found := self._roster.find(peer)) and (found[0].meta or not found[0].wanted):  # it ends, and is replaced
                     found[1].why = why
                 elif found:
                     self._loading.give_up(found[0].card.name, why)
@@ -205,12 +206,13 @@ class Supervisor:
         self._check_settled()
 
     def _on_frontend_exit(self, name: str, pid: int, status: int) -> None:
-        log.warning("%s died (status %d); replacing it", name, status)
         self.frontends.discard(name)
         for leaving in (self._loading.leaving, self._switching.leaving):
             leaving.gone(name)
-        self._seen.frontend_restarted()
         self._seen.process_gone(pid)
+        if not self._stop.is_set():
+            log.warning("%s died (status %d); replacing it", name, status)
+            self._seen.frontend_restarted()
 
     # Telling
 

@@ -173,7 +173,7 @@ class Switching:
         versions = sorted(versions_of(model, self._roster.models), key=number_of)
         for key in versions:
             if key not in needed and self._roster.models[key].wanted:
-                self.leaving.ask(key, partial(self._free, key))  # requests may take longer than the grace
+                self.leaving.ask(key, partial(self._free, key, self._roster.models[key].loads))  # some take longer than the grace
         for key in versions[: -self._kept]:
             served = self._roster.models[key]
             folder, loaded = served.card.folder, served.wanted or self._loading.lives(key)  # wanted: its files may just be coming
@@ -197,10 +197,10 @@ class Switching:
         """Whether a change of traffic under way is about this version."""
         return any(key in change.keys or key == change.adopted for change in self._changes)
 
-    def _free(self, key: str) -> None:
-        """Its last request is answered."""
+    def _free(self, key: str, loads: int) -> None:
+        """Its last request is answered, unless it was loaded anew since."""
         served = self._roster.models.get(key)
-        if served and served.wanted and key not in self._needed(name_of(key)):
+        if served and served.wanted and served.loads == loads and key not in self._needed(name_of(key)):
             self._loading.unload(key)
             self._loading.settle(key)  # there may be no process whose end would do so
 

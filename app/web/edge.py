@@ -28,7 +28,7 @@ from app.audit import note
 from app.errors import HearthError, TooBusy
 from app.logs import log, request_id
 from app.metrics import tally
-from app.pool.base import PAST, is_let_in
+from app.pool.base import PAST, is_inherited, is_let_in
 from app.settings import Settings
 from app.web.intake import Intake, too_large
 from app.web.origins import Origins
@@ -180,7 +180,7 @@ class Edge:
         if self._origins and (answer := self._origins.preflight(scope, headers)):
             return answer
         try:
-            if overrun and self._is_open(scope) and not is_let_in(scope["state"].get("past")):
+            if overrun and self._is_open(scope) and not is_inherited(scope["state"].get("past")):
                 raise TooBusy("more is asked than this server can read; come back in 1 s", retry_after_s=1)
             self.guard.check(scope, headers)
             if size > limit:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,8 @@ class Intake:
         """`most_bytes`: of all bodies that are kept in memory, together."""
         self._silence_s = silence_s
         self._most_bytes = most_bytes
-        self._held = 0
+        self._held: Counter[str] = Counter()  # by sender
+        self._total = 0
         self._waits: set[_Body] = set()  # for more of it
         self._looking = False
 
@@ -104,8 +106,9 @@ class Intake:
 
     def _keep(self, body: _Body, size: int) -> None:
         body.held += size
-        self._held += size
-        while self._held > self._most_bytes:
+        self._held[body.sender] += size
+        self._total += size
+        while self._total > self._most_bytes:
             body.waits = time.monotonic()
             last = self._last([*self._waits, body])
             self._let_go(last)
@@ -128,14 +131,14 @@ class Intake:
         slowest = min(held, key=_speed)
         if _speed(slowest) < _SLOW:
             return slowest
-        of = dict.fromkeys((body.sender for body in held), 0)
-        for body in held:
-            of[body.sender] += body.held
-        return max(held, key=lambda body: (max(of[body.sender], self._most_bytes / 4), body.began))
+        return max(held, key=lambda body: (max(self._held[body.sender], self._most_bytes / 4), body.began))
 
     def _let_go(self, body: _Body) -> None:
-        self._held -= body.held
+        self._total -= body.held
+        self._held[body.sender] -= body.held
         body.held = 0
+        if not self._held[body.sender]:
+            del self._held[body.sender]
 
     def _look_soon(self) -> None:
         self._looking = True

@@ -19,7 +19,7 @@ from starlette.types import Scope
 
 from app.errors import Forbidden, Loading, RateLimited, Unauthorised
 from app.keys import Key, Keys, Role
-from app.pool.base import is_let_in
+from app.pool.base import is_inherited
 from app.rates import Bucket, Buckets, Rate
 from app.settings import Settings
 from app.web.origins import Headers, Pairs, stranger
@@ -129,7 +129,7 @@ class Guard:
         heads: Pairs = state["heads"]
         heads.append((b"ratelimit-policy", f'"{name}";q={count};w={window_s}'.encode()))
         heads.append((b"ratelimit", f'"{name}";r={left};t={math.ceil(more_s)}'.encode()))
-        if wait_s and not is_let_in(state.get("past")):
+        if wait_s and not is_inherited(state.get("past")):
             often = f"{count} request{'s' * (count > 1)} in {window_s} s"
             where = f" on each of {self._parts} frontends" if self._parts > 1 else ""
             why = f"more than {often}, the limit for this {name}{where}; come back in {wait_s:.1f} s"

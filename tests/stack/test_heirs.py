@@ -373,7 +373,7 @@ def test_what_was_let_in_is_not_refused_for_a_rate_by_the_heir(tmp_path: Path):
     """The bucket had filled again and again while they waited; that of the heir is full once."""
     write_toy(tmp_path / "models" / "toy", "true")
     file = tmp_path / "keys.jsonl"
-    (_, admin), (_, slow) = keys.add(file, "admin", "admin"), keys.add(file, "slow", "infer", "1200/min", 1)
+    (_, admin), (_, slow) = keys.add(file, "admin", "admin"), keys.add(file, "slow", "infer", "120/min", 1)
     with (
         Server(tmp_path, HEARTH_MODELS="toy", HEARTH_FRONTENDS="1", HEARTH_KEYS_FILE=str(file)) as server,
         ExitStack() as callers,
@@ -384,7 +384,7 @@ def test_what_was_let_in_is_not_refused_for_a_rate_by_the_heir(tmp_path: Path):
         def is_let_in() -> bool:
             """Another one; who comes too early is refused at once."""
             caller = callers.enter_context(closing(Asking(server)))
-            caller.asks(CYAN, authorization=f"Bearer {slow}")
+            caller.asks(PNG if waiting else CYAN, authorization=f"Bearer {slow}")
             many = len(waiting) + 1
             wait_for(lambda: caller.is_answered or server.metric("hearth_requests_in_flight") > many)
             if not caller.is_answered:

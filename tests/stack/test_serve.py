@@ -96,6 +96,7 @@ def test_what_is_still_being_read_when_its_model_is_unloaded_is_answered(server:
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{server.url}/predict/image?model=other", files=files, timeout=60)
         wait_for(lambda: server.metric('hearth_batch_size_count{model="other"}') > before)  # the first is read
+        assert not asked.done()
         assert server.http.post("/models/other/unload").json()["state"] == "unloaded"
         answer = asked.result()
     assert answer.status_code == 200, answer.text

@@ -220,7 +220,7 @@ def test_a_version_that_may_never_answer_again_is_not_drawn_while_another_one_ca
 class Blamed:
     """What outlives the process."""
 
-    blamed = inherited = before = admissions = 0
+    blamed = inherited = before = admissions = lives = 0
     several = let_in = False
 
     def admitted(self) -> None:

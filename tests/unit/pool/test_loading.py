@@ -29,6 +29,7 @@ class Stage:
         self.frontends: set[str] = set()
         self.told: list[tuple[str, Message]] = []
         self.killed: list[str] = []
+        self.published: list[str] = []
         self.fetches: list[asyncio.Future[Files]] = []
         self.forked: list[dict[str, str]] = []
         self.work: list[asyncio.Task[None]] = []
@@ -43,7 +44,8 @@ class Stage:
     def fork(self, spec: dict[str, Any]) -> None:
         self.forked.append(spec["files"])
 
-    def publish(self) -> None: ...
+    def publish(self) -> None:
+        self.published.append(self.roster.models["m"].state if "m" in self.roster.models else "")
 
     def tell(self, message: Message, to: str) -> None:
         self.told.append((to, message))
@@ -135,8 +137,10 @@ async def test_a_worker_that_dies_while_its_model_leaves_is_replaced_and_its_mod
 async def test_a_model_that_is_loaded_again_while_it_leaves_has_new_workers_and_the_old_ones_end(served: Stage):
     question = served.told[0][1]
     assert isinstance(question, Leave)
+    served.published.clear()
     served.loading.load("m")
     assert served.told[2:] == [("m.1", Stop())]
+    assert set(served.published) == {"loading"}, "who waits for a worker waits for the new one"
     served.loading.leaving.left("http 1", question)
     served.loading.leaving.left("http 2", question)
     assert len(served.told) == 3
@@ -185,18 +189,40 @@ async def test_a_model_whose_card_goes_before_the_answer_comes_is_let_go(tmp_pat
 
 async def test_what_a_killed_frontend_held_is_waited_for_by_its_heir(served: Stage, monkeypatch: pytest.MonkeyPatch):
     """Its heir takes over what was let in a moment later, and there was no worker for it."""
-    monkeypatch.setattr(leaving, "_TAKEN_S", 0.0)
+    monkeypatch.setattr(leaving, "_TAKEN_S", 0.05)
     question = served.told[0][1]
     assert isinstance(question, Leave)
     served.frontends = {"http 2"}
     served.loading.leaving.gone("http 1")
     served.loading.leaving.left("http 2", question)
-    assert len(served.told) == 2, "nobody knows what its heir has"
     served.frontends = {"http 2", "http 3"}
-    served.loading.leaving.came("http 3")
+    served.loading.leaving.came()
+    assert len(served.told) == 2, "nobody knows yet what the heir has"
     async with asyncio.timeout(5):
-        while len(served.told) < 3:  # noqa: ASYNC110  a task of ours
+        while len(served.told) < 4:  # noqa: ASYNC110  a task of ours
             await asyncio.sleep(0)
-    assert served.told[2] == ("http 3", question)
-    served.loading.leaving.left("http 3", question)
-    assert served.told[3:] == [("m.1", Stop())]
+    (second, anew), (third, same) = served.told[2:]
+    assert (second, third) == ("http 2", "http 3") and isinstance(anew, Leave) and anew == same != question
+    served.loading.leaving.left("http 3", anew)
+    served.loading.leaving.left("http 2", question)
+    assert len(served.told) == 4
+    served.loading.leaving.left("http 2", anew)
+    assert served.told[4:] == [("m.1", Stop())]
+
+
+async def test_who_asks_just_after_a_kill_asks_the_heir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The last request of a version without traffic was in a frontend that was killed: nobody held it any more, and nobody yet."""
+    monkeypatch.setattr(leaving, "_TAKEN_S", 0.05)
+    stage = Stage(tmp_path)
+    stage.roster.want("m", {})
+    stage.loading.leaving.gone("http 1")
+    stage.loading.unload("m")
+    stage.frontends = {"http 2"}
+    assert stage.told == []
+    async with asyncio.timeout(5):
+        while not stage.told:  # noqa: ASYNC110  a task of ours
+            await asyncio.sleep(0)
+    ((heir, question),) = stage.told
+    assert heir == "http 2" and isinstance(question, Leave)
+    stage.loading.leaving.left("http 2", question)
+    assert stage.told[1:] == [("m.1", Stop())]

@@ -322,7 +322,7 @@ async def test_an_audit_log_that_cannot_be_written_does_not_fail_the_change(pool
 class Inherited:
     """A request that the process before this one had."""
 
-    let_in, inherited, before, several = True, 0, 0, False
+    lives, let_in, inherited, before, several = 1, False, 0, 0, False
 
     def admitted(self) -> None: ...
 
