@@ -14,6 +14,11 @@ class House(Protocol):
     frontends: set[str]
     """Those that live."""
 
+    @property
+    def expected(self) -> int:
+        """How many of them there are to be."""
+        ...
+
     def publish(self) -> None:
         """Tell every frontend what there is now."""
         ...

@@ -50,13 +50,15 @@ class Leaving:
         self._ask(key)
 
     def _ask(self, key: str) -> None:
-        """All there are; while some may be about to take over what another one held, a little later."""
+        """All there are; while some are yet to come, or may be about to take over what another one held, a little later."""
         question, loop = self._open[key], asyncio.get_running_loop()
         if question.again:
             question.again.cancel()
         question.id, question.waits_for, question.again = next(_ids), set(self._house.frontends), None
-        wait_s = self._changed + _TAKEN_S - loop.time() if question.over else 0.0
-        if wait_s > 0:
+        wait_s = self._changed + _TAKEN_S - loop.time()
+        if len(question.waits_for) < self._house.expected:
+            wait_s = _TAKEN_S
+        if question.over and wait_s > 0:
             question.again = loop.call_later(wait_s, self._ask, key)
         elif not question.waits_for:
             self._over(key)

@@ -76,7 +76,11 @@ class Loading:
         """Nobody finds it any more; its workers end when what found it is answered, which may take no longer than a drain."""
         self._roster.leave(model)
         self._house.publish()
-        self.leaving.ask(model, lambda: self._free(model), self._settings.drain_s)
+        self.leaving.ask(model, lambda: self._unloaded(model), self._settings.drain_s)
+
+    def _unloaded(self, model: str) -> None:
+        self._free(model)
+        self.settle(model)  # there may be no process whose end would do so
 
     def _free(self, model: str, why: str = "") -> None:
         """Its workers end. With a `why` it counts as failed."""
@@ -167,8 +171,8 @@ class Loading:
         """Answer those who wait for `model`, if it stands still: ready, failed, or unloaded and its processes gone; or if
         nobody knows whether it will be ready.
         """
-        served = self._roster.models[model]
-        if served.state == "ready" or (served.in_doubt if served.wanted else not self.lives(model)):
+        served = self._roster.models.get(model)
+        if served is None or served.state == "ready" or (served.in_doubt if served.wanted else not self.lives(model)):
             for frontend, id in self._waiting.pop(model, []):
                 self._house.tell(Changed(id), to=frontend)
         self._house.settled(model)

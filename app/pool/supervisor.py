@@ -214,6 +214,11 @@ class Supervisor:
             log.warning("%s died (status %d); replacing it", name, status)
             self._seen.frontend_restarted()
 
+    @property
+    def expected(self) -> int:
+        """How many frontends there are to be: while it ends, none comes any more."""
+        return 0 if self._stop.is_set() else self._settings.frontend_count()
+
     # Telling
 
     def _table(self) -> Message:

@@ -15,7 +15,7 @@ from app.pool.loading import Loading
 from app.pool.roster import Roster, Served
 from app.settings import Settings
 from app.tasks.base import Files
-from app.wire.messages import Leave, Message, Stop
+from app.wire.messages import Change, Changed, Leave, Message, Stop
 
 
 class Stage:
@@ -27,6 +27,7 @@ class Stage:
         hand: Any = self
         self.loading = Loading(Settings(home=folder, **settings), self.roster, folder, self.fetch, hand, hand)
         self.frontends: set[str] = set()
+        self.expected = 0
         self.told: list[tuple[str, Message]] = []
         self.killed: list[str] = []
         self.published: list[str] = []
@@ -104,7 +105,7 @@ async def served(tmp_path: Path) -> Stage:
     stage = Stage(tmp_path)
     (birth,) = stage.roster.want("m", {})
     stage.roster.ready(birth.name, {"labels": 2})
-    stage.frontends = {"http 1", "http 2"}
+    stage.frontends, stage.expected = {"http 1", "http 2"}, 2
     stage.loading.unload("m")
     return stage
 
@@ -214,11 +215,13 @@ async def test_who_asks_just_after_a_kill_asks_the_heir(tmp_path: Path, monkeypa
     """The last request of a version without traffic was in a frontend that was killed: nobody held it any more, and nobody yet."""
     monkeypatch.setattr(leaving, "_TAKEN_S", 0.05)
     stage = Stage(tmp_path)
+    stage.expected = 1
     stage.roster.want("m", {})
     stage.loading.leaving.gone("http 1")
     stage.loading.unload("m")
-    stage.frontends = {"http 2"}
+    await asyncio.sleep(0.2)  # it takes its time to come
     assert stage.told == []
+    stage.frontends = {"http 2"}
     async with asyncio.timeout(5):
         while not stage.told:  # noqa: ASYNC110  a task of ours
             await asyncio.sleep(0)
@@ -226,3 +229,26 @@ async def test_who_asks_just_after_a_kill_asks_the_heir(tmp_path: Path, monkeypa
     assert heir == "http 2" and isinstance(question, Leave)
     stage.loading.leaving.left("http 2", question)
     assert stage.told[1:] == [("m.1", Stop())]
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_who_unloads_a_model_of_which_no_process_is_there_hears_of_it(tmp_path: Path, removed: bool):
+    """Its worker dies again and again, and the next one is not to be forked before some seconds: nothing was left to end."""
+    stage = Stage(tmp_path)
+    stage.frontends, stage.expected = {"http 1"}, 1
+    (birth,) = stage.roster.want("m", {})
+    assert stage.roster.ready(birth.name, {"labels": 2})
+    while not birth.after_s:
+        stage.roster.forked(birth.name, 7)
+        again = stage.roster.died(birth.name, "SIGKILL", 0.0)
+        assert again
+        birth = again
+    stage.loading.change("http 1", Change(5, "m", "unload"))
+    question = stage.told[0][1]
+    assert isinstance(question, Leave) and len(stage.told) == 1
+    if removed:
+        del stage.roster.models["m"]
+        stage.loading.settle_all()
+    stage.loading.leaving.left("http 1", question)
+    assert stage.told[1:] == [("http 1", Changed(5))] if removed else stage.told[2:] == [("http 1", Changed(5))]
+    stage.loading.settle_all()

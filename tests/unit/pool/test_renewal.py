@@ -28,6 +28,7 @@ def card(name: str, task: str = "text-embedding", **more: Any) -> Card:
 class House:
     def __init__(self) -> None:
         self.frontends: set[str] = set()
+        self.expected = 0
         self.published = 0
         self.hears: Renewal | None = None
 

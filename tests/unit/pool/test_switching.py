@@ -30,6 +30,7 @@ class House:
         self.left: Callable[[str, Leave], None] = lambda _, __: None
         self.told: list[Changed] = []
         self.asked: list[tuple[str, Leave]] = []
+        self.expected = 0
         self.unloaded: list[str] = []
         self.settled: list[str] = []
         self.published = 0
