@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 from collections.abc import Iterator
 from itertools import count, islice
@@ -67,8 +66,8 @@ def free_number(pid: int, after: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def descriptors_below(number: int, pid: int = os.getpid()) -> Iterator[None]:
-    """Meanwhile this process (our own) can open none from `number` on; those that it has it keeps."""
+def descriptors_below(number: int, pid: int = 0) -> Iterator[None]:
+    """Meanwhile this process (0: our own) can open none from `number` on; those that it has it keeps."""
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (number, usual[1]))
     try:

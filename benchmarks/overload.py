@@ -19,9 +19,8 @@ The load comes from the same cores, and costs goodput, whoever refuses it: at te
 once the capacity, and to that at twice the capacity while the eight others are refused elsewhere, by the smallest application
 that uvicorn can run. What it is of the better of those at one and two times is told beside it. A request that is refused takes
 0.18 ms of a core, 0.11 in the server and 0.07 in the generator (results/2026-11-30h.md): of BERT-base's 360 a second that is 3 %
-of two cores, of 1,000 to MiniLM (`all-minilm-l6-v2@256`) 9 %, of its 2,250 (`@128`) 20 %; somewhat more
-is lost. Its 3,400 short ones are more than two cores can read, whatever they answer. With
-`--check`, a missed bar ends it with 1.
+of two cores, of 1,000 to MiniLM (`all-minilm-l6-v2@256`) 9 %, of its 2,250 (`@128`) 20 %; somewhat more is lost. Its 3,400 short
+ones are more than two cores can read, whatever they answer. With `--check`, a missed bar ends it with 1.
 """
 
 from __future__ import annotations

@@ -108,6 +108,10 @@ class Admission:
         self.freed = min(room / 2, max(0.0, self.freed - _FASTER * passed_s / each_s))
         return min(self.freed, _MARGIN * allowed_s / each_s / 2)
 
+    def place_of(self, key: Key) -> Place:
+        """What it has, or may begin to have."""
+        return self.places.get(key.id) or Place()
+
     def place(self, key: Key, inputs: int, *, room: int, allowed_s: float, workers: float) -> Place:
         """The place of a key whose share has room for so many more. Raises RateLimited, with the seconds until it should
         have; TooLarge for what is more than the share.
@@ -121,7 +125,7 @@ class Admission:
             raise TooLarge(f"{self.model}: {inputs} inputs at once; the share of {key.name} is {whole}: send less in a request")
         in_time = int(key.share * _MARGIN * allowed_s * workers / self.pace_s) if self.pace_s else whole
         most = min(whole, max(1, in_time))
-        place = self.places.get(key.id) or Place()
+        place = self.place_of(key)
         before = max(place.held, place.sent)
         if before and before + inputs > most:
             # Between two of its own, samples of others are answered too.

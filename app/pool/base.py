@@ -62,8 +62,7 @@ class Past(Protocol):
     """What of a request outlives the process that answers it: the next one goes on from there."""
 
     lives: int
-    """How many processes ended while they had it, or its beginning: it has paid its part of a rate, if that
-    was looked at."""
+    """How many processes ended while they had it, or its beginning: it has paid its part of a rate, if that was looked at."""
     let_in: bool
     """Whether one of them found room for it: it is not refused for want of that."""
     inherited: int

@@ -122,16 +122,16 @@ class Directory:
         queue = known.queue
         room = max(1, known.card.limits.max_queue // self._frontends)
         workers = max(1, len(known.entry.workers)) / self._frontends
-        now = time.monotonic()
+        now, past = time.monotonic(), PAST.get()
         place: Place | None = None
         allowed_s = deadline - now
-        if is_let_in(PAST.get()):
-            place = queue.places.get(key.id) or Place() if key and key.share < 1 else None
+        if is_let_in(past):
+            place = queue.place_of(key) if key and key.share < 1 else None
         else:
             if key and key.share < 1:
                 place = queue.place(key, inputs, room=room, allowed_s=allowed_s, workers=workers)
             queue.check(inputs, room=room, allowed_s=allowed_s, workers=workers, now=now)
-        if past := PAST.get():
+        if past:
             past.admitted()
         queue.held += inputs
         try:

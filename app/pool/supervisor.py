@@ -67,6 +67,7 @@ class Supervisor:
         self._nursery = Nursery(environment, str(folder), self._on_forked, self._on_exited)
         self._loading = Loading(settings, roster, folder, fetch, self._nursery, self)
         self._switching = Switching(roster, traffic, self._loading, self, kept=settings.versions, grace_s=settings.timeout_s)
+        self._leaving = (self._loading.leaving, self._switching.leaving)
         self.renewal = Renewal(roster, self._loading, self._switching, self)
         self.keyring = Keyring(settings, self)
         self._foreman = Foreman(environment, str(folder))
@@ -128,7 +129,7 @@ class Supervisor:
             case Hello(role="frontend"):
                 self.frontends.add(peer)
                 self.tell(self._table(), to=peer)
-                for leaving in (self._loading.leaving, self._switching.leaving):
+                for leaving in self._leaving:
                     leaving.came()
                 self._check_settled()
             case Hello(role="worker", pid=pid):
@@ -152,7 +153,7 @@ class Supervisor:
             case Switch() | Back():
                 self._switching.asked(peer, message)
             case Leave():
-                for leaving in (self._loading.leaving, self._switching.leaving):
+                for leaving in self._leaving:
                     leaving.left(peer, message)
             case Tune():
                 self.spawn(self._foreman.run())
@@ -207,7 +208,7 @@ class Supervisor:
 
     def _on_frontend_exit(self, name: str, pid: int, status: int) -> None:
         self.frontends.discard(name)
-        for leaving in (self._loading.leaving, self._switching.leaving):
+        for leaving in self._leaving:
             leaving.gone(name)
         self._seen.process_gone(pid)
         if not self._stop.is_set():

@@ -180,7 +180,7 @@ class Edge:
         if self._origins and (answer := self._origins.preflight(scope, headers)):
             return answer
         try:
-            if overrun and self._is_open(scope) and not is_inherited(scope["state"].get("past")):
+            if overrun and self.guard.is_open(scope) and not is_inherited(scope["state"].get("past")):
                 raise TooBusy("more is asked than this server can read; come back in 1 s", retry_after_s=1)
             self.guard.check(scope, headers)
             if size > limit:
@@ -222,11 +222,6 @@ class Edge:
         sender = state["key"].id if state["key"] else client[0] if client else ""
         kept = self._endpoint(scope) is not None and not is_let_in(state.get("past"))
         return self._intake.reading(receive, self._limit(scope), state, sender=sender, kept=kept)
-
-    def _is_open(self, scope: Scope) -> bool:
-        """Whether anybody may ask it as often as he wants; health, metrics and changes are few."""
-        path = scope["path"]
-        return path in self._direct or (scope["method"] in ("GET", "HEAD") and (path == "/models" or path.startswith("/models/")))
 
     def _write_soon(self) -> None:
         """Metrics go to the shared files a few times a second, while there is anything to write."""

@@ -96,6 +96,10 @@ class Guard:
         if need in (_TUNE, _RULE) and scope["method"] not in _CHANGES_NOTHING:
             state["audit"] = {}
 
+    def is_open(self, scope: Scope) -> bool:
+        """Whether it is what everybody asks, as often as he wants; health, metrics and changes are few."""
+        return self._needed(scope["method"], scope["path"]) is _ASK
+
     def _needed(self, method: str, path: str) -> Need | None:
         if path in self._inference:
             return _ASK
