@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 from app.card import Card
+from app.errors import Loading
 from app.keys import Key
 from app.tasks.base import Codec, Output, Sample
 
@@ -56,6 +57,12 @@ class Model:
     """It runs along unheard."""
     meta: dict[str, Any] = field(default_factory=dict)
     """What the worker's program told of the module: labels, dimensions, max_tokens, parameters …"""
+
+
+class Renewed(Loading):
+    """The model was loaded anew, by another card or from other files, since this was decoded for it: who still has the input
+    begins again.
+    """
 
 
 class Past(Protocol):
@@ -124,11 +131,14 @@ class Pool(Protocol):
         """
         ...
 
-    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float, before: int = 0) -> Answer:
+    async def submit(
+        self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float, codec: Codec | None, before: int = 0
+    ) -> Answer:
         """Run one sample and return the named outputs. `deadline` is on time.monotonic()'s clock; `before`: samples of the
-        same request that come before it, for which it lets others go first.
+        same request that come before it, for which it lets others go first; `codec`: what decoded it, where that matters.
 
-        Raises TooBusy, Deadline, ModelFailed, Poisoned, OutOfMemory, WorkerLost. Cancelling the task drops the sample.
+        Raises TooBusy, Deadline, ModelFailed, Poisoned, OutOfMemory, WorkerLost; Renewed, where the model has another codec by
+        the time when it would run. Cancelling the task drops the sample.
         """
         ...
 

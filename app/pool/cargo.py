@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from app.errors import Deadline
 from app.pool.base import PAST, Answer, Past
-from app.tasks.base import Sample
+from app.tasks.base import Codec, Sample
 
 
 @dataclass(slots=True)
@@ -17,6 +17,8 @@ class Cargo:
     sample: Sample
     outputs: tuple[str, ...]
     deadline: float
+    codec: Codec | None
+    """What decoded it, where it matters that it is the model's."""
     before: int = 0
     """Samples of the same request that come before it."""
     past: Past | None = field(default_factory=PAST.get)

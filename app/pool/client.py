@@ -19,7 +19,7 @@ from app.keys import Key
 from app.logs import log
 from app.patience import patiently
 from app.pool.admission import PLACE
-from app.pool.base import Answer, Model
+from app.pool.base import Answer, Model, Renewed
 from app.pool.cargo import Cargo
 from app.pool.directory import Directory, Known, describe
 from app.pool.flights import SUSPECT, Flight, Flights
@@ -96,9 +96,11 @@ class Client:
         """Hold room for `inputs` in this frontend's share of the model's queue. Raises TooBusy, RateLimited, TooLarge."""
         return self._directory.admit(model, inputs, deadline, key)
 
-    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float, before: int = 0) -> Answer:
+    async def submit(
+        self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float, codec: Codec | None, before: int = 0
+    ) -> Answer:
         """Run one sample. Whatever happens, exactly one answer or error."""
-        return await self._submit(model, Cargo(sample, outputs, deadline, before=before), None)
+        return await self._submit(model, Cargo(sample, outputs, deadline, codec, before), None)
 
     def shadow(self, model: str) -> str:
         """The version that runs along with version `model`."""
@@ -167,7 +169,7 @@ class Client:
         if not samples:
             raise WorkerLost(f"{card.name} cannot be proven: put a sample.* beside its card")
         for sample in samples[:1]:
-            await self._submit(card.name, Cargo(sample, (), deadline, past=None), worker)
+            await self._submit(card.name, Cargo(sample, (), deadline, codec, past=None), worker)
 
     async def _submit(self, model: str, cargo: Cargo, worker: str | None) -> Answer:
         queue, place = self._directory[model].queue, PLACE.get()  # it may be gone since the request was let in
@@ -201,6 +203,9 @@ class Client:
         if not ready:
             if known.entry.state in ("unloaded", "failed") and not known.entry.workers:
                 self._fail(flight, known.not_ready())
+            return
+        if known.outdates(flight.cargo.codec):
+            self._fail(flight, Renewed(f"{flight.model} was loaded anew while this was read; send it again", retry_after_s=1.0))
             return
         flight.worker = chosen = min(ready, key=lambda name: self._load[name])
         self._load[chosen] += 1

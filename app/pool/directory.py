@@ -32,6 +32,8 @@ class Known:
     entry: Entry
     card: Card
     codec: Codec | None = None
+    made: tuple[dict[str, str], dict[str, Any]] | None = None
+    """Of which files and meta the codec was."""
     queue: Admission = field(init=False)
     model: Model | None = None
     """`describe` without memory, until the table changes."""
@@ -47,6 +49,10 @@ class Known:
         entry = self.entry
         refuses = entry.state == "unloaded" or (entry.state == "loading" and entry.why)
         return bool(entry.meta) and (not refuses or is_let_in(PAST.get()))
+
+    def outdates(self, codec: Codec | None) -> bool:
+        """Whether what this codec decoded means something else to the workers there are. None: it does not matter."""
+        return codec is not None and codec is not self.codec
 
     def not_ready(self) -> HearthError:
         """Why it cannot answer now, and what to do."""
@@ -94,9 +100,9 @@ class Directory:
             if known is None or known.entry.card != entry.card:
                 self._known[name] = Known(entry, Card.model_validate_json(entry.card))
                 continue
-            if entry.files != known.entry.files or (entry.meta and _for_codec(entry) != _for_codec(known.entry)):
-                known.codec = None
             known.entry, known.model = entry, None
+            if entry.meta and known.made != _for_codec(entry):  # while it is loaded there is none
+                known.codec = known.made = None
 
     def find(self, name: str | None, task: str, *, exactly: bool = False) -> tuple[Known, Codec]:
         """The model that answers, and its codec: `exactly` the version whose key `name` is, or the one whose turn it is.
@@ -111,6 +117,7 @@ class Directory:
         if known.codec is None:
             files = {key: Path(path) for key, path in known.entry.files.items()}
             known.codec = make_codec(known.card, files, known.entry.meta, self._settings)
+            known.made = _for_codec(known.entry)
         return known, known.codec
 
     @contextmanager
@@ -207,9 +214,9 @@ def _plain(name: str, known: Collection[str]) -> str:
     return model if version == "1" and name not in known else name
 
 
-def _for_codec(entry: Entry) -> dict[str, Any]:
-    """What computes is no codec's business, and changes once while the model serves."""
-    return {name: value for name, value in entry.meta.items() if name != "compute"}
+def _for_codec(entry: Entry) -> tuple[dict[str, str], dict[str, Any]]:
+    """Files and meta. What computes is no codec's business, and changes once while the model serves."""
+    return entry.files, {name: value for name, value in entry.meta.items() if name != "compute"}
 
 
 def describe(known: Known, route: Route, *, memory: bool = True) -> Model:

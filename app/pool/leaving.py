@@ -81,15 +81,16 @@ class Leaving:
     def came(self) -> None:
         """A frontend, perhaps the heir of another."""
         self._changed = asyncio.get_running_loop().time()
-        for key, question in list(self._open.items()):
-            if question.over:
+        for key in list(self._open):
+            question = self._open.get(key)  # what is freed may be waited for by a change, which ends such questions
+            if question and question.over:
                 self._ask(key)
 
     def gone(self, frontend: str) -> None:
         """It has ended, and with it what it held, unless that has an heir."""
         self.came()
         for key in list(self._open):
-            question = self._open.get(key)  # what is freed may be waited for by a change, which ends such questions
+            question = self._open.get(key)
             if question and not question.over:
                 self._without(frontend, key, question)
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from app import metrics
 from app.card import Card
 from app.catalogue import Catalogue
@@ -126,7 +128,7 @@ class Supervisor:
 
     def _on_message(self, peer: str, message: Message, _: dict[str, Any]) -> None:
         match message:
-            case Hello(role="frontend"):
+            case Hello(role="frontend", pid=pid) if psutil.pid_exists(pid):  # else it was buried before it was heard
                 self.frontends.add(peer)
                 self.tell(self._table(), to=peer)
                 for leaving in self._leaving:

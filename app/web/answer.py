@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from app.errors import ClientLeft, Deadline, HearthError
 from app.patience import patiently
-from app.pool.base import Model
+from app.pool.base import Model, Renewed
 from app.tasks.base import Decoded
 from app.web.kitchen import Kitchen, Order, answers
 from app.web.shadow import cast
@@ -42,11 +42,14 @@ async def serve(request: Request, order: Order) -> Served:
         raise Deadline("the request was not here before its deadline; allow more time with timeout_ms, or send less")
     drawn = state["drawn"]
     find = partial(kitchen.pool.find, drawn or order.model, order.task, exactly=bool(drawn))
-    model, codec = await patiently(find, deadline)  # it may have to read the model's files
-    state["model"], shadow = model.card.name, kitchen.pool.shadow(model.card.name)  # it may be gone when all is answered
-    with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
-        pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])
-    results = [result for _, result in pairs]
+    while True:  # once more where the model was loaded anew, by another card, before all of it ran
+        model, codec = await patiently(find, deadline)  # it may have to read the model's files
+        state["model"], shadow = model.card.name, kitchen.pool.shadow(model.card.name)  # it may be gone when all is answered
+        with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
+            pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])
+        results = [result for _, result in pairs]
+        if not any(isinstance(result, Renewed) for result in results):
+            break
     if shadow:
         cast(kitchen, shadow, order, results)
     if len(results) == 1 and isinstance(error := results[0], HearthError):

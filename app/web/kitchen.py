@@ -80,7 +80,7 @@ async def _one(
     portion.take(decoded)
     waited = time.monotonic() - asked - took
     _spent(timing, "decode", took, model)
-    submit = partial(kitchen.pool.submit, model.card.name, outputs=order.outputs, deadline=portion.deadline)
+    submit = partial(kitchen.pool.submit, model.card.name, outputs=order.outputs, deadline=portion.deadline, codec=codec)
     try:
         if len(decoded.samples) == 1:
             answers = [await submit(decoded.samples[0], before=number)]

@@ -301,6 +301,12 @@ class Server:
         lines = self.http.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(start))
 
+    def hang_up(self) -> None:
+        """SIGHUP; returns when cards and keys were read anew."""
+        said = self.log.count("cards: ")
+        self.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: self.log.count("cards: ") > said)
+
     def predict(self, raw: bytes, **query: Any) -> httpx.Response:
         return self.http.post("/predict/image", content=raw, params=query, headers={"content-type": "image/png"})
 

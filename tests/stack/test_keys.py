@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -63,12 +62,6 @@ def everywhere(server: Server, secret: str, wanted: int) -> bool:
     return {status(server, secret) for _ in range(12)} == {wanted}
 
 
-def hang_up(server: Server) -> None:
-    said = server.log.count("cards: ")
-    server.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: server.log.count("cards: ") > said)
-
-
 class Load(Clients):
     """Clients that ask without pause; `seen` are the answers that were right."""
 
@@ -104,7 +97,7 @@ def test_a_broken_file_keeps_the_keys_even_for_a_frontend_that_is_new(server: Se
     locked.file.write_text("{broken")
     wait_for(lambda: "THE KEYS STAY AS THEY WERE" in server.log)
     said = server.log.count("THE KEYS STAY AS THEY WERE")
-    hang_up(server)
+    server.hang_up()
     wait_for(lambda: server.log.count("THE KEYS STAY AS THEY WERE") > said)  # each look by itself complains of a file once
     frontend = next(child for name, child in server.children().items() if "http" in name)
     frontend.kill()
@@ -113,7 +106,7 @@ def test_a_broken_file_keeps_the_keys_even_for_a_frontend_that_is_new(server: Se
     assert wait_for(lambda: everywhere(server, locked.admin, 200), 60)
     locked.file.write_text(whole)
     said = server.log.count("reloading")
-    hang_up(server)
+    server.hang_up()
     assert server.log.count("reloading") == said + 1
 
 
@@ -127,7 +120,7 @@ def test_under_load_sighup_takes_in_a_model_and_a_key_and_no_request_fails(serve
         write_toy(locked.home / "models" / "hurt")
         (locked.home / "models" / "hurt" / "card.toml").write_text("task = 3")
         _, secret = keys.add(locked.file, "late", "admin")
-        hang_up(server)
+        server.hang_up()
         wait_for(lambda: server.model("fresh").get("state") == "unloaded")  # each frontend hears of it in its own time
         assert server.http.get("/models/hurt").status_code == 404 and "hurt" in server.log
         wait_for(lambda: server.model("eager")["state"] == "ready")
@@ -136,7 +129,7 @@ def test_under_load_sighup_takes_in_a_model_and_a_key_and_no_request_fails(serve
         assert server.predict(GREEN, model="fresh").status_code == 200
         card.unlink()
         shutil.rmtree(locked.home / "models" / "hurt")
-        hang_up(server)
+        server.hang_up()
         assert server.predict(GREEN, model="eager").status_code == 200, "it is loaded"
         assert server.http.post("/models/eager/unload").json()["state"] == "unloaded"
         wait_for(lambda: server.http.get("/models/eager").status_code == 404)
@@ -159,7 +152,7 @@ def test_a_changed_card_of_a_loaded_model_holds_when_it_is_next_loaded_and_nothi
         wait_for(lambda: load.seen > 10)
         card = locked.home / "models" / "other" / "card.toml"
         card.write_text(TOY_CARD.format(default="false").replace("max_queue = 256", "max_queue = 99"))
-        hang_up(server)
+        server.hang_up()
         since = load.seen
         wait_for(lambda: load.seen > since + 20)
         assert server.model("other")["limits"]["max_queue"] == 256

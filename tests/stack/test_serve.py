@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.stack.conftest import Server, picture, saved, wait_for, wave
+from tests.stack.conftest import Server, picture, saved, wait_for, wave, write_toy
 
 
 def maps(process: psutil.Process) -> str:
@@ -102,6 +102,32 @@ def test_what_is_still_being_read_when_its_model_is_unloaded_is_answered(server:
     assert answer.status_code == 200, answer.text
     assert not [result["error"] for result in answer.json()["results"] if "error" in result]
     assert not [name for name in server.children() if name.startswith("hearth other")]
+
+
+def test_what_is_still_being_read_when_its_model_is_loaded_by_another_card_is_answered_by_that(tmp_path: Path):
+    """It was read as the old card says, and computed by the workers of the new one: an answer that neither of them gives."""
+    write_toy(tmp_path / "models" / "toy", "true")
+    card = tmp_path / "models" / "toy" / "card.toml"
+    large = saved(Image.new("RGB", (5000, 5000), (30, 60, 90)))  # a tenth of a second each
+    files = [("file", ("large.png", large, "image/png"))] * 12
+    with Server(tmp_path, HEARTH_MODELS="toy") as server, ThreadPoolExecutor(1) as pool:
+        before = server.predict(large).json()["results"][0]["predictions"]
+        ran = server.metric('hearth_batch_size_count{model="toy"}')
+        asked = pool.submit(httpx.post, f"{server.url}/predict/image", files=files, timeout=60)
+        wait_for(lambda: server.metric('hearth_batch_size_count{model="toy"}') > ran)  # the first is read
+        card.write_text(card.read_text().replace("mean = [0, 0, 0]", "mean = [0.9, 0.1, 0.5]"))
+        server.hang_up()
+        with ThreadPoolExecutor(1) as leaving:
+            left = leaving.submit(server.http.post, "/models/toy/unload")
+            wait_for(lambda: server.model("toy")["state"] == "unloaded")
+            assert not asked.done()
+            assert httpx.post(f"{server.url}/models/toy/load", timeout=60).json()["state"] == "ready"
+            left.result()
+        answer = asked.result()
+        assert answer.status_code == 200, answer.text
+        after = server.predict(large).json()["results"][0]["predictions"]
+        assert before != after
+        assert [result["predictions"] for result in answer.json()["results"]] == [after] * 12
 
 
 def test_loading_twice_is_loading_once(server: Server):

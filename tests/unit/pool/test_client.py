@@ -17,7 +17,7 @@ import pytest
 from app.card import Card
 from app.errors import Deadline, Loading, Poisoned, RateLimited, TooBusy, UnknownModel
 from app.keys import Key
-from app.pool.base import PAST
+from app.pool.base import PAST, Renewed
 from app.pool.cargo import Cargo
 from app.pool.client import Client
 from app.pool.directory import Directory
@@ -63,7 +63,7 @@ async def test_a_sample_that_nobody_answered_in_time_is_gone_with_its_error(tmp_
     gc.disable()
     try:
         with pytest.raises(Deadline):
-            await client.submit("m", Sample(arrays={}, cost=1.0), outputs=("y",), deadline=time.monotonic())
+            await client.submit("m", Sample(arrays={}, cost=1.0), outputs=("y",), deadline=time.monotonic(), codec=None)
         assert not [kept for kept in gc.get_objects() if type(kept) is Cargo]
     finally:
         gc.enable()
@@ -99,7 +99,7 @@ async def test_an_answer_that_came_before_the_news_of_the_death_counts(tmp_path:
     try:
         client._on_table(table("ready", Worker("m.1", 1, "cpu", "ready", 0)))
         sample = Sample(arrays={"x": np.ones(1)}, cost=1.0)
-        answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30))
+        answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30, codec=None))
         await asyncio.sleep(0.05)
         wait([worker], 5)
         ((peer, run, _),) = worker.receive()
@@ -126,7 +126,7 @@ async def test_what_a_request_was_blamed_for_is_held_against_it_in_the_next_proc
         client._on_table(table("ready", Worker("m.1", 1, "cpu", "ready", 0)))
         for alone, again in ((False, 2), (True, 2)):
             sample = Sample(arrays={"x": np.ones(1)}, cost=1.0)
-            answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30))
+            answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30, codec=None))
             await asyncio.sleep(0.05)
             wait([worker], 5)
             ((_, run, _),) = worker.receive()
@@ -156,7 +156,7 @@ async def test_what_a_worker_said_counts_though_it_is_to_be_reached_anew(tmp_pat
         told = table("ready", Worker("m.1", 1, "cpu", "ready", 0))
         client._on_table(told)
         sample = Sample(arrays={"x": np.ones(1)}, cost=1.0)
-        asked = [client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30) for _ in range(30)]
+        asked = [client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30, codec=None) for _ in range(30)]
         answers = [asyncio.create_task(one) for one in asked]
         await asyncio.sleep(0.05)
         wait([worker], 5)
@@ -184,7 +184,7 @@ async def test_what_was_sent_twice_is_noted_wherever_it_is_and_called_back_when_
     try:
         client._on_table(table("ready", Worker("m.2", 1, "cpu", "ready", 0)))
         sample = Sample(arrays={"x": np.ones(1)}, cost=1.0)
-        answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30))
+        answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30, codec=None))
         await asyncio.sleep(0.05)
         client._on_died(Died("m.1", (7,), stalled=True))
         assert past.blamed == 2 and not answer.done()
@@ -197,6 +197,54 @@ async def test_what_was_sent_twice_is_noted_wherever_it_is_and_called_back_when_
         assert isinstance(run, Run) and cancel == Cancel(run.id) and not len(client._flights)
     finally:
         PAST.reset(token)
+        client.close()
+        for endpoint in endpoints:
+            endpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("new", "runs"),
+    [
+        ({}, True),
+        ({"meta": {"dimensions": 1, "compute": "eager"}}, True),
+        ({"meta": {"dimensions": 2}}, False),
+        ({"files": {"vocabulary": "/other"}}, False),
+        ({"card": table("ready").models["m"].card.replace('"m"', '"m","about":{"licence":"y"}', 1)}, False),
+    ],
+    ids=["the same", "computed otherwise", "other meta", "other files", "another card"],
+)
+async def test_what_was_decoded_for_a_model_never_runs_on_what_was_loaded_since_by_another_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: dict[str, Any], runs: bool
+):
+    """It had an answer: of what the new network makes of tokens or pixels that were meant for the old one."""
+    monkeypatch.setattr("app.pool.directory.make_codec", lambda *_: object())
+    endpoints = _, worker = [Endpoint.listen(address(str(tmp_path), name)) for name in ("supervisor", "m.2")]
+    client, before = Client(Settings(), str(tmp_path), 1), table("ready", Worker("m.1", 1, "cpu", "ready", 0))
+    client.start()
+    try:
+        client._directory.update(before)
+        _, codec = client.find("m", "text-embedding")
+        entry = msgspec.structs.replace(before.models["m"], **new)
+        coming = msgspec.structs.replace(entry, state="loading", meta={}, workers=(Worker("m.2", 1, "cpu", "loading", 0),))
+        client._on_table(Table({"m": coming}, 1))
+        sample = Sample(arrays={"x": np.ones(1)}, cost=1.0)
+        answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30, codec=codec))
+        await asyncio.sleep(0.05)
+        assert not answer.done(), "it waits for the new worker, as it would for any"
+        client._on_table(Table({"m": msgspec.structs.replace(entry, workers=(Worker("m.2", 1, "cpu", "ready", 0),))}, 1))
+        await asyncio.sleep(0.05)
+        if runs:
+            wait([worker], 5)
+            ((_, sent, _),) = worker.receive()
+            assert isinstance(sent, Run) and client.find("m", "text-embedding")[1] is codec
+            answer.cancel()
+            await asyncio.wait([answer])
+        else:
+            with pytest.raises(Renewed):
+                await asyncio.wait_for(answer, 10)
+            assert client.find("m", "text-embedding")[1] is not codec
+        assert not len(client._flights)
+    finally:
         client.close()
         for endpoint in endpoints:
             endpoint.close()
@@ -276,7 +324,9 @@ async def test_a_request_whose_model_is_removed_while_it_is_decoded_leaves_nothi
     client._on_table(table("ready", Worker("m.1", 1, "cpu", "loading", 0)))
     client._on_table(Table({}, 1))
     with pytest.raises(UnknownModel):
-        await client.submit("m", Sample(arrays={"x": np.ones(1)}, cost=1.0), outputs=("y",), deadline=time.monotonic() + 30)
+        await client.submit(
+            "m", Sample(arrays={"x": np.ones(1)}, cost=1.0), outputs=("y",), deadline=time.monotonic() + 30, codec=None
+        )
     assert not len(client._flights)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -105,6 +106,19 @@ async def test_a_worker_that_nobody_knows_any_more_is_killed_when_it_says_hello(
     present = supervisor._roster.models["m"].slots[0].worker
     supervisor._on_message(present, Hello(role="worker", pid=8), {})
     assert (killed, met) == ([(7, birth.name)], [(present, 8)])
+
+
+async def test_a_frontend_that_was_buried_before_it_was_heard_is_not_waited_for(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever unloaded a model after that waited for as long as a drain may take."""
+    monkeypatch.setattr(supervisor, "tell", lambda message, to: None)
+    gone = await asyncio.create_subprocess_exec("true")
+    await gone.wait()
+    supervisor._on_frontend_exit("frontend.1", gone.pid, -9)
+    supervisor._on_message("frontend.1", Hello(role="frontend", pid=gone.pid), {})
+    supervisor._on_message("frontend.2", Hello(role="frontend", pid=os.getpid()), {})
+    assert supervisor.frontends == {"frontend.2"}
 
 
 async def test_a_model_that_ends_its_process_with_0_in_a_batch_is_blamed_for_it(

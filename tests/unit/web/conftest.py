@@ -14,14 +14,16 @@ import pytest
 
 from app.card import Card
 from app.errors import Conflict, HearthError, UnknownModel
-from app.pool.base import Answer, Model, Replica
+from app.pool.base import Answer, Model, Renewed, Replica
 from app.settings import Settings
 from app.tasks.base import Decoded, Sample
 from app.web.server import make_app
 
 
 class ToyCodec:
-    """Every input is its length; `bad…` cannot be read."""
+    """Every input is its length, `more` to it; `bad…` cannot be read."""
+
+    more = 0
 
     def light(self, item: Any) -> bool:
         return item[:4] != b"long"
@@ -31,7 +33,9 @@ class ToyCodec:
             from app.errors import BadInput
 
             raise BadInput("the picture is truncated; send the whole file")
-        samples = tuple(Sample(arrays={"x": np.array([len(item)])}, cost=1.0) for _ in range(2 if item[:4] == b"long" else 1))
+        samples = tuple(
+            Sample(arrays={"x": np.array([len(item) + self.more])}, cost=1.0) for _ in range(2 if item[:4] == b"long" else 1)
+        )
         return Decoded(samples=samples, info={"tokens": len(item)})
 
     def interpret(self, decoded: Decoded, outputs: list[Any], **options: Any) -> dict[str, Any]:
@@ -50,6 +54,7 @@ class ToyPool:
         self.error: HearthError | None = None
         self.refusal: HearthError | None = None
         self.held = False
+        self.codec: ToyCodec | None = None
         self.dropped = 0
         self.submitted = asyncio.Event()
         self.go_on = asyncio.Event()
@@ -86,7 +91,8 @@ class ToyPool:
     def find(self, name: str | None, task: str, *, exactly: bool = False) -> tuple[Model, ToyCodec]:
         if name not in (None, "toy"):
             raise UnknownModel(f"no model is called {name!r}; there are: toy")
-        return self._model(task), ToyCodec()
+        self.codec = self.codec or ToyCodec()
+        return self._model(task), self.codec
 
     @contextmanager
     def admit(self, model: str, inputs: int, deadline: float, key: Any = None) -> Iterator[None]:
@@ -94,7 +100,7 @@ class ToyPool:
             raise self.refusal
         yield
 
-    async def submit(self, model: str, sample: Sample, *, outputs: tuple[str, ...], deadline: float, before: int = 0) -> Answer:
+    async def submit(self, model: str, sample: Sample, *, codec: ToyCodec, **_: Any) -> Answer:
         self.submitted.set()
         try:
             while self.held:
@@ -104,6 +110,8 @@ class ToyPool:
             raise
         if self.error:
             raise self.error
+        if codec is not self.codec:
+            raise Renewed("it was loaded anew")
         return Answer(output=sample.arrays, queue_s=0.001, run_s=0.002, batch=1)
 
     async def change(self, name: str, verb: str) -> Model:

@@ -18,6 +18,7 @@ from app.web import answer
 from app.web.kitchen import Portion
 from app.web.server import make_app
 
+JPEG = {"content-type": "image/jpeg"}
 _PART = b'Content-Disposition: form-data; name="file"; filename="a"\r\nContent-Type: image/jpeg\r\n\r\n'
 
 
@@ -42,6 +43,25 @@ async def test_a_sane_request_id_is_taken_and_another_made(client):
     for given in (b"a b\tc", b"\xe9", b"x" * 129):
         made = (await client.get("/health/live", headers={b"x-request-id": given})).headers["x-request-id"]
         assert len(made) == 32
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "refused"),
+    [
+        ("POST", "/predict/image", True),
+        ("GET", "/models", True),
+        ("GET", "/models/toy", True),
+        ("GET", "/health/live", False),
+        ("GET", "/metrics", False),
+        ("POST", "/models/toy/load", False),
+    ],
+)
+async def test_in_an_overrun_only_what_everybody_may_ask_is_refused(app, client, method: str, path: str, refused: bool):
+    app._overrun.on = True
+    answer = await client.request(method, path, content=b"x" if path == "/predict/image" else b"", headers=JPEG)
+    assert answer.status_code == (503 if refused else 200), answer.text
+    if refused:
+        assert (answer.json()["code"], answer.headers["retry-after"]) == ("too_busy", "1")
 
 
 @pytest.mark.parametrize("given", [b"abc\n", b"\xb2"])

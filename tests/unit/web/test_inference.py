@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import errno
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from app.errors import ERRORS, TooBusy
 from app.web.problems import STATUS
 from app.web.schemas import EmbedText, PredictText
+from tests.unit.web.conftest import ToyCodec
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -248,6 +250,17 @@ async def test_the_wrong_method_is_told(client):
 async def test_every_failure_has_its_status(client, pool, code):
     pool.error = ERRORS[code]("the detail")
     told(await client.post("/predict/image", content=b"x", headers=JPEG), STATUS[code][0], code, "the detail")
+
+
+async def test_what_was_decoded_for_a_model_that_is_loaded_anew_meanwhile_is_decoded_again(client, pool):
+    pool.held, files = True, [("file", ("1.png", b"12345", "image/png")), ("file", ("2.png", b"123", "image/png"))]
+    asked = asyncio.create_task(client.post("/predict/image", files=files))
+    await asyncio.wait_for(pool.submitted.wait(), 5)
+    pool.codec = ToyCodec()
+    pool.codec.more, pool.held = 10, False
+    pool.go_on.set()
+    results = (await asyncio.wait_for(asked, 5)).json()["results"]
+    assert [result["predictions"][0]["score"] for result in results] == [15.0, 13.0], "both by the new one"
 
 
 async def test_a_full_queue_says_when_to_come_back(client, pool):
