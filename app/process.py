@@ -182,6 +182,14 @@ def hear_no_more() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
+def is_there(pid: int) -> bool:
+    """Whether it lives, or is not let go yet. Needs no descriptor, as psutil does."""
+    with suppress(OSError):  # gone, or another user's that has its number since
+        os.kill(pid, 0)
+        return True
+    return False
+
+
 def is_stopped(pid: int) -> bool:
     """By SIGSTOP or the like: it does nothing until it is continued, or killed."""
     return _is(psutil.STATUS_STOPPED, pid)

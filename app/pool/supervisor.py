@@ -15,8 +15,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from app import metrics
 from app.card import Card
 from app.catalogue import Catalogue
@@ -30,7 +28,7 @@ from app.pool.renewal import Renewal
 from app.pool.roster import Roster
 from app.pool.switching import Switching
 from app.pool.traffic import Traffic
-from app.process import ending, reaped
+from app.process import ending, is_there, reaped
 from app.settings import Settings, jobs_folder
 from app.wire.messages import Adopt, Back, Change, Died, Hello, Leave, LoadFailed, Message, Ready, Stop, Switch, Tune
 from app.wire.sockets import Endpoint, address
@@ -128,7 +126,7 @@ class Supervisor:
 
     def _on_message(self, peer: str, message: Message, _: dict[str, Any]) -> None:
         match message:
-            case Hello(role="frontend", pid=pid) if psutil.pid_exists(pid):  # else it was buried before it was heard
+            case Hello(role="frontend", pid=pid) if is_there(pid):  # else it was buried before it was heard
                 self.frontends.add(peer)
                 self.tell(self._table(), to=peer)
                 for leaving in self._leaving:

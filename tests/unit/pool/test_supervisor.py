@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -116,8 +117,13 @@ async def test_a_frontend_that_was_buried_before_it_was_heard_is_not_waited_for(
     gone = await asyncio.create_subprocess_exec("true")
     await gone.wait()
     supervisor._on_frontend_exit("frontend.1", gone.pid, -9)
-    supervisor._on_message("frontend.1", Hello(role="frontend", pid=gone.pid), {})
-    supervisor._on_message("frontend.2", Hello(role="frontend", pid=os.getpid()), {})
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, most))  # and there may be no descriptor to look with
+    try:
+        supervisor._on_message("frontend.1", Hello(role="frontend", pid=gone.pid), {})
+        supervisor._on_message("frontend.2", Hello(role="frontend", pid=os.getpid()), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
     assert supervisor.frontends == {"frontend.2"}
 
 
