@@ -167,9 +167,11 @@ def at_once(spans: list[tuple[float, float]]) -> float:
     return sum(end - begin for begin, end in spans) / (max(end for _, end in spans) - min(begin for begin, _ in spans))
 
 
-def test_one_greedy_caller_gets_its_share_and_the_others_get_in(locked: Locked):
-    _, greedy = keys.add(locked.file, "greedy", "infer", share=8 / 256)
-    with locked.serve(HEARTH_FRONTENDS="1") as server:
+@pytest.mark.parametrize("frontends", [1, 2])
+def test_one_greedy_caller_gets_its_share_and_the_others_get_in(locked: Locked, frontends: int):
+    """Of several frontends each has its part of the queue, and gives him his share of that."""
+    _, greedy = keys.add(locked.file, f"greedy-{frontends}", "infer", share=8 / 256)
+    with locked.serve(HEARTH_FRONTENDS=str(frontends)) as server:
         refused: list[httpx.Response] = []
         answered: list[tuple[float, float]] = []
         most, stop = 8, threading.Event()
