@@ -234,6 +234,8 @@ def show(samples: list[Held], slopes: Slopes, lives: Lives, callers: Callers, tr
         "jobs": len(trouble.jobs),
         "felt_s": trouble.felt_s,
         "left": trouble.left,
+        "every_s": SAMPLE_S,
+        "held": {kind: [round(getattr(one, kind)) for one in samples] for kind in asdict(samples[0])},
         "growth_per_hour": slopes,
         "growth_within_lives": grown,
         "gained_within_lives": gained | shared,
