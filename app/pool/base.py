@@ -60,8 +60,8 @@ class Model:
 
 
 class Renewed(Loading):
-    """The model was loaded anew, by another card or from other files, since this was decoded for it: who still has the input
-    begins again.
+    """The model was loaded anew, perhaps by another card or from other files, since this was decoded for it: who still has the
+    input begins again.
     """
 
 
@@ -117,9 +117,9 @@ class Pool(Protocol):
         """The versions of a model, the most asked one first; of `name@2` that one alone. Raises UnknownModel."""
         ...
 
-    def find(self, name: str | None, task: str, *, exactly: bool = False) -> tuple[Model, Codec]:
+    def find(self, name: str | None, task: str, *, exactly: bool = False, again: bool = False) -> tuple[Model, Codec]:
         """A model `name` of `task` (None: the task's default) and its codec: of its versions the one whose turn it is,
-        or `exactly` the one whose key `name` is.
+        or `exactly` the one whose key `name` is; `again` for a request that is let in and begins again.
 
         Raises UnknownModel (naming the known ones), Conflict (another task), Loading (not ready, saying how to load it).
         """

@@ -85,9 +85,9 @@ class Client:
     def _describe(self, key: str, *, memory: bool = True) -> Model:
         return describe(self._directory[key], self._directory.route(key), memory=memory)
 
-    def find(self, name: str | None, task: str, *, exactly: bool = False) -> tuple[Model, Codec]:
+    def find(self, name: str | None, task: str, *, exactly: bool = False, again: bool = False) -> tuple[Model, Codec]:
         """The model that answers, and its codec. Raises UnknownModel, Conflict, Loading."""
-        known, codec = self._directory.find(name, task, exactly=exactly)
+        known, codec = self._directory.find(name, task, exactly=exactly, again=again)
         if known.model is None:
             known.model = self._describe(known.card.name, memory=False)
         return known.model, codec

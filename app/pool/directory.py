@@ -41,14 +41,13 @@ class Known:
     def __post_init__(self) -> None:
         self.queue = Admission(self.card.name)
 
-    @property
-    def able(self) -> bool:
+    def able(self, *, again: bool = False) -> bool:
         """It was ready. While it is replaced, samples wait for the new worker, unless nobody knows whether that will be; who was
-        let in before that, or before it was unloaded, waits all the same.
+        let in before that, or before it was unloaded, waits all the same: here (`again`), or in the process before this one.
         """
         entry = self.entry
         refuses = entry.state == "unloaded" or (entry.state == "loading" and entry.why)
-        return bool(entry.meta) and (not refuses or is_let_in(PAST.get()))
+        return bool(entry.meta) and (not refuses or again or is_let_in(PAST.get()))
 
     def outdates(self, codec: Codec | None) -> bool:
         """Whether what this codec decoded means something else to the workers there are. None: it does not matter."""
@@ -99,20 +98,23 @@ class Directory:
             known = self._known.get(name)
             if known is None or known.entry.card != entry.card:
                 self._known[name] = Known(entry, Card.model_validate_json(entry.card))
+                if known:
+                    self._known[name].queue = known.queue  # who was let in is in it
                 continue
             known.entry, known.model = entry, None
-            if entry.meta and known.made != _for_codec(entry):  # while it is loaded there is none
+            if known.made != _for_codec(entry):  # each time that it is loaded: what its files hold may have changed
                 known.codec = known.made = None
 
-    def find(self, name: str | None, task: str, *, exactly: bool = False) -> tuple[Known, Codec]:
-        """The model that answers, and its codec: `exactly` the version whose key `name` is, or the one whose turn it is.
+    def find(self, name: str | None, task: str, *, exactly: bool = False, again: bool = False) -> tuple[Known, Codec]:
+        """The model that answers, and its codec: `exactly` the version whose key `name` is, or the one whose turn it is; `again`
+        for a request that is let in.
 
         Raises UnknownModel, Conflict, Loading.
         """
         known = self[name] if exactly and name else self._turn(self._default(task).card.model if name is None else name)
         if known.card.task != task:
             raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; {self._instead(task)}")
-        if not known.able:
+        if not known.able(again=again):
             raise known.not_ready()
         if known.codec is None:
             files = {key: Path(path) for key, path in known.entry.files.items()}
@@ -170,7 +172,7 @@ class Directory:
         route = self._routes.get(name)
         if route is None:
             return self[_plain(name, self._known)]
-        able = {key: share for key, share in route.shares.items() if self[key].able}
+        able = {key: share for key, share in route.shares.items() if self[key].able()}
         shares = able or route.shares
         (key,) = shares if len(shares) == 1 else random.choices(list(shares), list(shares.values()))  # noqa: S311  a draw among versions
         return self[key]

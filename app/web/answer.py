@@ -42,14 +42,15 @@ async def serve(request: Request, order: Order) -> Served:
         raise Deadline("the request was not here before its deadline; allow more time with timeout_ms, or send less")
     drawn = state["drawn"]
     find = partial(kitchen.pool.find, drawn or order.model, order.task, exactly=bool(drawn))
-    while True:  # once more where the model was loaded anew, by another card, before all of it ran
-        model, codec = await patiently(find, deadline)  # it may have to read the model's files
-        state["model"], shadow = model.card.name, kitchen.pool.shadow(model.card.name)  # it may be gone when all is answered
-        with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
+    model, codec = await patiently(find, deadline)  # it may have to read the model's files
+    state["model"], shadow = model.card.name, kitchen.pool.shadow(model.card.name)  # it may be gone when all is answered
+    with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
+        pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])
+        while any(isinstance(result, Renewed) for _, result in pairs):
+            del pairs  # and what was decoded
+            model, codec = await patiently(partial(kitchen.pool.find, model.card.name, order.task, exactly=True, again=True))
             pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])
-        results = [result for _, result in pairs]
-        if not any(isinstance(result, Renewed) for result in results):
-            break
+    results = [result for _, result in pairs]
     if shadow:
         cast(kitchen, shadow, order, results)
     if len(results) == 1 and isinstance(error := results[0], HearthError):

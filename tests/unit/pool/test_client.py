@@ -207,11 +207,12 @@ async def test_what_was_sent_twice_is_noted_wherever_it_is_and_called_back_when_
     [
         ({}, True),
         ({"meta": {"dimensions": 1, "compute": "eager"}}, True),
+        ({}, False),
         ({"meta": {"dimensions": 2}}, False),
         ({"files": {"vocabulary": "/other"}}, False),
         ({"card": table("ready").models["m"].card.replace('"m"', '"m","about":{"licence":"y"}', 1)}, False),
     ],
-    ids=["the same", "computed otherwise", "other meta", "other files", "another card"],
+    ids=["its worker died", "computed otherwise", "what its files hold", "other meta", "other files", "another card"],
 )
 async def test_what_was_decoded_for_a_model_never_runs_on_what_was_loaded_since_by_another_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: dict[str, Any], runs: bool
@@ -225,7 +226,8 @@ async def test_what_was_decoded_for_a_model_never_runs_on_what_was_loaded_since_
         client._directory.update(before)
         _, codec = client.find("m", "text-embedding")
         entry = msgspec.structs.replace(before.models["m"], **new)
-        coming = msgspec.structs.replace(entry, state="loading", meta={}, workers=(Worker("m.2", 1, "cpu", "loading", 0),))
+        meta = entry.meta if runs else {}
+        coming = msgspec.structs.replace(entry, state="loading", meta=meta, workers=(Worker("m.2", 1, "cpu", "loading", 0),))
         client._on_table(Table({"m": coming}, 1))
         sample = Sample(arrays={"x": np.ones(1)}, cost=1.0)
         answer = asyncio.create_task(client.submit("m", sample, outputs=("y",), deadline=time.monotonic() + 30, codec=codec))
@@ -301,6 +303,23 @@ async def test_a_version_is_left_when_its_last_request_is_answered_however_long_
     finally:
         client.close()
         supervisor.close()
+
+
+async def test_a_request_counts_and_is_found_room_for_by_what_its_model_is_loaded_as_since(monkeypatch: pytest.MonkeyPatch):
+    """Its workers were freed beneath it by an unload after that."""
+    monkeypatch.setattr("app.pool.directory.make_codec", lambda *_: object())
+    directory, entry = Directory(Settings()), table("ready").models["m"]
+    directory.update(Table({"m": entry}, 1))
+    with directory.admit("m", 3, time.monotonic() + 3600):
+        other = entry.card.replace('"licence":"x"', '"licence":"y"')
+        assert other != entry.card
+        directory.update(Table({"m": msgspec.structs.replace(entry, card=other, state="unloaded")}, 1))
+        assert directory.holds("m") and directory["m"].queue.held == 3
+        with pytest.raises(Loading):
+            directory.find("m", "text-embedding", exactly=True)
+        known, codec = directory.find("m", "text-embedding", exactly=True, again=True)
+        assert codec is known.codec and known.card.about.licence == "y"
+    assert not directory.holds("m")
 
 
 async def test_an_answer_to_anybody_proves_a_worker_while_the_cards_sample_waits():

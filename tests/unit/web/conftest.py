@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from app.card import Card
-from app.errors import Conflict, HearthError, UnknownModel
+from app.errors import Conflict, HearthError, Loading, UnknownModel
 from app.pool.base import Answer, Model, Renewed, Replica
 from app.settings import Settings
 from app.tasks.base import Decoded, Sample
@@ -53,7 +53,7 @@ class ToyPool:
     def __init__(self) -> None:
         self.error: HearthError | None = None
         self.refusal: HearthError | None = None
-        self.held = False
+        self.held = self.unloaded = False
         self.codec: ToyCodec | None = None
         self.dropped = 0
         self.submitted = asyncio.Event()
@@ -88,7 +88,9 @@ class ToyPool:
     async def back(self, name: str) -> None:
         raise Conflict(f"{name} has no earlier state of its traffic to go back to")
 
-    def find(self, name: str | None, task: str, *, exactly: bool = False) -> tuple[Model, ToyCodec]:
+    def find(self, name: str | None, task: str, *, exactly: bool = False, again: bool = False) -> tuple[Model, ToyCodec]:
+        if self.unloaded and not again:
+            raise Loading("unloaded")
         if name not in (None, "toy"):
             raise UnknownModel(f"no model is called {name!r}; there are: toy")
         self.codec = self.codec or ToyCodec()

@@ -258,6 +258,7 @@ async def test_what_was_decoded_for_a_model_that_is_loaded_anew_meanwhile_is_dec
     await asyncio.wait_for(pool.submitted.wait(), 5)
     pool.codec = ToyCodec()
     pool.codec.more, pool.held = 10, False
+    pool.refusal, pool.unloaded = TooBusy("for those who come now", retry_after_s=1), True
     pool.go_on.set()
     results = (await asyncio.wait_for(asked, 5)).json()["results"]
     assert [result["predictions"][0]["score"] for result in results] == [15.0, 13.0], "both by the new one"
