@@ -114,7 +114,7 @@ def test_what_is_still_being_read_when_its_model_is_loaded_by_another_card_is_an
     slowly = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]  # with two decoders, however many cores there are
     with Server(tmp_path, under=slowly, HEARTH_MODELS="toy") as server, ThreadPoolExecutor(1) as pool:
         before = server.predict(large).json()["results"][0]["predictions"]
-        ran = server.metric('hearth_batch_size_count{model="toy"}')
+        ran = wait_for(lambda: server.metric('hearth_batch_size_count{model="toy"}'))  # it is counted after it is answered
         asked = pool.submit(httpx.post, f"{server.url}/predict/image", files=files, timeout=60)
         wait_for(lambda: server.metric('hearth_batch_size_count{model="toy"}') > ran)  # the first is read
         card.write_text(card.read_text().replace("mean = [0, 0, 0]", "mean = [0.9, 0.1, 0.5]"))
