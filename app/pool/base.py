@@ -65,6 +65,10 @@ class Renewed(Loading):
     """
 
 
+class Coming(Loading):
+    """Its workers are still to come: who is let in waits for them."""
+
+
 class Past(Protocol):
     """What of a request outlives the process that answers it: the next one goes on from there."""
 
@@ -85,6 +89,10 @@ class Past(Protocol):
 
     def sent(self, id: int) -> None:
         """A sample of it is under way."""
+        ...
+
+    def again(self) -> None:
+        """It begins anew in this process, as it would in the next one: what was sent of it is what came before."""
         ...
 
     def blame(self, times: int) -> None:
@@ -121,7 +129,8 @@ class Pool(Protocol):
         """A model `name` of `task` (None: the task's default) and its codec: of its versions the one whose turn it is,
         or `exactly` the one whose key `name` is; `again` for a request that is let in and begins again.
 
-        Raises UnknownModel (naming the known ones), Conflict (another task), Loading (not ready, saying how to load it).
+        Raises UnknownModel (naming the known ones), Conflict (another task), Loading (not ready, saying how to load it); Coming,
+        where who is let in is to find it a little later.
         """
         ...
 

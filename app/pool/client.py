@@ -148,28 +148,30 @@ class Client:
     # Inside
 
     async def _prove(self, known: Known, within_s: float) -> str:
-        name, entry = known.card.name, known.entry
+        entry = known.entry
         if entry.state != "ready":
             return entry.why or entry.state
         now = time.monotonic()
-        _, codec = await patiently(lambda: self._directory.find(name, known.card.task, exactly=True), now + within_s / 2)
         ready = {worker.name: worker.device for worker in entry.workers if worker.state == "ready"}
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
         for worker in quiet:
             allowed_s = max(within_s, (_BUSY if ready[worker] == "cpu" else _BUSY_CUDA) * self._longest.get(worker, 0.0))
             if why := await self._probe.run(
                 worker,
-                lambda worker=worker, until=now + allowed_s: self._try(known.card, codec, worker, until),  # type: ignore[misc]
+                lambda worker=worker, until=now + allowed_s: self._try(known.card, worker, until),  # type: ignore[misc]
             ):
                 return why
         return ""
 
-    async def _try(self, card: Card, codec: Codec, worker: str, deadline: float) -> None:
+    async def _try(self, card: Card, worker: str, deadline: float) -> None:
+        _, codec = await patiently(lambda: self._directory.find(card.name, card.task, exactly=True), deadline)
         samples = await patiently(lambda: card_samples(card, codec), deadline)
         if not samples:
             raise WorkerLost(f"{card.name} cannot be proven: put a sample.* beside its card")
-        for sample in samples[:1]:
-            await self._submit(card.name, Cargo(sample, (), deadline, codec, past=None), worker)
+        try:
+            await self._submit(card.name, Cargo(samples[0], (), deadline, codec, past=None), worker)
+        except Renewed:
+            await self._try(self._directory[card.name].card, worker, deadline)
 
     async def _submit(self, model: str, cargo: Cargo, worker: str | None) -> Answer:
         queue, place = self._directory[model].queue, PLACE.get()  # it may be gone since the request was let in
@@ -201,7 +203,7 @@ class Client:
         if worker in ready:
             ready = [worker]
         if not ready:
-            if known.entry.state in ("unloaded", "failed") and not known.entry.workers:
+            if known.ended:
                 self._fail(flight, known.not_ready())
             return
         if known.outdates(flight.cargo.codec):

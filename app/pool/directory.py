@@ -15,7 +15,7 @@ from app.catalogue import number_of, versions_of
 from app.errors import Conflict, HearthError, Loading, UnknownModel, WorkerLost
 from app.keys import Key
 from app.pool.admission import PLACE, Admission, Place
-from app.pool.base import PAST, Model, Replica, is_let_in
+from app.pool.base import PAST, Coming, Model, Replica, is_let_in
 from app.process import resident_bytes
 from app.settings import Settings
 from app.tasks import make_codec
@@ -41,13 +41,18 @@ class Known:
     def __post_init__(self) -> None:
         self.queue = Admission(self.card.name)
 
-    def able(self, *, again: bool = False) -> bool:
+    def able(self, *, let_in: bool) -> bool:
         """It was ready. While it is replaced, samples wait for the new worker, unless nobody knows whether that will be; who was
-        let in before that, or before it was unloaded, waits all the same: here (`again`), or in the process before this one.
+        let in before that, or before it was unloaded, waits all the same.
         """
         entry = self.entry
         refuses = entry.state == "unloaded" or (entry.state == "loading" and entry.why)
-        return bool(entry.meta) and (not refuses or again or is_let_in(PAST.get()))
+        return bool(entry.meta) and (let_in or not refuses)
+
+    @property
+    def ended(self) -> bool:
+        """It has no workers, and none are to come."""
+        return self.entry.state in ("unloaded", "failed") and not self.entry.workers
 
     def outdates(self, codec: Codec | None) -> bool:
         """Whether what this codec decoded means something else to the workers there are. None: it does not matter."""
@@ -107,15 +112,16 @@ class Directory:
 
     def find(self, name: str | None, task: str, *, exactly: bool = False, again: bool = False) -> tuple[Known, Codec]:
         """The model that answers, and its codec: `exactly` the version whose key `name` is, or the one whose turn it is; `again`
-        for a request that is let in.
+        for a request that is let in here, as one may have been in the process before this one.
 
-        Raises UnknownModel, Conflict, Loading.
+        Raises UnknownModel, Conflict, Loading; Coming, where who is let in is to find it a little later.
         """
+        let_in = again or is_let_in(PAST.get())
         known = self[name] if exactly and name else self._turn(self._default(task).card.model if name is None else name)
         if known.card.task != task:
             raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; {self._instead(task)}")
-        if not known.able(again=again):
-            raise known.not_ready()
+        if not known.able(let_in=let_in):
+            raise Coming(f"{known.card.name} is not ready yet") if let_in and not known.ended else known.not_ready()
         if known.codec is None:
             files = {key: Path(path) for key, path in known.entry.files.items()}
             known.codec = make_codec(known.card, files, known.entry.meta, self._settings)
@@ -172,7 +178,7 @@ class Directory:
         route = self._routes.get(name)
         if route is None:
             return self[_plain(name, self._known)]
-        able = {key: share for key, share in route.shares.items() if self[key].able()}
+        able = {key: share for key, share in route.shares.items() if self[key].able(let_in=is_let_in(PAST.get()))}
         shares = able or route.shares
         (key,) = shares if len(shares) == 1 else random.choices(list(shares), list(shares.values()))  # noqa: S311  a draw among versions
         return self[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,9 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from app.errors import ClientLeft, Deadline, HearthError
-from app.patience import patiently
-from app.pool.base import Model, Renewed
-from app.tasks.base import Decoded
+from app.patience import PAUSE_S, patiently
+from app.pool.base import PAST, Coming, Model, Renewed
+from app.tasks.base import Codec, Decoded
 from app.web.kitchen import Kitchen, Order, answers
 from app.web.shadow import cast
 
@@ -42,14 +42,18 @@ async def serve(request: Request, order: Order) -> Served:
         raise Deadline("the request was not here before its deadline; allow more time with timeout_ms, or send less")
     drawn = state["drawn"]
     find = partial(kitchen.pool.find, drawn or order.model, order.task, exactly=bool(drawn))
-    model, codec = await patiently(find, deadline)  # it may have to read the model's files
+    model, codec = await _found(find, deadline)
     state["model"], shadow = model.card.name, kitchen.pool.shadow(model.card.name)  # it may be gone when all is answered
     with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
-        pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])
-        while any(isinstance(result, Renewed) for _, result in pairs):
-            del pairs  # and what was decoded
-            model, codec = await patiently(partial(kitchen.pool.find, model.card.name, order.task, exactly=True, again=True))
-            pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])
+        while True:
+            try:
+                pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])
+                break
+            except Renewed:
+                if past := PAST.get():
+                    past.again()
+            find = partial(kitchen.pool.find, model.card.name, order.task, exactly=True, again=True)
+            model, codec = await _found(find, deadline)
     results = [result for _, result in pairs]
     if shadow:
         cast(kitchen, shadow, order, results)
@@ -59,6 +63,17 @@ async def serve(request: Request, order: Order) -> Served:
         finally:
             del error, results, pairs  # they hold it, and it holds this frame
     return Served(model, [decoded for decoded, _ in pairs], results)
+
+
+async def _found(find: Callable[[], tuple[Model, Codec]], deadline: float) -> tuple[Model, Codec]:
+    """The model and its codec, which may have to read the model's files. Who is let in waits for workers that are to come."""
+    while True:
+        try:
+            return await patiently(find, deadline)
+        except Coming as error:
+            if time.monotonic() + PAUSE_S > deadline:
+                raise Deadline(f"{error.detail}, nor will it be before the deadline; allow more time with timeout_ms") from error
+        await asyncio.sleep(PAUSE_S)
 
 
 class _Watch:

@@ -217,6 +217,11 @@ class Slot:
             self.flight = id
             self._write()
 
+    def again(self) -> None:
+        """The same: it begins anew."""
+        if self._asked():
+            self.inherited, self.before, self.several = self.blamed, self.flight, False
+
     def _asked(self) -> bool:
         """Whether a request stands here whose answer has not begun to go; else it was the one before it."""
         return self._before == self._after and self.length > 0 and not self._cleared

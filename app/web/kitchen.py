@@ -14,7 +14,7 @@ from msgspec import Struct
 from app.decoding.client import Decoders, Threads, timed
 from app.errors import Deadline, HearthError
 from app.metrics import tally
-from app.pool.base import Model, Pool
+from app.pool.base import Model, Pool, Renewed
 from app.settings import Settings
 from app.tasks.base import Codec, Decoded
 from app.web.turns import Turns
@@ -57,10 +57,10 @@ class Order(Struct, frozen=True, kw_only=True):
 async def answers(
     kitchen: Kitchen, model: Model, codec: Codec, order: Order, deadline: float, timing: dict[str, float]
 ) -> list[Pair]:
-    """All items of an order, in order; `timing` gets the seconds of each stage."""
+    """All items of an order, in order; `timing` gets the seconds of each stage. Raises Renewed for all of them together."""
     portion = Portion(kitchen, deadline)
     work = [_caught(_one(kitchen, portion, model, codec, order, number, timing)) for number in range(len(order.items))]
-    return [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
+    return [await work[0]] if len(work) == 1 else await _together(work)
 
 
 async def _one(
@@ -97,7 +97,7 @@ async def _one(
 
 
 async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """All or the first error: the other windows of a recording are dropped with it."""
+    """All or the first error: what else was to be answered, as the other windows of a recording, is dropped with it."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
         return await asyncio.gather(*tasks)
@@ -109,6 +109,8 @@ async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
 async def _caught(work: Coroutine[Any, Any, tuple[Decoded, dict[str, Any]]]) -> Pair:
     try:
         return await work
+    except Renewed:
+        raise
     except HearthError as error:
         return None, error
 

@@ -12,7 +12,7 @@ import numpy as np
 from app.errors import HearthError
 from app.metrics import tally
 from app.patience import patiently
-from app.pool.base import PAST
+from app.pool.base import PAST, Renewed
 from app.tasks.base import unit
 from app.web.kitchen import Kitchen, Order, answers
 
@@ -37,8 +37,8 @@ async def _compare(kitchen: Kitchen, shadow: str, order: Order, results: Sequenc
         model, codec = await patiently(lambda: kitchen.pool.find(shadow, order.task, exactly=True))
         with kitchen.pool.admit(shadow, len(order.items), deadline):
             pairs = await answers(kitchen, model, codec, order, deadline, {})
-    except HearthError:
-        tally().shadow(shadow, "failed")
+    except HearthError as error:
+        tally().shadow(shadow, "skipped" if isinstance(error, Renewed) else "failed")
         return
     for live, (_, copy) in zip(results, pairs, strict=True):
         if isinstance(live, HearthError):

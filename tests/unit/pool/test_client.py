@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from app.card import Card
-from app.errors import Deadline, Loading, Poisoned, RateLimited, TooBusy, UnknownModel
+from app.errors import Deadline, HearthError, Loading, Poisoned, RateLimited, TooBusy, UnknownModel, WorkerLost
 from app.keys import Key
-from app.pool.base import PAST, Renewed
+from app.pool.base import PAST, Coming, Renewed
 from app.pool.cargo import Cargo
 from app.pool.client import Client
 from app.pool.directory import Directory
@@ -78,11 +78,10 @@ async def test_a_worker_has_time_for_the_batch_that_runs_and_the_one_with_the_sa
     """But no more: readiness is to tell of a fault within two seconds, which a batch as long as it should be leaves room for."""
     client, allowed = Client(Settings(), str(tmp_path), 1), list[float]()
 
-    async def silent(_: Card, __: object, ___: str, until: float) -> None:
+    async def silent(_: Card, __: str, until: float) -> None:
         allowed.append(until - 50.0)
 
     monkeypatch.setattr(client, "_try", silent)
-    monkeypatch.setattr(client._directory, "find", lambda *_, **__: (None, None))
     monkeypatch.setattr("app.pool.client.time", SimpleNamespace(monotonic=lambda: 50.0))
     client._directory.update(table("ready", Worker("m.1", 1, device, "ready", 0)))
     client._on_answer("m.1", Done(2, 0.0, longest_s, 1, 0.0), {})
@@ -278,6 +277,8 @@ class Blamed:
 
     def sent(self, id: int) -> None: ...
 
+    def again(self) -> None: ...
+
     def blame(self, times: int) -> None:
         self.blamed = times
 
@@ -320,6 +321,71 @@ async def test_a_request_counts_and_is_found_room_for_by_what_its_model_is_loade
         known, codec = directory.find("m", "text-embedding", exactly=True, again=True)
         assert codec is known.codec and known.card.about.licence == "y"
     assert not directory.holds("m")
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["here", "before its process was killed"])
+async def test_who_was_let_in_waits_while_his_model_is_loaded_once_more(monkeypatch: pytest.MonkeyPatch, killed: bool):
+    """What was read for the old one begins again, and found a model that was not ready: 503, after it had been let in."""
+    monkeypatch.setattr("app.pool.directory.make_codec", lambda *_: object())
+    directory, entry, past = Directory(Settings()), table("ready").models["m"], Blamed()
+    past.let_in = killed
+
+    def told(**new: Any) -> type[BaseException] | None:
+        directory.update(Table({"m": msgspec.structs.replace(entry, **new)}, 1))
+        try:
+            directory.find("m", "text-embedding", again=not killed)
+        except HearthError as error:
+            return type(error)
+        return None
+
+    starts, ready = (Worker("m.2", 1, "cpu", state, 0) for state in ("loading", "ready"))
+    token = PAST.set(past)
+    try:
+        assert told() is None
+        assert told(state="loading", meta={}) is Coming, "its files are looked for"
+        assert told(state="loading", meta={}, workers=(starts,)) is Coming
+        assert told(state="loading", meta={}, why="no memory; it is tried again", workers=(starts,)) is Coming
+        assert told(state="unloaded", meta={}, workers=(starts,)) is Coming, "who is let in is waited for"
+        assert told(state="unloaded", workers=(ready,)) is None
+        assert told(state="unloaded", meta={}) is Loading
+        assert told(state="failed", meta={}, why="no such file") is WorkerLost
+        past.let_in = False
+        if killed:
+            assert told(state="loading", meta={}) is Loading, "it is not let in yet"
+    finally:
+        PAST.reset(token)
+
+
+async def test_a_worker_is_proven_by_what_its_model_is_loaded_as_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The card's sample was read for the old one: readiness said that the new one does not answer."""
+    monkeypatch.setattr("app.pool.directory.make_codec", lambda *_: object())
+    endpoints = _, worker = [Endpoint.listen(address(str(tmp_path), name)) for name in ("supervisor", "m.2")]
+    client, sample = Client(Settings(), str(tmp_path), 1), Sample(arrays={"x": np.ones(1)}, cost=1.0)
+    entry = msgspec.structs.replace(table("ready").models["m"], workers=(Worker("m.2", 1, "cpu", "ready", 0),))
+    read: list[object] = []
+
+    def reads(_: Card, codec: object) -> list[Sample]:
+        read.append(codec)
+        if len(read) == 1:
+            client._on_table(Table({"m": msgspec.structs.replace(entry, meta={"dimensions": 2})}, 1))
+        return [sample]
+
+    monkeypatch.setattr("app.pool.client.card_samples", reads)
+    client.start()
+    try:
+        client._on_table(Table({"m": entry}, 1))
+        proof = asyncio.create_task(client._prove(client._directory["m"], 30.0))
+        await asyncio.sleep(0.05)
+        wait([worker], 5)
+        ((peer, run, _),) = worker.receive()
+        assert isinstance(run, Run) and len(set(read)) == 2
+        worker.send(Done(run.id, 0.0, 0.0, 1, 0.0), {"y": np.ones(1)}, to=peer)
+        worker.close()
+        assert await asyncio.wait_for(proof, 10) == ""
+    finally:
+        client.close()
+        for endpoint in endpoints:
+            endpoint.close()
 
 
 async def test_an_answer_to_anybody_proves_a_worker_while_the_cards_sample_waits():

@@ -14,7 +14,7 @@ import pytest
 
 from app.card import Card
 from app.errors import Conflict, HearthError, Loading, UnknownModel
-from app.pool.base import Answer, Model, Renewed, Replica
+from app.pool.base import Answer, Coming, Model, Renewed, Replica
 from app.settings import Settings
 from app.tasks.base import Decoded, Sample
 from app.web.server import make_app
@@ -48,12 +48,15 @@ class ToyCodec:
 
 
 class ToyPool:
-    """`error` is raised by submit; `held` makes it wait for `go_on`; `dropped` counts cancelled samples."""
+    """`error` is raised by submit; `held` makes it wait for `go_on`; `dropped` counts cancelled samples; `coming` how often who is
+    let in does not find it yet.
+    """
 
     def __init__(self) -> None:
         self.error: HearthError | None = None
         self.refusal: HearthError | None = None
         self.held = self.unloaded = False
+        self.coming = 0
         self.codec: ToyCodec | None = None
         self.dropped = 0
         self.submitted = asyncio.Event()
@@ -91,6 +94,9 @@ class ToyPool:
     def find(self, name: str | None, task: str, *, exactly: bool = False, again: bool = False) -> tuple[Model, ToyCodec]:
         if self.unloaded and not again:
             raise Loading("unloaded")
+        if again and self.coming:
+            self.coming -= 1
+            raise Coming("toy is not ready yet")
         if name not in (None, "toy"):
             raise UnknownModel(f"no model is called {name!r}; there are: toy")
         self.codec = self.codec or ToyCodec()

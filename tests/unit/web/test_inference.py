@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import threading
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from app.errors import ERRORS, TooBusy
+from app.errors import ERRORS, Loading, TooBusy
+from app.pool.base import Answer, Renewed
+from app.tasks.base import Decoded
 from app.web.problems import STATUS
 from app.web.schemas import EmbedText, PredictText
 from tests.unit.web.conftest import ToyCodec
@@ -259,9 +263,64 @@ async def test_what_was_decoded_for_a_model_that_is_loaded_anew_meanwhile_is_dec
     pool.codec = ToyCodec()
     pool.codec.more, pool.held = 10, False
     pool.refusal, pool.unloaded = TooBusy("for those who come now", retry_after_s=1), True
+    pool.coming = 2
     pool.go_on.set()
     results = (await asyncio.wait_for(asked, 5)).json()["results"]
     assert [result["predictions"][0]["score"] for result in results] == [15.0, 13.0], "both by the new one"
+    assert not pool.coming
+
+
+async def test_what_is_to_begin_again_waits_for_its_model_until_its_deadline(client, pool):
+    pool.held, pool.coming = True, 10**9
+    asked = asyncio.create_task(client.post("/predict/image?timeout_ms=400", content=b"12345", headers=JPEG))
+    await asyncio.wait_for(pool.submitted.wait(), 5)
+    pool.codec, pool.held = ToyCodec(), False
+    pool.go_on.set()
+    told(await asyncio.wait_for(asked, 5), 504, "deadline", "toy is not ready yet", "timeout_ms")
+    assert pool.coming < 10**9
+
+
+async def test_what_else_is_read_for_a_model_that_is_loaded_anew_is_dropped(client, pool, monkeypatch):
+    """It was read to its end for the old one, and then once more: twice the time, of one deadline."""
+    begun, released = threading.Event(), threading.Event()
+
+    def decode(codec: ToyCodec, item: bytes, **options: Any) -> Decoded:
+        if codec is not old:
+            released.set()
+        elif len(item) > 5:
+            begun.set()
+            assert released.wait(10)
+        return plain(codec, item, **options)
+
+    plain = ToyCodec.decode
+    monkeypatch.setattr(ToyCodec, "decode", decode)
+    pool.codec = old = ToyCodec()
+    pool.held = True
+    files = [("file", (f"{size}.png", b"long".ljust(size), "image/png")) for size in (5, 6, 7, 8)]
+    asked = asyncio.create_task(client.post("/predict/image", files=files))
+    await asyncio.wait_for(pool.submitted.wait(), 5)
+    await asyncio.to_thread(begun.wait, 20)
+    pool.codec, pool.held = ToyCodec(), False
+    pool.go_on.set()
+    results = (await asyncio.wait_for(asked, 5)).json()["results"]
+    assert [result["predictions"][0]["score"] for result in results] == [5.0, 6.0, 7.0, 8.0]
+
+
+@pytest.mark.parametrize(("error", "counted"), [(Renewed("anew"), "skipped"), (Loading("not loaded"), "failed")])
+async def test_a_copy_for_a_version_that_is_loaded_anew_meanwhile_is_not_its_failure(client, pool, monkeypatch, error, counted):
+    told, counts = asyncio.Event(), list[tuple[str, str]]()
+
+    def count(*what: str) -> None:
+        counts.append(what)
+        told.set()
+
+    answer = Answer(output={"x": np.array([5.0])}, queue_s=0.0, run_s=0.0, batch=1)
+    monkeypatch.setattr(pool, "submit", AsyncMock(side_effect=[answer, error]))
+    monkeypatch.setattr("app.web.shadow.tally", lambda: SimpleNamespace(shadow=count))
+    pool.shadowed = "toy"
+    assert (await client.post("/predict/image", content=b"12345", headers=JPEG)).status_code == 200
+    await asyncio.wait_for(told.wait(), 5)
+    assert counts == [("toy", counted)]
 
 
 async def test_a_full_queue_says_when_to_come_back(client, pool):

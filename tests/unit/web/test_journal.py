@@ -171,8 +171,17 @@ def test_what_a_request_is_blamed_for_stands_there_until_the_next_one_comes_and_
     assert not heir.several
     heir.sent(81)
     assert heir.several and (heir.before, journal.note(3).flight) == (70, 80)
-    heir.going(10, last=True)
     heir.blame(3)
+    heir.again()
+    assert (heir.inherited, heir.before, heir.several) == (3, 80, False), "as in the next process"
+    heir.sent(90)
+    assert not heir.several and journal.note(3).flight == 90
+    heir.sent(91)
+    assert heir.several
+    heir.going(10, last=True)
+    heir.blame(4)
+    heir.again()
+    assert heir.inherited == 3
     heir.settle()
     heir.blame(3)
     read(heir, 20)
