@@ -66,7 +66,11 @@ class Renewed(Loading):
 
 
 class Coming(Loading):
-    """Its workers are still to come: who is let in waits for them."""
+    """Version `model` has no worker yet: who is let in waits for one."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} is not ready yet")
+        self.model = model
 
 
 class Past(Protocol):
@@ -81,10 +85,10 @@ class Past(Protocol):
     before: int
     """The id of its first sample in the process before; 0: there was none."""
     several: bool
-    """Whether more than one of its samples was sent in this process."""
+    """Whether it has more than one input, or more than one of its samples was sent in this process."""
 
-    def admitted(self) -> None:
-        """There is room for it."""
+    def admitted(self, inputs: int) -> None:
+        """There is room for it; it has so many."""
         ...
 
     def sent(self, id: int) -> None:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import count
 from typing import Literal
 
@@ -156,10 +157,11 @@ class Client:
         quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
         for worker in quiet:
             allowed_s = max(within_s, (_BUSY if ready[worker] == "cpu" else _BUSY_CUDA) * self._longest.get(worker, 0.0))
-            if why := await self._probe.run(
-                worker,
-                lambda worker=worker, until=now + allowed_s: self._try(known.card, worker, until),  # type: ignore[misc]
-            ):
+            try:
+                why = await self._probe.run(worker, partial(self._try, known.card, worker, now + allowed_s))
+            except Renewed:  # with other workers
+                return await self._prove(self._directory[known.card.name], within_s)
+            if why:
                 return why
         return ""
 
@@ -168,10 +170,7 @@ class Client:
         samples = await patiently(lambda: card_samples(card, codec), deadline)
         if not samples:
             raise WorkerLost(f"{card.name} cannot be proven: put a sample.* beside its card")
-        try:
-            await self._submit(card.name, Cargo(samples[0], (), deadline, codec, past=None), worker)
-        except Renewed:
-            await self._try(self._directory[card.name].card, worker, deadline)
+        await self._submit(card.name, Cargo(samples[0], (), deadline, codec, past=None), worker)
 
     async def _submit(self, model: str, cargo: Cargo, worker: str | None) -> Answer:
         queue, place = self._directory[model].queue, PLACE.get()  # it may be gone since the request was let in

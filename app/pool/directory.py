@@ -52,7 +52,7 @@ class Known:
     @property
     def ended(self) -> bool:
         """It has no workers, and none are to come."""
-        return self.entry.state in ("unloaded", "failed") and not self.entry.workers
+        return self.entry.state in ("unloaded", "failed") and not self.entry.workers and not self.entry.leaving
 
     def outdates(self, codec: Codec | None) -> bool:
         """Whether what this codec decoded means something else to the workers there are. None: it does not matter."""
@@ -121,7 +121,7 @@ class Directory:
         if known.card.task != task:
             raise Conflict(f"{known.card.name!r} is for {known.card.task}, not for {task}; {self._instead(task)}")
         if not known.able(let_in=let_in):
-            raise Coming(f"{known.card.name} is not ready yet") if let_in and not known.ended else known.not_ready()
+            raise Coming(known.card.name) if let_in and not known.ended else known.not_ready()
         if known.codec is None:
             files = {key: Path(path) for key, path in known.entry.files.items()}
             known.codec = make_codec(known.card, files, known.entry.meta, self._settings)
@@ -147,7 +147,7 @@ class Directory:
                 place = queue.place(key, inputs, room=room, allowed_s=allowed_s, workers=workers)
             queue.check(inputs, room=room, allowed_s=allowed_s, workers=workers, now=now)
         if past:
-            past.admitted()
+            past.admitted(inputs)
         queue.held += inputs
         try:
             if place is None or key is None:

@@ -58,12 +58,15 @@ class Loading:
         self._house.publish()
         try:
             files = await self._fetch(served.card)
-            if served.wanted and served.loads == load:  # it may have been unloaded, and loaded again, while the files came
+            if (served.wanted or served.leaving) and served.loads == load:  # it may have been loaded again while the files came
                 for birth in self._roster.want(model, files):
                     self.fork(birth)
                 self._house.publish()
         except Exception as error:  # noqa: BLE001  one model that cannot be started must not end the server
-            if not served.wanted or served.loads != load:
+            if not (served.wanted or served.leaving) or served.loads != load:
+                return
+            if served.leaving:
+                self.give_up(model, "")
                 return
             if isinstance(error, HearthError):
                 self.give_up(model, error.detail)
@@ -165,7 +168,9 @@ class Loading:
     def lives(self, model: str) -> bool:
         """Whether a process of its is there, wanted or not, or is still to come."""
         served = self._roster.models.get(model)
-        return bool(served and served.slots) or any(worker.rpartition(".")[0] == model for worker in self.boxes)
+        return bool(served and (served.slots or served.leaving)) or any(
+            worker.rpartition(".")[0] == model for worker in self.boxes
+        )
 
     def settle(self, model: str) -> None:
         """Answer those who wait for `model`, if it stands still: ready, failed, or unloaded and its processes gone; or if

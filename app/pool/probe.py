@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from app.errors import HearthError
+from app.pool.base import Renewed
 
 
 class Probe:
@@ -19,7 +20,7 @@ class Probe:
         self._begun: set[str] = set()  # a task that is cancelled before it begins tells nothing
 
     async def run(self, worker: str, attempt: Callable[[], Awaitable[None]]) -> str:
-        """Await `attempt`, or the one that runs already. Returns "" or what went wrong."""
+        """Await `attempt`, or the one that runs already. Returns "" or what went wrong. Raises Renewed."""
         task = self._running.get(worker)
         if task is None:
             task = self._running[worker] = asyncio.create_task(self._attempt(worker, attempt))
@@ -34,6 +35,8 @@ class Probe:
         self._begun.add(worker)
         try:
             await attempt()
+        except Renewed:
+            raise
         except HearthError as error:
             return f"{worker}: {error.code}: {error.detail}"
         except asyncio.CancelledError:  # by `proven`: whoever asks is shielded from

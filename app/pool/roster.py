@@ -54,6 +54,8 @@ class Served:
     default: bool
     preload: bool
     wanted: bool = False
+    leaving: bool = False
+    """Unloaded, while some whom it let in may still wait: its workers stay, and those that were to come do."""
     why: str = ""
     files: Files = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
@@ -104,19 +106,20 @@ class Roster:
     def want(self, model: str, files: Files) -> list[Birth]:
         """Load a model: one birth per replica."""
         served = self.models[model]
-        served.wanted, served.why, served.files = True, "", files
+        served.wanted, served.why, served.files = not served.leaving, "", files
         taken = [slot.device for other in self.models.values() for slot in other.slots]
         served.slots = [Slot(device) for device in place(served.card.serving.replicas, self._devices, taken)]
         return [self._birth(model, served, slot) for slot in served.slots]
 
     def leave(self, model: str) -> None:
         """Nobody new shall find a model; what found it is still answered."""
-        self.models[model].wanted, self.models[model].why = False, ""
+        served = self.models[model]
+        served.wanted, served.leaving, served.why = False, True, ""
 
     def unwant(self, model: str, why: str = "") -> list[str]:
         """Stop using a model; returns its workers, which may finish. With a `why` it counts as failed."""
         served = self.models[model]
-        served.wanted, served.why = False, why
+        served.wanted, served.leaving, served.why = False, False, why
         names = [slot.worker for slot in served.slots]
         served.slots, served.meta = [], {}
         return names
@@ -193,4 +196,5 @@ def _entry(served: Served) -> Entry:
         files={name: str(path) for name, path in served.files.items()},
         meta=served.meta,
         workers=workers,
+        leaving=served.leaving,
     )

@@ -42,18 +42,26 @@ async def serve(request: Request, order: Order) -> Served:
         raise Deadline("the request was not here before its deadline; allow more time with timeout_ms, or send less")
     drawn = state["drawn"]
     find = partial(kitchen.pool.find, drawn or order.model, order.task, exactly=bool(drawn))
-    model, codec = await _found(find, deadline)
-    state["model"], shadow = model.card.name, kitchen.pool.shadow(model.card.name)  # it may be gone when all is answered
-    with kitchen.pool.admit(model.card.name, len(order.items), deadline, state["key"]), _Watch(request):
+    found: tuple[Model, Codec] | None
+    try:
+        found = await patiently(find, deadline)  # it may have to read the model's files
+        name = found[0].card.name
+    except Coming as coming:  # he was let in before
+        found, name = None, coming.model
+    state["model"], shadow = name, kitchen.pool.shadow(name)  # it may be gone when all is answered
+    with kitchen.pool.admit(name, len(order.items), deadline, state["key"]), _Watch(request) as watch:
         while True:
+            model, codec = found or await _awaited(
+                partial(kitchen.pool.find, name, order.task, exactly=True, again=True), deadline
+            )
             try:
                 pairs = await answers(kitchen, model, codec, order, deadline, state["timing"])
                 break
             except Renewed:
-                if past := PAST.get():
-                    past.again()
-            find = partial(kitchen.pool.find, model.card.name, order.task, exactly=True, again=True)
-            model, codec = await _found(find, deadline)
+                watch.check()
+                found = None
+            if past := PAST.get():
+                past.again()
     results = [result for _, result in pairs]
     if shadow:
         cast(kitchen, shadow, order, results)
@@ -65,8 +73,8 @@ async def serve(request: Request, order: Order) -> Served:
     return Served(model, [decoded for decoded, _ in pairs], results)
 
 
-async def _found(find: Callable[[], tuple[Model, Codec]], deadline: float) -> tuple[Model, Codec]:
-    """The model and its codec, which may have to read the model's files. Who is let in waits for workers that are to come."""
+async def _awaited(find: Callable[[], tuple[Model, Codec]], deadline: float) -> tuple[Model, Codec]:
+    """The model and its codec, of which there may be none before its next worker is ready."""
     while True:
         try:
             return await patiently(find, deadline)
@@ -84,9 +92,15 @@ class _Watch:
         self._left = False
         self._watcher: asyncio.Task[None] | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Watch:
         self._task = asyncio.current_task()
         self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._start)
+        return self
+
+    def check(self) -> None:
+        """After an error, which may have come in the place of the cancellation (`asyncio.gather`)."""
+        if self._left:
+            raise asyncio.CancelledError
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         task, self._task = self._task, None

@@ -195,9 +195,12 @@ class Slot:
         self.lives = self.blamed = self.inherited = self.before = self.flight = 0
         self.several = self.let_in = False
 
-    def admitted(self) -> None:
+    def admitted(self, inputs: int) -> None:
         """What stands here was let in (`pool/base.py: Past`)."""
-        if self._asked() and not self._marks & LET_IN:
+        if not self._asked():
+            return
+        self.several |= inputs > 1
+        if not self._marks & LET_IN:
             self._marks |= LET_IN
             self._write()
 
@@ -220,7 +223,7 @@ class Slot:
     def again(self) -> None:
         """The same: it begins anew."""
         if self._asked():
-            self.inherited, self.before, self.several = self.blamed, self.flight, False
+            self.inherited, self.before = self.blamed, self.flight
 
     def _asked(self) -> bool:
         """Whether a request stands here whose answer has not begun to go; else it was the one before it."""

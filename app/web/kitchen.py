@@ -59,7 +59,7 @@ async def answers(
 ) -> list[Pair]:
     """All items of an order, in order; `timing` gets the seconds of each stage. Raises Renewed for all of them together."""
     portion = Portion(kitchen, deadline)
-    work = [_caught(_one(kitchen, portion, model, codec, order, number, timing)) for number in range(len(order.items))]
+    work = [_caught(partial(_one, kitchen, portion, model, codec, order, timing, number)) for number in range(len(order.items))]
     return [await work[0]] if len(work) == 1 else await _together(work)
 
 
@@ -69,8 +69,8 @@ async def _one(
     model: Model,
     codec: Codec,
     order: Order,
-    number: int,
     timing: dict[str, float],
+    number: int,
 ) -> tuple[Decoded, dict[str, Any]]:
     asked, item = time.monotonic(), order.items[number]
     if codec.light(item):
@@ -106,9 +106,9 @@ async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
             tasks.pop().cancel()  # and none left to hold an error that holds this frame
 
 
-async def _caught(work: Coroutine[Any, Any, tuple[Decoded, dict[str, Any]]]) -> Pair:
+async def _caught(work: Callable[[], Awaitable[tuple[Decoded, dict[str, Any]]]]) -> Pair:
     try:
-        return await work
+        return await work()
     except Renewed:
         raise
     except HearthError as error:

@@ -141,6 +141,8 @@ class Entry(Struct, frozen=True, array_like=True):
     files: dict[str, str]
     meta: dict[str, Any]
     workers: tuple[Worker, ...]
+    leaving: bool = False
+    """It is unloaded, and who is let in may wait for its workers, and for those that were to come."""
 
 
 class Route(Struct, frozen=True, array_like=True):

@@ -272,7 +272,7 @@ class Blamed:
     blamed = inherited = before = admissions = lives = 0
     several = let_in = False
 
-    def admitted(self) -> None:
+    def admitted(self, inputs: int) -> None:
         self.admissions += 1
 
     def sent(self, id: int) -> None: ...
@@ -346,6 +346,7 @@ async def test_who_was_let_in_waits_while_his_model_is_loaded_once_more(monkeypa
         assert told(state="loading", meta={}, workers=(starts,)) is Coming
         assert told(state="loading", meta={}, why="no memory; it is tried again", workers=(starts,)) is Coming
         assert told(state="unloaded", meta={}, workers=(starts,)) is Coming, "who is let in is waited for"
+        assert told(state="unloaded", meta={}, leaving=True) is Coming, "and so are its files"
         assert told(state="unloaded", workers=(ready,)) is None
         assert told(state="unloaded", meta={}) is Loading
         assert told(state="failed", meta={}, why="no such file") is WorkerLost
@@ -356,32 +357,36 @@ async def test_who_was_let_in_waits_while_his_model_is_loaded_once_more(monkeypa
         PAST.reset(token)
 
 
-async def test_a_worker_is_proven_by_what_its_model_is_loaded_as_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The card's sample was read for the old one: readiness said that the new one does not answer."""
+async def test_all_workers_are_proven_that_a_model_was_loaded_with_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The card's sample was read for the old ones: readiness said that they do not answer."""
     monkeypatch.setattr("app.pool.directory.make_codec", lambda *_: object())
-    endpoints = _, worker = [Endpoint.listen(address(str(tmp_path), name)) for name in ("supervisor", "m.2")]
+    endpoints = _, *new = [Endpoint.listen(address(str(tmp_path), name)) for name in ("supervisor", "m.2", "m.3")]
     client, sample = Client(Settings(), str(tmp_path), 1), Sample(arrays={"x": np.ones(1)}, cost=1.0)
-    entry = msgspec.structs.replace(table("ready").models["m"], workers=(Worker("m.2", 1, "cpu", "ready", 0),))
+    before = table("ready", Worker("m.1", 1, "cpu", "ready", 0)).models["m"]
+    workers = tuple(Worker(name, 1, "cpu", "ready", 0) for name in ("m.2", "m.3"))
     read: list[object] = []
 
     def reads(_: Card, codec: object) -> list[Sample]:
         read.append(codec)
         if len(read) == 1:
-            client._on_table(Table({"m": msgspec.structs.replace(entry, meta={"dimensions": 2})}, 1))
+            client._on_table(Table({"m": msgspec.structs.replace(before, meta={"dimensions": 2}, workers=workers)}, 1))
         return [sample]
 
     monkeypatch.setattr("app.pool.client.card_samples", reads)
     client.start()
     try:
-        client._on_table(Table({"m": entry}, 1))
+        client._on_table(Table({"m": before}, 1))
         proof = asyncio.create_task(client._prove(client._directory["m"], 30.0))
-        await asyncio.sleep(0.05)
-        wait([worker], 5)
-        ((peer, run, _),) = worker.receive()
-        assert isinstance(run, Run) and len(set(read)) == 2
-        worker.send(Done(run.id, 0.0, 0.0, 1, 0.0), {"y": np.ones(1)}, to=peer)
-        worker.close()
-        assert await asyncio.wait_for(proof, 10) == ""
+        for worker in new:
+            assert not proof.done()
+            await asyncio.sleep(0.05)
+            wait([worker], 5)
+            ((peer, run, _),) = worker.receive()
+            assert isinstance(run, Run)
+            worker.send(Done(run.id, 0.0, 0.0, 1, 0.0), {"y": np.ones(1)}, to=peer)
+            worker.close()
+            await asyncio.sleep(0.05)
+        assert await asyncio.wait_for(proof, 10) == "" and len(set(read)) == 2
     finally:
         client.close()
         for endpoint in endpoints:

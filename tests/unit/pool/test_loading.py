@@ -161,6 +161,38 @@ async def test_who_never_answers_keeps_no_worker_for_longer_than_a_drain(tmp_pat
     assert stage.killed == ["m.1"]
 
 
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("found", [True, False])
+async def test_who_was_let_in_waits_for_the_workers_that_were_to_come_when_their_model_was_unloaded(
+    served: Stage, held: bool, found: bool
+):
+    """He was let in, it was unloaded, loaded and unloaded before its files had been looked at: he had 503."""
+    served.loading.load("m")
+    served.told.clear()
+    async with asyncio.timeout(5):
+        while not served.fetches:  # noqa: ASYNC110  a task of ours
+            await asyncio.sleep(0)
+    served.loading.change("http 1", Change(5, "m", "unload"))
+    if not held:
+        for frontend, question in list(served.told):
+            assert isinstance(question, Leave)
+            served.loading.leaving.left(frontend, question)
+    entry = served.roster.table(2, {}).models["m"]
+    assert (entry.state, entry.workers, entry.leaving) == ("unloaded", (), held)
+    assert (Changed(5) in [message for _, message in served.told]) == (not held)
+    served.fetches[0].set_result({}) if found else served.fetches[0].set_exception(Unavailable("no such file"))
+    await served.work[0]
+    entry = served.roster.table(2, {}).models["m"]
+    assert (entry.state, len(entry.workers), entry.leaving) == ("unloaded", held and found, held and found)
+    if held and found:
+        assert served.roster.ready("m.2", {"labels": 2}) and not served.roster.models["m"].wanted
+        for frontend, question in list(served.told):
+            assert isinstance(question, Leave)
+            served.loading.leaving.left(frontend, question)
+        assert ("m.2", Stop()) in served.told
+    assert not served.roster.table(2, {}).models["m"].workers
+
+
 async def test_a_question_of_before_ends_nothing_that_was_loaded_after_it(tmp_path: Path):
     """It was asked while the files of the first load were coming, and there was no worker."""
     stage = Stage(tmp_path)

@@ -56,7 +56,7 @@ class ToyPool:
         self.error: HearthError | None = None
         self.refusal: HearthError | None = None
         self.held = self.unloaded = False
-        self.coming = 0
+        self.coming, self.let_in, self.inside = 0, False, 0
         self.codec: ToyCodec | None = None
         self.dropped = 0
         self.submitted = asyncio.Event()
@@ -94,9 +94,9 @@ class ToyPool:
     def find(self, name: str | None, task: str, *, exactly: bool = False, again: bool = False) -> tuple[Model, ToyCodec]:
         if self.unloaded and not again:
             raise Loading("unloaded")
-        if again and self.coming:
+        if (again or self.let_in) and self.coming:
             self.coming -= 1
-            raise Coming("toy is not ready yet")
+            raise Coming("toy")
         if name not in (None, "toy"):
             raise UnknownModel(f"no model is called {name!r}; there are: toy")
         self.codec = self.codec or ToyCodec()
@@ -106,7 +106,9 @@ class ToyPool:
     def admit(self, model: str, inputs: int, deadline: float, key: Any = None) -> Iterator[None]:
         if self.refusal:
             raise self.refusal
+        self.inside += 1
         yield
+        self.inside -= 1
 
     async def submit(self, model: str, sample: Sample, *, codec: ToyCodec, **_: Any) -> Answer:
         self.submitted.set()

@@ -13,6 +13,7 @@ from fastapi import Request
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.errors import Deadline, TooBusy
+from app.pool.base import Renewed
 from app.settings import Settings
 from app.web import answer
 from app.web.kitchen import Portion
@@ -126,6 +127,38 @@ async def test_a_client_that_leaves_takes_its_sample_along(app, pool):
     await asyncio.wait([task], timeout=5)
     assert task.done()
     assert pool.dropped == 1
+
+
+async def test_who_leaves_just_as_what_he_asked_is_to_begin_again_is_not_answered_for_nobody(app, monkeypatch):
+    """Where one of several inputs fails in the moment of the cancellation, `asyncio.gather` raises that instead."""
+    begun, passes = asyncio.Event(), list[int]()
+
+    async def failing(*_: Any) -> list[Any]:
+        passes.append(1)
+        begun.set()
+        try:
+            return await asyncio.Future()
+        except asyncio.CancelledError:
+            raise Renewed("it was loaded anew") from None
+
+    messages = [{"type": "http.request", "body": b"x", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await begun.wait()
+        return {"type": "http.disconnect"}
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    monkeypatch.setattr(answer, "answers", failing)
+    task = asyncio.create_task(app(scope("/predict/image"), receive, send))
+    await asyncio.wait([task], timeout=5)
+    assert task.done() and not task.cancelled() and len(passes) == 1
+    assert sent[0]["status"] == 499 and not task.cancelling()
 
 
 @pytest.mark.parametrize(

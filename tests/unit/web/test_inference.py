@@ -8,7 +8,7 @@ import errno
 import threading
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import httpx
 import numpy as np
@@ -256,7 +256,9 @@ async def test_every_failure_has_its_status(client, pool, code):
     told(await client.post("/predict/image", content=b"x", headers=JPEG), STATUS[code][0], code, "the detail")
 
 
-async def test_what_was_decoded_for_a_model_that_is_loaded_anew_meanwhile_is_decoded_again(client, pool):
+async def test_what_was_decoded_for_a_model_that_is_loaded_anew_meanwhile_is_decoded_again(client, pool, monkeypatch):
+    past = Mock()
+    monkeypatch.setattr("app.web.answer.PAST", Mock(get=lambda: past))
     pool.held, files = True, [("file", ("1.png", b"12345", "image/png")), ("file", ("2.png", b"123", "image/png"))]
     asked = asyncio.create_task(client.post("/predict/image", files=files))
     await asyncio.wait_for(pool.submitted.wait(), 5)
@@ -268,6 +270,18 @@ async def test_what_was_decoded_for_a_model_that_is_loaded_anew_meanwhile_is_dec
     results = (await asyncio.wait_for(asked, 5)).json()["results"]
     assert [result["predictions"][0]["score"] for result in results] == [15.0, 13.0], "both by the new one"
     assert not pool.coming
+    past.again.assert_called_once_with()
+
+
+async def test_who_was_let_in_by_a_process_before_holds_his_model_while_it_comes(client, pool):
+    pool.let_in, pool.coming, pool.held = True, 3, True
+    asked = asyncio.create_task(client.post("/predict/image", content=b"12345", headers=JPEG))
+    async with asyncio.timeout(5):
+        while pool.coming:
+            await asyncio.sleep(0.01)
+            assert pool.inside == (pool.coming < 3)
+    pool.held = False
+    assert (await asyncio.wait_for(asked, 5)).status_code == 200
 
 
 async def test_what_is_to_begin_again_waits_for_its_model_until_its_deadline(client, pool):
@@ -301,9 +315,10 @@ async def test_what_else_is_read_for_a_model_that_is_loaded_anew_is_dropped(clie
     await asyncio.wait_for(pool.submitted.wait(), 5)
     await asyncio.to_thread(begun.wait, 20)
     pool.codec, pool.held = ToyCodec(), False
+    pool.codec.more = 10
     pool.go_on.set()
     results = (await asyncio.wait_for(asked, 5)).json()["results"]
-    assert [result["predictions"][0]["score"] for result in results] == [5.0, 6.0, 7.0, 8.0]
+    assert [result["predictions"][0]["score"] for result in results] == [15.0, 16.0, 17.0, 18.0]
 
 
 @pytest.mark.parametrize(("error", "counted"), [(Renewed("anew"), "skipped"), (Loading("not loaded"), "failed")])
