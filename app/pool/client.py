@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from itertools import count
 from typing import Literal
 
@@ -22,7 +21,7 @@ from app.patience import patiently
 from app.pool.admission import PLACE
 from app.pool.base import Answer, Model, Renewed
 from app.pool.cargo import Cargo
-from app.pool.directory import Directory, Known, describe
+from app.pool.directory import Directory, describe
 from app.pool.flights import SUSPECT, Flight, Flights
 from app.pool.leaving import Held
 from app.pool.probe import Probe
@@ -33,8 +32,6 @@ from app.wire.messages import Back, Cancel, Change, Changed, Died, Done, Failed,
 from app.wire.sockets import Endpoint, address
 
 _AGAIN_S = 1.0  # after which a worker that could not be reached is tried again
-_PROVEN_S = 0.5  # an answer to a real request proves a worker for so long
-_BUSY, _BUSY_CUDA = 2.5, 3.5  # of its longest batches until it is proven: what runs (or two), what the sample is in, a half
 _ID_BITS = 40  # a frontend's number stands above its counter: ids are unique among frontends
 
 
@@ -48,12 +45,10 @@ class Client:
         self._directory = Directory(settings)
         self._links: dict[str, Endpoint] = {}
         self._load: Counter[str] = Counter()  # worker → open flights
-        self._answered: dict[str, float] = {}  # worker → its last answer
-        self._longest: dict[str, float] = {}  # worker → seconds of its longest batch, slowly forgotten
         self._table: Table | None = None
         self._changes: dict[int, asyncio.Future[None]] = {}
         self._change_ids = count(1)
-        self._probe = Probe()
+        self._probe = Probe(self._directory, self._try)
         self._told = asyncio.Event()
         self.on_keys: Callable[[str | None], None] = lambda _: None  # hears who may ask
 
@@ -143,29 +138,14 @@ class Client:
             return {"hearth": "the supervisor has not yet said which models there are"}
         if not (chosen := self._directory.relied_on()):
             return {"hearth": "no model is loaded; POST /models/NAME/load loads one"}
-        verdicts = await asyncio.gather(*(self._prove(known, within_s) for known in chosen))
+        verdicts = await asyncio.gather(*(self._probe.prove(known, within_s) for known in chosen))
         return dict(zip((known.card.name for known in chosen), verdicts, strict=True))
 
     # Inside
 
-    async def _prove(self, known: Known, within_s: float) -> str:
-        entry = known.entry
-        if entry.state != "ready":
-            return entry.why or entry.state
-        now = time.monotonic()
-        ready = {worker.name: worker.device for worker in entry.workers if worker.state == "ready"}
-        quiet = [worker for worker in ready if now - self._answered.get(worker, 0.0) > _PROVEN_S]
-        for worker in quiet:
-            allowed_s = max(within_s, (_BUSY if ready[worker] == "cpu" else _BUSY_CUDA) * self._longest.get(worker, 0.0))
-            try:
-                why = await self._probe.run(worker, partial(self._try, known.card, worker, now + allowed_s))
-            except Renewed:  # with other workers
-                return await self._prove(self._directory[known.card.name], within_s)
-            if why:
-                return why
-        return ""
-
     async def _try(self, card: Card, worker: str, deadline: float) -> None:
+        if worker not in self._links:  # else another one would answer for it
+            raise Renewed(f"{worker} cannot be reached")
         _, codec = await patiently(lambda: self._directory.find(card.name, card.task, exactly=True), deadline)
         samples = await patiently(lambda: card_samples(card, codec), deadline)
         if not samples:
@@ -266,8 +246,8 @@ class Client:
         if link := self._links.pop(died.worker, None):
             link.drain()  # an answer may have come before the news of the death, and wait to be read
             link.close()
-        for known in (self._load, self._answered, self._longest):
-            known.pop(died.worker, None)
+        self._load.pop(died.worker, None)
+        self._probe.forget(died.worker)
         again, poisoned = self._flights.died(
             died.worker, died.running, stalled=died.stalled, killed=died.killed, sole=lambda flight: flight.cargo.sole
         )
@@ -285,9 +265,7 @@ class Client:
         if not isinstance(message, Done | Failed):
             return
         if isinstance(message, Done):  # an error proves nothing: every forward may fail
-            self._answered[worker] = time.monotonic()
-            self._longest[worker] = max(message.run_s, 0.9 * self._longest.get(worker, 0.0))
-            self._probe.proven(worker)
+            self._probe.answered(worker, message.run_s)
         flight = self._flights.close(message.id)
         if flight is None or flight.cargo.future.done():
             return

@@ -178,8 +178,10 @@ class Directory:
         route = self._routes.get(name)
         if route is None:
             return self[_plain(name, self._known)]
-        able = {key: share for key, share in route.shares.items() if self[key].able(let_in=is_let_in(PAST.get()))}
-        shares = able or route.shares
+        let_in = is_let_in(PAST.get())
+        able = {key: share for key, share in route.shares.items() if self[key].able(let_in=let_in)}
+        coming = {key: share for key, share in route.shares.items() if not self[key].ended} if let_in else {}
+        shares = able or coming or route.shares
         (key,) = shares if len(shares) == 1 else random.choices(list(shares), list(shares.values()))  # noqa: S311  a draw among versions
         return self[key]
 

@@ -65,15 +65,13 @@ class Loading:
         except Exception as error:  # noqa: BLE001  one model that cannot be started must not end the server
             if not (served.wanted or served.leaving) or served.loads != load:
                 return
-            if served.leaving:
-                self.give_up(model, "")
-                return
             if isinstance(error, HearthError):
-                self.give_up(model, error.detail)
-                return
-            log.error("%s cannot be started", model, exc_info=error)
-            why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            self.give_up(model, f"it cannot be started ({why}); the server's log has more")
+                why = error.detail
+            else:
+                log.error("%s cannot be started", model, exc_info=error)
+                what = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+                why = f"it cannot be started ({what}); the server's log has more"
+            self.give_up(model, why if served.wanted else "")
 
     def unload(self, model: str) -> None:
         """Nobody finds it any more; its workers end when what found it is answered, which may take no longer than a drain."""

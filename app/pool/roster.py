@@ -160,7 +160,8 @@ class Roster:
         )
         why = slot.why or f"{what} ({reason})"
         if slot.deaths >= _TRIES and not served.meta:
-            self.unwant(served.card.name, why if served.wanted else "")
+            served.slots.remove(slot)  # the others are still to be ended
+            served.wanted, served.why = False, why if served.wanted else ""
             return None
         if served.wanted and all(one.doubted(now, _DOUBT_S if served.meta else 0.0) for one in served.slots):
             served.why = f"{why}; it is tried again"

@@ -98,8 +98,8 @@ class _Watch:
         return self
 
     def check(self) -> None:
-        """After an error, which may have come in the place of the cancellation (`asyncio.gather`)."""
-        if self._left:
+        """After an error, which may have come in the place of a cancellation (`asyncio.gather`)."""
+        if self._task and self._task.cancelling():
             raise asyncio.CancelledError
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -258,17 +258,20 @@ def usual(server: Server, neighbours: list[str]) -> dict[str, float]:
 def test_bad_input_is_refused_with_limit_and_remedy_sooner_than_good_input_is_answered(
     server: Server, neighbours: list[str], usual: dict[str, float], name: str
 ):
-    """Soonest of three: a machine that is busy with something else delays one, seldom all."""
+    """Soonest of three, or of some more: a machine that is busy with something else delays one, seldom all."""
     path, options, status, code, words = CASES[name]
     workers = {model: server.worker(model) for model in ("toy", "all-minilm-l6-v2")}
+    good_s = usual[LIKE.get(name, path.partition("?")[0])]
     tries = [ask(server, path, options) for _ in range(3)]
+    while len(tries) < 12 and min(seconds for _, seconds in tries) >= good_s:
+        tries.append(ask(server, path, options))
     for answer, _ in tries:
         body = answer.json()
         assert (answer.status_code, body["code"]) == (status, code), body
         assert answer.headers["content-type"] == "application/problem+json"
         for word in words:
             assert word in body["detail"], body["detail"]
-    assert min(seconds for _, seconds in tries) < usual[LIKE.get(name, path.partition("?")[0])]
+    assert min(seconds for _, seconds in tries) < good_s
     assert not neighbours
     assert workers == {model: server.worker(model) for model in workers}
 

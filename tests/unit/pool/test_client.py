@@ -50,9 +50,9 @@ async def test_before_the_first_table_readiness_says_so_and_after_an_unload_that
 async def test_an_error_proves_nothing_of_its_worker(tmp_path: Path):
     client = Client(Settings(), str(tmp_path), 1)
     client._on_answer("m.1", Failed(1, "model_failed", "the device is gone"), {})
-    assert not client._answered
+    assert not client._probe._answered
     client._on_answer("m.1", Done(2, 0.0, 0.0, 1, 0.0), {})
-    assert client._answered
+    assert client._probe._answered
 
 
 async def test_a_sample_that_nobody_answered_in_time_is_gone_with_its_error(tmp_path: Path):
@@ -81,12 +81,12 @@ async def test_a_worker_has_time_for_the_batch_that_runs_and_the_one_with_the_sa
     async def silent(_: Card, __: str, until: float) -> None:
         allowed.append(until - 50.0)
 
-    monkeypatch.setattr(client, "_try", silent)
-    monkeypatch.setattr("app.pool.client.time", SimpleNamespace(monotonic=lambda: 50.0))
+    monkeypatch.setattr(client._probe, "_forward", silent)
+    monkeypatch.setattr("app.pool.probe.time", SimpleNamespace(monotonic=lambda: 50.0))
     client._directory.update(table("ready", Worker("m.1", 1, device, "ready", 0)))
     client._on_answer("m.1", Done(2, 0.0, longest_s, 1, 0.0), {})
-    client._answered.clear()
-    assert await client._prove(client._directory["m"], 1.2) == ""
+    client._probe._answered.clear()
+    assert await client._probe.prove(client._directory["m"], 1.2) == ""
     assert allowed == [pytest.approx(allowed_s)]
 
 
@@ -266,6 +266,20 @@ def test_a_version_that_may_never_answer_again_is_not_drawn_while_another_one_ca
         directory.find("m@2", "text-embedding", exactly=True)
 
 
+def test_who_was_let_in_waits_for_a_version_that_is_to_come_and_not_for_one_that_is_not():
+    directory, past, one = Directory(Settings()), Blamed(), table("loading").models["m"]
+    one = msgspec.structs.replace(one, meta={})
+    other = msgspec.structs.replace(one, card=one.card.replace('"name":"m"', '"name":"m@2"'), state="unloaded")
+    directory.update(Table({"m": one, "m@2": other}, 1, {"m": Route({"m": 0.5, "m@2": 0.5})}))
+    token = PAST.set(past)
+    try:
+        assert {directory._turn("m").card.name for _ in range(100)} == {"m", "m@2"}
+        past.let_in = True
+        assert {directory._turn("m").card.name for _ in range(100)} == {"m"}
+    finally:
+        PAST.reset(token)
+
+
 class Blamed:
     """What outlives the process."""
 
@@ -376,7 +390,7 @@ async def test_all_workers_are_proven_that_a_model_was_loaded_with_since(tmp_pat
     client.start()
     try:
         client._on_table(Table({"m": before}, 1))
-        proof = asyncio.create_task(client._prove(client._directory["m"], 30.0))
+        proof = asyncio.create_task(client._probe.prove(client._directory["m"], 30.0))
         for worker in new:
             assert not proof.done()
             await asyncio.sleep(0.05)
@@ -393,18 +407,47 @@ async def test_all_workers_are_proven_that_a_model_was_loaded_with_since(tmp_pat
             endpoint.close()
 
 
+@pytest.mark.parametrize(
+    ("renewed", "then", "asked", "verdict"),
+    [
+        (False, table("ready", *(Worker(name, 1, "cpu", "ready", 0) for name in ("m.1", "m.5"))), ["m.1", "m.5"], ""),
+        (True, table("ready", *(Worker(name, 1, "cpu", "ready", 0) for name in ("m.1", "m.5"))), ["m.1", "m.5"], ""),
+        (True, table("ready", *(Worker(name, 1, "cpu", "ready", 0) for name in ("m.1", "m.2"))), ["m.1", "m.2"] * 2, "not here"),
+        (True, table("loading"), [], "loading"),
+        (True, Table({}, 1), [], "no model is called"),
+    ],
+    ids=["replaced", "replaced and asked", "out of reach", "unloaded", "removed"],
+)
+async def test_workers_that_come_while_others_are_proven_are_proven_too(
+    renewed: bool, then: Table, asked: list[str], verdict: str
+):
+    directory, seen = Directory(Settings()), list[str]()
+    directory.update(table("ready", *(Worker(name, 1, "cpu", "ready", 0) for name in ("m.1", "m.2"))))
+
+    async def forward(_: Card, worker: str, __: float) -> None:
+        seen.append(worker)
+        if worker == "m.2":
+            directory.update(then)
+            if renewed:
+                raise Renewed("not here")
+
+    said = await Probe(directory, forward).prove(directory["m"], 1.2)
+    assert seen == ["m.1", "m.2", *asked] and (said == verdict if not verdict else verdict in said)
+
+
 async def test_an_answer_to_anybody_proves_a_worker_while_the_cards_sample_waits():
-    probe, waits = Probe(), asyncio.Event()
+    waits = asyncio.Event()
+    probe = Probe(Directory(Settings()), cast("Any", None))
 
     async def attempt() -> None:
         waits.set()
         await asyncio.Event().wait()
 
-    asking = asyncio.create_task(probe.run("m.1", attempt))
-    probe.proven("m.1")  # before it has begun: as good as none
+    asking = asyncio.create_task(probe._shared("m.1", attempt))
+    probe.answered("m.1", 0.0)  # before it has begun: as good as none
     await waits.wait()
-    probe.proven("m.2")
-    probe.proven("m.1")
+    probe.answered("m.2", 0.0)
+    probe.answered("m.1", 0.0)
     assert await asyncio.wait_for(asking, 30) == ""
 
 

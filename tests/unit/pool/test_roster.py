@@ -71,6 +71,17 @@ def test_three_deaths_while_loading_are_a_failure(roster: Roster):
     assert "3 times" in roster.models["m"].why
 
 
+def test_the_other_workers_of_what_failed_are_there_to_be_ended(roster: Roster):
+    """One that hangs while it loads was forgotten, and its process stayed."""
+    roster.models["m"].card = card(2)
+    one, other = roster.want("m", {})
+    for _ in range(2):
+        one = died(roster, one, "SIGSEGV")
+    assert died(roster, one, "SIGSEGV") is None
+    assert roster.models["m"].state == "failed"
+    assert roster.unwant("m", "x") == [other.name]
+
+
 def test_who_was_ready_once_is_tried_again_and_again_ever_later(roster: Roster):
     (birth,) = roster.want("m", {})
     roster.ready(birth.name, {"dimensions": 3})

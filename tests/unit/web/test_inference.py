@@ -321,7 +321,7 @@ async def test_what_else_is_read_for_a_model_that_is_loaded_anew_is_dropped(clie
     assert [result["predictions"][0]["score"] for result in results] == [15.0, 16.0, 17.0, 18.0]
 
 
-@pytest.mark.parametrize(("error", "counted"), [(Renewed("anew"), "skipped"), (Loading("not loaded"), "failed")])
+@pytest.mark.parametrize(("error", "counted"), [(Renewed, "skipped"), (Loading, "failed")])
 async def test_a_copy_for_a_version_that_is_loaded_anew_meanwhile_is_not_its_failure(client, pool, monkeypatch, error, counted):
     told, counts = asyncio.Event(), list[tuple[str, str]]()
 
@@ -330,7 +330,7 @@ async def test_a_copy_for_a_version_that_is_loaded_anew_meanwhile_is_not_its_fai
         told.set()
 
     answer = Answer(output={"x": np.array([5.0])}, queue_s=0.0, run_s=0.0, batch=1)
-    monkeypatch.setattr(pool, "submit", AsyncMock(side_effect=[answer, error]))
+    monkeypatch.setattr(pool, "submit", AsyncMock(side_effect=[answer, error("of its own")]))
     monkeypatch.setattr("app.web.shadow.tally", lambda: SimpleNamespace(shadow=count))
     pool.shadowed = "toy"
     assert (await client.post("/predict/image", content=b"12345", headers=JPEG)).status_code == 200
