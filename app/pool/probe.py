@@ -46,32 +46,38 @@ class Probe:
         self._answered.pop(worker, None)
         self._longest.pop(worker, None)
 
-    async def prove(self, known: Known, within_s: float, passes: int = _PASSES) -> str:
+    async def prove(self, known: Known, within_s: float) -> str:
         """Empty if each of its workers has answered just now, or does so within `within_s`, or a few of its longest batches, if
         that is longer; else what is wrong. Those that have come meanwhile are asked, too.
         """
-        entry, now = known.entry, time.monotonic()
-        if entry.state != "ready":
-            return entry.why or entry.state
-        ready, why = _ready(known), ""
-        try:
-            for worker, device in ready.items():
-                if now - self._answered.get(worker, 0.0) <= _PROVEN_S:
-                    continue
-                allowed_s = max(within_s, (_BUSY if device == "cpu" else _BUSY_CUDA) * self._longest.get(worker, 0.0))
-                if why := await self._shared(worker, partial(self._forward, known.card, worker, now + allowed_s)):
-                    return why
-        except Renewed as error:
-            why = error.detail
-        try:
-            known = self._directory[known.card.name]
-        except UnknownModel as error:
-            return error.detail
-        if not why and _ready(known) == ready:
-            return ""
-        if passes == 1:
-            return why or "its workers are being replaced"
-        return await self.prove(known, within_s, passes - 1)
+        why = ""
+        for _ in range(_PASSES):
+            if known.entry.state != "ready":
+                return known.entry.why or known.entry.state
+            ready, why = _ready(known), ""
+            try:
+                if wrong := await self._each(known.card, ready, within_s):
+                    return wrong
+            except Renewed as error:
+                why = error.detail
+            try:
+                known = self._directory[known.card.name]
+            except UnknownModel as error:
+                return error.detail
+            if not why and _ready(known) == ready:
+                return ""
+        return why or "its workers are being replaced"
+
+    async def _each(self, card: Card, workers: dict[str, str], within_s: float) -> str:
+        """What is wrong with the first of these workers that does not answer. Raises Renewed."""
+        now = time.monotonic()
+        for worker, device in workers.items():
+            if now - self._answered.get(worker, 0.0) <= _PROVEN_S:
+                continue
+            allowed_s = max(within_s, (_BUSY if device == "cpu" else _BUSY_CUDA) * self._longest.get(worker, 0.0))
+            if wrong := await self._shared(worker, partial(self._forward, card, worker, now + allowed_s)):
+                return wrong
+        return ""
 
     async def _shared(self, worker: str, attempt: Callable[[], Awaitable[None]]) -> str:
         """Await `attempt`, or the one that runs already. Returns "" or what went wrong. Raises Renewed."""
